@@ -1,0 +1,57 @@
+"""The content model: P(C|U) = exp(theta . phi(U, C)) / sum over C' of exp(theta . phi(U, C')), in ONNX Runtime.
+
+McFadden's conditional logit. theta is an input of the graph, not a constant in it: an (F, 1) input is 2 to 3 times faster
+than an initializer in ONNX Runtime, and one graph serves every theta.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from models import manifest
+from models.phi import FEATURES, features_hash
+
+GRAPH, THETA = "softmax.onnx", "theta.npy"
+
+
+class Ranker:
+    """The softmax over theta . phi, read from a folder that holds its graph, its theta and their manifest.
+
+    Raises ManifestError where a file is missing or changed, or where theta was fitted on other features than today's phi.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = manifest.load(folder, "ranker")
+        if self.manifest.features_hash != features_hash():
+            raise manifest.ManifestError(
+                f"the ranker in {folder} was fitted on other features (hash {self.manifest.features_hash}) than this "
+                f"program computes ({features_hash()}); fit it again: shopwindow models train"
+            )
+        self.theta: npt.NDArray[np.float32] = np.load(folder / THETA, allow_pickle=False)  # (F, 1) float32
+        if self.theta.shape != (len(FEATURES), 1) or self.theta.dtype != np.float32:
+            raise manifest.ManifestError(
+                f"{folder / THETA} holds {self.theta.dtype}{self.theta.shape}, expected float32({len(FEATURES)}, 1); "
+                "fit it again: shopwindow models train"
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(
+            str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+
+    @property
+    def version(self) -> str:
+        """The artefact's content address, `sha256:...`."""
+        return self.manifest.version
+
+    def score(self, phi: npt.NDArray[np.float32], count: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """P(C|U): (U, C, F) float32 and (U,) candidates of each shopper to (U, C) float32; zero beyond the count.
+
+        A shopper without candidates gets a row of zeros.
+        """
+        mask = np.arange(phi.shape[1], dtype=np.int32)[None, :] < count[:, None]  # (U, C) bool
+        (scores,) = self._session.run(["probability"], {"phi": phi, "mask": mask, "theta": self.theta})
+        return scores  # type: ignore[no-any-return]

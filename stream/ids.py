@@ -1,0 +1,82 @@
+"""Stable 64-bit ids for the strings of the shop, and an index from id to row that kernels can read.
+
+Python's `hash` differs from process to process; dense numbers differ with the order of reading. A blake2b hash is the
+same everywhere and for ever, so it may stand in profiles and on the changelog. Zero means absent.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+
+from stream.jit import njit
+
+EMPTY = 0
+
+
+def key64(text: str) -> int:
+    """The id of `text`: blake2b, 8 bytes, signed; never zero."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True) or 1
+
+
+def key32(text: str) -> int:
+    """A short id for small vocabularies (categories, brands, words): the low half of `key64`; never zero."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()[:4], "little", signed=True) or 1
+
+
+@njit
+def find(keys, rows, key):  # type: ignore[no-untyped-def]
+    """Row of `key` in an open-addressing table of `keys` (power of two, int64) and `rows` (int32), or -1."""
+    mask = keys.shape[0] - 1
+    at = (key ^ (key >> 29)) & mask
+    while keys[at] != 0:
+        if keys[at] == key:
+            return rows[at]
+        at = (at + 1) & mask
+    return np.int32(-1)
+
+
+@njit
+def _insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
+    mask = keys.shape[0] - 1
+    at = (key ^ (key >> 29)) & mask
+    while keys[at] != 0:
+        at = (at + 1) & mask
+    keys[at] = key
+    rows[at] = row
+
+
+@njit
+def _rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
+    for at in range(keys.shape[0]):
+        if keys[at] != 0:
+            _insert(new_keys, new_rows, keys[at], rows[at])
+
+
+class IdIndex:
+    """Ids to row numbers, dense from 0 in order of arrival. Kernels read `keys` and `rows` through `find`."""
+
+    def __init__(self, capacity: int = 1024) -> None:
+        size = 1 << max(4, (2 * capacity - 1).bit_length())
+        self.keys = np.zeros(size, np.int64)  # (size,) int64, 0 where empty
+        self.rows = np.zeros(size, np.int32)  # (size,) int32
+        self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get(self, key: int) -> int:
+        """Row of `key`, or -1."""
+        return int(find(self.keys, self.rows, np.int64(key)))
+
+    def add(self, key: int) -> int:
+        """Row of `key`, a new one where it has none yet."""
+        row = self.get(key)
+        if row >= 0:
+            return row
+        if 2 * (self.count + 1) > self.keys.shape[0]:
+            keys, rows = np.zeros(2 * self.keys.shape[0], np.int64), np.zeros(2 * self.rows.shape[0], np.int32)
+            _rehash(self.keys, self.rows, keys, rows)
+            self.keys, self.rows = keys, rows
+        _insert(self.keys, self.rows, np.int64(key), np.int32(self.count))
+        self.count += 1
+        return self.count - 1

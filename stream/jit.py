@@ -1,0 +1,58 @@
+"""numba's `njit`, with a cache that notices when any kernel's source changes.
+
+numba keys its cache by the file that a kernel stands in, and so keeps serving a kernel whose *callee*, in another
+file, has changed. We key the whole directory by a hash of every source that holds kernels. Where no directory is
+writable, kernels are compiled anew in each process: slower to start, never wrong.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL_FOLDERS = ("stream", "models")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def sources_hash() -> str:
+    """Hash of every source file that defines kernels, and of numba's version (16 hex digits)."""
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    for folder in KERNEL_FOLDERS:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            source = path.read_bytes()
+            if b"@njit" in source:
+                digest.update(path.name.encode() + b"\0" + source)
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path | None:
+    """The first writable place for compiled kernels, or None."""
+    wanted = os.environ.get("SHOPWINDOW_CACHE")
+    home = Path(wanted) if wanted else ROOT / ".cache"
+    for base in (home, Path(os.path.expanduser("~/.cache/shopwindow")), Path(tempfile.gettempdir()) / "shopwindow"):
+        path = base / "kernels" / sources_hash()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".probe{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            continue
+        return path
+    return None
+
+
+_CACHE = cache_dir()
+if _CACHE is not None:
+    numba.config.CACHE_DIR = str(_CACHE)
+
+
+def njit(kernel: F) -> F:
+    """Compile `kernel` without the GIL; no fastmath, which would change sums."""
+    compiled: F = numba.njit(nogil=True, cache=_CACHE is not None)(kernel)
+    return compiled

@@ -1,0 +1,183 @@
+"""Whole topics for whoever wants them: followed by every worker, or read once to the end. No group, no commits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from stream.kafka.connect import NoBroker, client_options, connecting
+from stream.kafka.table import WATERMARK
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+KeyValue = tuple[bytes, bytes | None]
+Progress = Callable[[int, int], None]  # records read, records there were at the start
+
+
+class Broadcast:
+    """Compacted topics that every worker holds in full, such as the catalogue.
+
+    `start` reads what there is; a task then follows. Records wait until `drain` takes them: the caller applies
+    them between its own batches, so that tables which a batch reads do not change under it.
+    """
+
+    def __init__(self, settings: Settings, topics: Sequence[str]) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._waiting: deque[tuple[str, list[KeyValue]]] = deque()
+        self._arrived = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self.ready = False
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Return when all that the topics held at the call waits in `drain`.
+
+        Raises NoBroker, LookupError where a topic is missing.
+        """
+        self._consumer = await _connected(self._settings)
+        ends = await _assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
+        async for records in _to_end(self._consumer, ends, progress):
+            self._put(records)
+        self.ready = True
+        self._follower = asyncio.create_task(self._follow(self._consumer))
+
+    def drain(self) -> list[tuple[str, list[KeyValue]]]:
+        """What came since the last call, in order: (logical topic, [(key, value or None for deleted)])."""
+        self._arrived.clear()
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+    async def arrived(self) -> None:
+        """Return when `drain` has something. Raises what ended the follower: then nothing will come any more."""
+        if self._waiting:
+            return
+        assert self._follower is not None, "start first"
+        waits = {asyncio.ensure_future(self._arrived.wait()), self._follower}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            (waits - {self._follower}).pop().cancel()
+        if self._follower.done():
+            self._follower.result()
+
+    async def stop(self) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            for records in (await consumer.getmany(timeout_ms=60_000)).values():
+                self._put(records)
+
+    def _put(self, records: Sequence[Any]) -> None:
+        topic = records[0].topic.removeprefix(self._settings.prefix)
+        self._waiting.append((topic, [(record.key, record.value) for record in records]))
+        self._arrived.set()
+
+
+async def read_topic(settings: Settings, topic: str, progress: Progress | None = None) -> AsyncIterator[Any]:
+    """Every record of `topic` (logical) up to the end it has at the call, in order within each partition.
+
+    Raises NoBroker, LookupError where the topic is missing.
+    """
+    async with _reader(settings) as consumer:
+        ends = await _assign(consumer, [settings.prefix + topic])
+        async for records in _to_end(consumer, ends, progress):
+            for record in records:
+                yield record
+
+
+async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
+    """The newest value of every key of a compacted topic (logical name), watermarks left out.
+
+    Raises NoBroker, LookupError where the topic is missing.
+    """
+    rows: dict[bytes, bytes] = {}
+    async for record in read_topic(settings, topic):
+        if record.key.startswith(WATERMARK):
+            continue
+        if record.value is None:
+            rows.pop(record.key, None)
+        else:
+            rows[record.key] = record.value
+    return rows
+
+
+@asynccontextmanager
+async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = await _connected(settings)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def _connected(settings: Settings) -> AIOKafkaConsumer:
+    consumer = AIOKafkaConsumer(
+        **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
+    )
+    try:
+        with connecting(settings):
+            await consumer.start()
+    except NoBroker:
+        await consumer.stop()
+        raise
+    return consumer
+
+
+async def _assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
+    """Assign all partitions of the topics. -> their ends."""
+    partitions = []
+    # Asks the cluster: the consumer's own partitions_for_topic() knows only topics that it already reads.
+    cluster = await consumer._client.fetch_all_metadata()
+    for name in names:
+        numbers = cluster.partitions_for_topic(name)
+        if not numbers:
+            raise LookupError(f"topic '{name}' is missing; `shopwindow topics create` creates it")
+        partitions += [TopicPartition(name, number) for number in sorted(numbers)]
+    consumer.assign(partitions)
+    await consumer.seek_to_beginning(*partitions)
+    return dict(await consumer.end_offsets(partitions))
+
+
+async def _to_end(
+    consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int], progress: Progress | None
+) -> AsyncIterator[list[Any]]:
+    """Fetched stretches, each of one partition, until every position has reached its end.
+
+    Positions count, not records: compaction leaves topics whose last offsets hold nothing. Records that came after
+    the ends were asked for are left to a follower of the same consumer, or are not read at all.
+    """
+    total = 0
+    behind = {}
+    for partition, end in ends.items():
+        start = await consumer.position(partition)
+        if start < end:
+            behind[partition] = end
+            total += end - start
+    read = 0
+    while behind:
+        for partition, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
+            read += len(records)
+            end = behind[partition]
+            if records[-1].offset >= end:
+                consumer.seek(partition, end)
+                records = [record for record in records if record.offset < end]
+            if records:
+                yield records
+        for partition in list(behind):
+            if await consumer.position(partition) >= behind[partition]:
+                del behind[partition]
+        if progress is not None:
+            progress(min(read, total), total)

@@ -1,0 +1,600 @@
+"""Faust fed in runs: its consumer, its app and its agents, with one message for a stretch of records.
+
+Stock Faust handles one record at a time (14,000/s before any work is done) and forgets or doubles some at
+rebalances and crashes. Here an agent takes a `Run`: what has arrived in one partition, at most some hundred records.
+Each partition has one run in flight, partitions go in parallel, and topics that share a table share its partitions'
+turns: two runs never fold into one partition of a table at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import faust
+from aiokafka import TopicPartition
+from aiokafka.errors import ConsumerStoppedError, IllegalStateError
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+from mode import Service
+
+from stream.kafka.connect import bootstrap, faust_credentials
+from stream.kafka.outputs import BATCH_BYTES, Outputs
+from stream.kafka.table import BatchRecovery, BatchTableManager, ExactTable
+from stream.kafka.topics import CHANGELOG_BYTES, WrongTopics, check
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+# How long the broker holds a fetch that finds nothing. Faust fixes it at 1500 ms: while all busy partitions are
+# buffered, the consumer then waits that long upon the idle ones and fetches nothing else.
+FETCH_WAIT_MS = 20
+# A partition is not read further while this many runs of it wait.
+PREFETCH_RUNS = 4
+# How long a rebalance or a stop waits for runs at work. A rebalance may take 60 s (broker_rebalance_timeout).
+PATIENCE = 10.0
+# A send that the broker does not acknowledge within this stops the worker. Broker restarts take 5 to 15 s.
+SEND_TIMEOUT = 60.0
+
+
+class PartitionLost(Exception):
+    """The partition of a run has, or may have, another owner: nothing more of the run may be written."""
+
+
+class Run:
+    """A contiguous stretch of records of one partition, none of which the agent's table has counted yet."""
+
+    __slots__ = ("_consumer", "_ended", "generation", "partition", "records", "skipped", "table", "topic", "tp")
+
+    def __init__(
+        self,
+        consumer: BatchConsumer,
+        message: BatchMessage,
+        topic: str,
+        records: Sequence[Any],
+        table: ExactTable | None,
+    ) -> None:
+        self.topic = topic  # logical: without the prefix
+        self.partition = message.partition
+        self.records = records  # aiokafka's: .key .value .timestamp (ms) .offset .headers
+        self.skipped = len(message.records) - len(records)  # came again, below the table's watermark
+        self.table = table
+        self.tp: TP = message.tp
+        self.generation = message.generation_id
+        self._consumer = consumer
+        self._ended = asyncio.Event()
+
+    @property
+    def first(self) -> int:
+        """Offset of the first record."""
+        return int(self.records[0].offset)
+
+    @property
+    def last(self) -> int:
+        """Offset of the last record."""
+        return int(self.records[-1].offset)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    def done(self) -> None:
+        """Acknowledge: every effect of the run is durable. `Outputs.commit_run` calls it, in the right order."""
+        self._consumer.finish(self.tp, self.last + 1, self)
+        self._ended.set()
+
+    def abandon(self) -> None:
+        """Give up the run, unacknowledged; its partition's next owner has it again."""
+        self._ended.set()
+
+    async def ending(self) -> None:
+        await self._ended.wait()
+
+    async def still_owned(self) -> None:
+        """Return while the group counts the partition as ours. Raises PartitionLost where it does not."""
+        await self._consumer.still_owned(self)
+
+
+class BatchMessage(ConsumerMessage):
+    """The one Faust message that stands for a run; `epoch` tells it from one of before the last rebalance."""
+
+    __slots__ = ("epoch", "records")
+    epoch: int
+    records: list[Any]
+
+
+class BatchConsumerThread(driver.AIOKafkaConsumerThread):
+    """aiokafka's consumer in its thread, with the fetch wait that Faust does not let one set."""
+
+    #: When (monotonic) the last heartbeat was sent that the group's coordinator answered.
+    heartbeat_at = 0.0
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None
+    ) -> Any:
+        """As Faust's, but a fetch that a rebalance overtook gives back what it took.
+
+        It may return after the seek to the committed offsets, with records read from there. Nobody takes them any
+        more, and the position would stand behind them: they were never processed. No await lies between the taking
+        and the seek, so nothing else moves the position in between.
+        """
+        fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        feed = cast(BatchConsumer, self.consumer)
+        if feed.fetch_epoch != feed.epoch:
+            for tp in fetched.keys() & consumer.assignment():
+                consumer.seek(tp, fetched[tp][0].offset)
+            return {}
+        return fetched
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        coordinator = self._ensure_consumer()._coordinator
+        beat = coordinator._do_heartbeat
+
+        async def noted_beat() -> bool:
+            sent = monotonic()
+            alive = bool(await beat())
+            if alive:
+                self.heartbeat_at = sent
+            return alive
+
+        coordinator._do_heartbeat = noted_beat
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        self.heartbeat_at = monotonic()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+
+class BatchConsumer(driver.Consumer):
+    """Delivers runs of the agents' topics, and keeps of each partition only how far it is done."""
+
+    app: BatchApp
+    _thread: BatchConsumerThread
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _reset_state(self) -> None:
+        super()._reset_state()
+        self.epoch = 0  # rises whenever what was fetched before must not be processed any more
+        self.fetch_epoch = 0  # of the fetch that is under way
+        self.in_flight: dict[TP, Run] = {}  # runs that agents work on
+        self._backlog: dict[TP, list[Any]] = {}  # fetched, not yet in a run
+        self._delivered: set[TP] = set()  # partitions with a run on its way or at work: they get no second
+        self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
+        self._done: dict[TP, int] = {}  # next offset to commit
+        self._withheld: set[TP] = set()  # resumed, but not before the seek
+
+    # Delivery.
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        recovery = self.app.recovery
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                if not self.flow_active:
+                    await self.wait(self.can_resume_flow.wait())
+                    continue
+                # Copies: Faust empties the live set at a rebalance, and an empty set means *every* partition.
+                active = set(self._get_active_partitions())
+                hungry = {tp for tp in active if not self._full(tp)}
+                if not hungry:
+                    await asyncio.sleep(0.005 if active else 0.02)
+                    continue
+                self.fetch_epoch = self.epoch
+                # While a full partition is left out, look again soon: it may have been worked off.
+                records = await self._getmany(hungry, 0.5 if hungry == active else 0.01)
+                if self.fetch_epoch != self.epoch:
+                    continue  # a rebalance has begun: its seek, yet to come, moves the positions back
+                for tp, fetched in records.items():
+                    self._take(tp, fetched, recovery)
+                recovery.end_if_read()
+                await asyncio.sleep(0)
+        except (ConsumerStoppedError, asyncio.CancelledError):
+            if not self.transport.app.should_stop:
+                raise
+
+    def _take(self, tp: TP, fetched: list[Any], recovery: Any) -> None:
+        if not fetched:
+            return
+        if tp.topic not in self.app.run_limits:
+            recovery.apply_records(tp, fetched)
+            return
+        wanted = self._read_offset[tp]
+        if wanted is not None and fetched[0].offset < wanted:
+            fetched = [record for record in fetched if record.offset >= wanted]
+        if fetched:
+            self._read_offset[tp] = fetched[-1].offset + 1
+            self._backlog.setdefault(tp, []).extend(fetched)
+            self._deliver_next(tp)
+
+    def _full(self, tp: TP) -> bool:
+        return len(self._backlog.get(tp, ())) >= PREFETCH_RUNS * self.app.run_limits.get(tp.topic, 1)
+
+    def _deliver_next(self, tp: TP) -> None:
+        """Make a run of what waits in the partition, unless one is out: so batches form by draining, not by a timer."""
+        backlog = self._backlog.get(tp)
+        if not backlog or tp in self._delivered:
+            return
+        limit = self.app.run_limits[tp.topic]
+        records, self._backlog[tp] = backlog[:limit], backlog[limit:]
+        last = records[-1]
+        message = BatchMessage(
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, None, None, b"", None, 0,
+            0, tp, generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+        message.records = records
+        message.epoch = self.epoch
+        self._delivered.add(tp)
+        self._outbox.put_nowait(message)
+
+    @Service.task
+    async def _deliverer(self) -> None:
+        while not self.should_stop:
+            message = await self._outbox.get()
+            if message.epoch == self.epoch:
+                await self.callback(message)
+
+    def finish(self, tp: TP, next_offset: int, run: Run | None) -> None:
+        """All up to `next_offset` is done with. A run given up by a rebalance comes too late and changes nothing."""
+        if run is not None and self.in_flight.get(tp) is not run:
+            return
+        self.in_flight.pop(tp, None)
+        self._done[tp] = next_offset
+        self._delivered.discard(tp)
+        self._deliver_next(tp)
+
+    # Acknowledgement: Faust keeps a list of offsets and looks for gaps; runs of a partition end in order.
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        return (tp for tp in self._done if topics is None or tp in topics or tp.topic in topics)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return self._done.get(tp)
+
+    # Rebalance.
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        # Faust would forget the acknowledgements first and then commit: a commit interval of work done twice.
+        try:
+            await self.settle()
+        except Exception as error:
+            await self.app.crash(error)
+        await super().on_partitions_revoked(revoked)
+        self._done.clear()
+
+    async def settle(self) -> None:
+        """Take no new runs, wait for those at work, commit what is done.
+
+        Raises RuntimeError where a run that writes a table outlasts PATIENCE: its rows in memory are then ahead of
+        the changelog, and only a restart is sure to forget them. A run without a table is left to itself; whatever
+        it still does is done again.
+        """
+        self.stop_flow()
+        self.epoch += 1
+        self._backlog.clear()
+        self._delivered.clear()
+        at_work = list(self.in_flight.values())
+        if at_work:
+            await asyncio.wait([asyncio.ensure_future(run.ending()) for run in at_work], timeout=PATIENCE)
+        late = [run for run in self.in_flight.values() if run.table is not None and not run.ended]
+        self.in_flight.clear()
+        await self.maybe_wait_for_commit_to_finish()
+        await self.commit()
+        if late:
+            raise RuntimeError(
+                f"a run of {len(late[0].records)} records of '{late[0].topic}' has not ended in {PATIENCE:.0f} s, and "
+                "its partition is wanted elsewhere; it is done again after a restart"
+            )
+
+    async def still_owned(self, run: Run) -> None:
+        """Return while the group counts the run's partition as ours.
+
+        Waits while the coordinator is silent for longer than a session: it may just restart, or have given the
+        partition away. Raises PartitionLost when it has, or when a rebalance gave the run up.
+        """
+        coordinator = self._thread._ensure_consumer()._coordinator
+        while True:
+            if self.in_flight.get(run.tp) is not run or coordinator.generation != run.generation:
+                raise PartitionLost(f"'{run.topic}' {run.partition} has another owner")
+            if monotonic() - self._thread.heartbeat_at < self.app.conf.broker_session_timeout:
+                return
+            await asyncio.sleep(self.app.conf.broker_heartbeat_interval)
+
+    async def perform_seek(self) -> None:
+        self._backlog.clear()
+        await super().perform_seek()
+        # aiokafka's seek_to_committed() leaves a partition without a commit wherever it is.
+        sources = [tp for tp in self.assignment() if tp.topic in self.app.run_limits]
+        fresh = [TopicPartition(*tp) for tp in sources if not self._read_offset[tp]]
+        if fresh:
+            await self._thread.seek_to_beginning(*fresh)
+            for tp in fresh:
+                self._read_offset[TP(*tp)] = None
+        await self._check_watermarks(sources)
+
+    async def _check_watermarks(self, sources: list[TP]) -> None:
+        if not sources:
+            return
+        ends = await self.highwaters(*sources)
+        for tp, end in ends.items():
+            lane = self.app.lanes_of[tp.topic]
+            if lane.table is None:
+                continue
+            topic = tp.topic.removeprefix(self.app.settings.prefix)
+            counted = lane.table.watermark(topic, tp.partition)
+            if counted > end:
+                error = RuntimeError(
+                    f"partition {tp.partition} of '{tp.topic}' ends at {end}, but '{lane.table.name}' has counted it "
+                    f"up to {counted}: the topic was created anew, and its new events would be taken for old ones. "
+                    f"Create '{lane.table.name}' anew too, or use another SHOPWINDOW_PREFIX"
+                )
+                await self.app.crash(error)
+
+    # Faust resumes partitions before it seeks: records from the old position slip in. Ours wait for the flow,
+    # which is resumed after the seek.
+
+    def resume_partitions(self, tps: Iterable[TP]) -> None:
+        sources = {tp for tp in tps if tp.topic in self.app.run_limits}
+        self._withheld |= sources
+        super().resume_partitions(set(tps) - sources)
+
+    def resume_flow(self) -> None:
+        withheld, self._withheld = self._withheld, set()
+        super().resume_partitions(withheld)
+        super().resume_flow()
+
+    def pause_partitions(self, tps: Iterable[TP]) -> None:
+        self._withheld.difference_update(tps)
+        super().pause_partitions(tps)
+
+    # What others may ask.
+
+    def position_now(self, tp: TP) -> int | None:
+        """Where the next fetch of the partition starts; None while not known."""
+        state = self._state(tp)
+        return None if state is None or not state.has_valid_position else int(state.position)
+
+    def fetched_at(self) -> float | None:
+        """When (s since the epoch) the broker last answered a fetch; None before. It ages when we have gone deaf."""
+        states = [self._state(tp) for tp in self.assignment()]
+        times = [state.timestamp for state in states if state is not None and state.timestamp is not None]
+        return max(times) / 1000 if times else None
+
+    def _state(self, tp: TP) -> Any:
+        assignment = self._thread._ensure_consumer()._subscription.subscription
+        try:
+            return assignment.assignment.state_value(TopicPartition(*tp))
+        except (AttributeError, IllegalStateError):
+            return None  # between two assignments
+
+
+class BatchTransport(driver.Transport):
+    Consumer = BatchConsumer
+
+
+AgentBody = Callable[[AsyncIterator[Run]], Awaitable[None]]
+
+
+class Lanes(NamedTuple):
+    """An agent as the transport sees it: its body runs once per partition number, over all of its topics."""
+
+    body: AgentBody
+    table: ExactTable | None
+    queues: dict[int, asyncio.Queue[BatchMessage]]
+    tasks: dict[int, asyncio.Task[None]]
+
+
+class BatchApp(faust.App):
+    """A Faust app over runs. Make it with `make_app`."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        self.settings = settings
+        self.run_limits: dict[str, int] = {}  # topic (as the cluster names it) -> most records of a run
+        self.lanes_of: dict[str, Lanes] = {}  # topic (as the cluster names it) -> its agent
+        self._when_ready: list[Callable[[], None]] = []
+        super().__init__(settings.app_id, **options)
+        self.outputs = Outputs(self)
+
+    def listen(self, topics: Sequence[str], body: AgentBody, table: ExactTable | None = None, limit: int = 0) -> None:
+        """Declare an agent: `body` takes the runs of `topics` (logical names) and commits each before the next.
+
+        The body runs once per partition number, all of them at once; runs of the same number come one after the
+        other, of whichever topic. `limit` (records; 0: the setting) bounds a run.
+        """
+        names = [self.settings.prefix + topic for topic in topics]
+        lanes = Lanes(body, table, {}, {})
+        for name in names:
+            self.run_limits[name] = limit or self.settings.run_records
+            self.lanes_of[name] = lanes
+        source = self.topic(*names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+        async def sort_into_lanes(stream: Any) -> None:
+            # noack: stock Faust acknowledges an event when the loop takes the next one, or dies of this one.
+            async for event in stream.noack().events():
+                message = event.message
+                if message.partition not in lanes.queues:
+                    lanes.queues[message.partition] = asyncio.Queue()
+                    lanes.tasks[message.partition] = asyncio.create_task(self._live(lanes, message.partition))
+                lanes.queues[message.partition].put_nowait(message)
+
+        sort_into_lanes.__name__ = f"{topics[0]}_lanes"
+        self.agent(source, name=f"{topics[0]}-lanes")(sort_into_lanes)
+
+    async def _live(self, lanes: Lanes, partition: int) -> None:
+        try:
+            while True:
+                with suppress(PartitionLost):
+                    async with aclosing(self._runs(lanes, partition)) as runs:
+                        await lanes.body(runs)
+                    raise RuntimeError("an agent has ended though its topic has not")
+                if lanes.table is not None:
+                    lanes.table.distrust(partition)
+        except Exception as error:
+            await self.crash(error)
+
+    async def _runs(self, lanes: Lanes, partition: int) -> AsyncGenerator[Run, None]:
+        consumer = self.feed
+        while True:
+            message = await lanes.queues[partition].get()
+            if message.epoch != consumer.epoch:
+                continue
+            topic = message.topic.removeprefix(self.settings.prefix)
+            records = message.records
+            if lanes.table is not None:
+                counted = lanes.table.watermark(topic, partition)
+                if records[0].offset < counted:
+                    records = [record for record in records if record.offset >= counted]
+                    lanes.table.skipped += len(message.records) - len(records)
+            if not records:
+                consumer.finish(message.tp, message.offset + 1, None)
+                continue
+            run = Run(consumer, message, topic, records, lanes.table)
+            consumer.in_flight[message.tp] = run
+            try:
+                yield run
+                if not run.ended:
+                    raise RuntimeError(f"the agent of '{topic}' took the next run and has not committed the last")
+            finally:
+                run.abandon()
+                if consumer.in_flight.get(message.tp) is run:
+                    del consumer.in_flight[message.tp]
+
+    # Faust types what it holds by its interfaces; these are what we gave it.
+
+    @property
+    def feed(self) -> BatchConsumer:
+        return cast(BatchConsumer, self.consumer)
+
+    @property
+    def recovery(self) -> BatchRecovery:
+        return cast(BatchTableManager, self.tables).recovery
+
+    def when_ready(self, hook: Callable[[], None]) -> None:
+        """Call `hook` each time an assignment is complete: partitions assigned, tables recovered."""
+        self._when_ready.append(hook)
+
+    def announce_ready(self) -> None:
+        for hook in self._when_ready:
+            hook()
+
+    @property
+    def ready(self) -> bool:
+        """True when the group has given us an assignment (it may be empty), and our tables are recovered."""
+        return (
+            bool(self.started and self._assignment is not None and self.tables.actives_ready and not self.rebalancing)
+            and not self.should_stop
+        )
+
+    def partitions(self, topic: str) -> set[int]:
+        """Partitions of `topic` (logical) that are ours."""
+        name = self.settings.prefix + topic
+        return {tp.partition for tp in self._assignment or () if tp.topic == name}
+
+    def lag(self) -> Mapping[tuple[str, int], int]:
+        """Records not yet done, by (logical topic, partition), of the partitions that are ours."""
+        consumer = self.feed
+        behind = {}
+        for tp, done in list(consumer._done.items()):
+            end = consumer.highwater(tp)
+            if end is not None:
+                behind[tp.topic.removeprefix(self.settings.prefix), tp.partition] = max(0, end - done)
+        return behind
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    def _create_directories(self) -> None:
+        """All state lives in Kafka: nothing to create on the disk."""
+
+
+def make_app(settings: Settings) -> BatchApp:
+    """The Faust app of a worker, tuned; give it agents with `listen` and tables with `ExactTable`."""
+    # Retries are aiokafka's daily business and warnings to it; what is not mended by them stops the worker.
+    for name, level in (("faust", logging.WARNING), ("mode", logging.WARNING), ("aiokafka", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+    return BatchApp(
+        settings,
+        broker=[f"kafka://{host}" for host in bootstrap(settings)],
+        broker_credentials=faust_credentials(settings),
+        store="memory://",
+        TableManager=BatchTableManager,
+        table_standby_replicas=0,
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        topic_allow_declare=False,  # Faust would create them with settings of its own, or hang; see topics.py
+        topic_disable_leader=True,
+        web_enabled=False,
+        stream_wait_empty=False,  # settle() waits for runs, and knows which
+        stream_recovery_delay=0.0,
+        # A queue never holds more than one run a partition; full, it would block the other agents' runs.
+        stream_buffer_maxsize=65_536,
+        broker_session_timeout=settings.session_timeout,
+        broker_heartbeat_interval=settings.heartbeat,
+        broker_commit_interval=1.0,
+        producer_linger=0.0,
+        producer_max_batch_size=BATCH_BYTES,
+        producer_max_request_size=2 * CHANGELOG_BYTES,
+        producer_request_timeout=SEND_TIMEOUT,
+    )
+
+
+async def serve(app: BatchApp, stop: asyncio.Event) -> None:
+    """Run the app until `stop` is set; then finish the runs at work, commit, leave the group.
+
+    Raises whatever crashed the app, NoBroker where no broker answers, WrongTopics where `topics.check` finds fault:
+    Faust would wait for a missing topic without a word.
+    """
+    problems = await check(app.settings)
+    if problems:
+        raise WrongTopics("\n".join(problems))
+    await app.start()
+    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(app._crashed.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if app.crash_reason is None and app._assignment is not None:
+            await app.feed.settle()
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await _stop(app)
+    if app.crash_reason is not None:
+        raise app.crash_reason
+
+
+async def _stop(app: BatchApp) -> None:
+    for lanes in app.lanes_of.values():
+        for task in lanes.tasks.values():
+            task.cancel()
+    # Faust waits for a broker that may be gone.
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(app.stop(), PATIENCE)
+
+
+def run_worker(app: BatchApp) -> int:
+    """Run the app as this process until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(app, stop)
+
+    try:
+        asyncio.run(until_told())
+    except Exception as error:
+        print(f"shopwindow: the worker stopped: {error or type(error).__name__}", file=sys.stderr)
+        logging.getLogger(__name__).debug("the worker stopped", exc_info=error)
+        return 1
+    return 0

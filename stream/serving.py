@@ -1,0 +1,62 @@
+"""What was served: the version of a shopper's page, the items it showed, and the fatigue of items shown in vain."""
+
+import numpy as np
+import numpy.typing as npt
+
+from stream.events import ADD, BUY, CLICK, HOME, VIEW
+from stream.jit import njit
+
+Rows = npt.NDArray[np.void]
+FATIGUE_HALF_LIFE = 86_400.0  # s
+
+
+@njit
+def _tire(row, item, time):  # type: ignore[no-untyped-def]
+    """Count one showing of `item`; the weakest entry makes room."""
+    slot, weakest, least = -1, 0, np.inf
+    for j in range(row.fatigue_item.shape[0]):
+        if row.fatigue_item[j] == item:
+            slot = j
+            break
+        strength = 0.0
+        if row.fatigue_item[j] != 0:
+            strength = row.fatigue_count[j] * 2.0 ** -(max(0.0, time - row.fatigue_time[j]) / FATIGUE_HALF_LIFE)
+        if strength < least:
+            weakest, least = j, strength
+    if slot < 0:
+        slot = weakest
+        row.fatigue_item[slot] = item
+        row.fatigue_count[slot] = 0.0
+        row.fatigue_time[slot] = np.int32(time)
+    age = max(0.0, time - row.fatigue_time[slot])
+    row.fatigue_count[slot] = row.fatigue_count[slot] * 2.0 ** -(age / FATIGUE_HALF_LIFE) + 1.0
+    row.fatigue_time[slot] = max(row.fatigue_time[slot], np.int32(time))
+
+
+@njit
+def _rest(row, item):  # type: ignore[no-untyped-def]
+    for j in range(row.fatigue_item.shape[0]):
+        if row.fatigue_item[j] == item:
+            row.fatigue_item[j] = 0
+            row.fatigue_count[j] = 0.0
+            row.fatigue_time[j] = 0
+
+
+@njit
+def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
+    """In place: a look at the homepage tires the items that it showed; an item that is taken is fresh again.
+
+    serving (S,) SERVING; who (n,) int32; events (n,) EVENT in order; fresh (n,) bool.
+    """
+    for e in range(events.shape[0]):
+        if not fresh[e]:
+            continue
+        row = serving[who[e]]
+        kind = events[e].kind
+        if kind == HOME:
+            if events[e].part == 0:
+                for j in range(row.shown_item.shape[0]):
+                    if row.shown_item[j] != 0:
+                        _tire(row, row.shown_item[j], events[e].time)
+        elif kind == VIEW or kind == CLICK or kind == ADD or kind == BUY:
+            _rest(row, events[e].item)

@@ -1,0 +1,523 @@
+"""The batched transport: what an agent is handed, when it counts as done, and what a rebalance or a crash changes."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from stream.kafka import topics, transport
+from stream.kafka.broadcast import read_table, read_topic
+from stream.kafka.connect import NoBroker, client_options
+from stream.kafka.dead_letters import dead_letter
+from stream.kafka.outputs import Output, Record
+from stream.kafka.table import ExactTable
+from stream.kafka.topics import WrongTopics
+from stream.kafka.transport import Run, make_app, run_worker, serve
+from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
+
+ROOT = Path(__file__).parents[2]
+
+
+def keys(n: int, distinct: int = 50) -> list[tuple[bytes, bytes]]:
+    return [(b"k%d" % (i % distinct), b"%d" % i) for i in range(n)]
+
+
+async def committed(settings: Any, topic: str) -> int:
+    """Sum of the group's committed offsets over the partitions of `topic`."""
+    reader = AIOKafkaConsumer(**client_options(settings), group_id=settings.app_id, enable_auto_commit=False)
+    async with reader:
+        partitions = [TopicPartition(settings.prefix + topic, p) for p in range(settings.partitions)]
+        return sum([await reader.committed(partition) or 0 for partition in partitions])
+
+
+@scenario
+async def test_an_agent_gets_each_record_once_in_order_and_in_bounded_runs(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=70)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(1000))
+    seen: list[Run] = []
+    app = make_app(settings)
+
+    async def look(runs: Any) -> None:
+        async for run in runs:
+            seen.append(run)
+            run.done()
+
+    app.listen(["clicks"], look)
+    async with running(app):
+        await until(lambda: sum(len(run.records) for run in seen) >= 1000, "1000 records")
+    assert max(len(run.records) for run in seen) <= 70
+    assert {run.topic for run in seen} == {"clicks"}, "the logical name, without the prefix"
+    for partition in range(settings.partitions):
+        offsets = [record.offset for run in seen if run.partition == partition for record in run.records]
+        assert offsets == list(range(len(offsets)))
+    assert await committed(settings, "clicks") == 1000
+
+
+@scenario
+async def test_hostile_records_arrive_as_the_bytes_they_are(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    hostile = [(b"\xff\xfe", b"\x00{"), (None, b"no key"), (b"no value", None), (b"", b"")]
+    await send(settings, "clicks", hostile)
+    seen: list[tuple[bytes | None, bytes | None]] = []
+    app = make_app(settings)
+
+    async def look(runs: Any) -> None:
+        async for run in runs:
+            seen.extend((record.key, record.value) for record in run.records)
+            run.done()
+
+    app.listen(["clicks"], look)
+    async with running(app):
+        await until(lambda: len(seen) >= len(hostile), "all")
+    assert sorted(seen, key=repr) == sorted(hostile, key=repr)
+
+
+@scenario
+async def test_an_agent_that_raises_stops_the_worker_and_loses_nothing(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(300))
+    app = make_app(settings)
+
+    async def fail(runs: Any) -> None:
+        async for _ in runs:
+            raise ValueError("a bug")
+
+    app.listen(["clicks"], fail)
+    with pytest.raises(ValueError, match="a bug"):
+        async with running(app) as worker:
+            await until(worker.done, "stopped")
+    assert await committed(settings, "clicks") == 0
+    app, counts = counting_app(settings)
+    async with running(app):
+        await until(lambda: total(counts) == 300, "300 counted")
+
+
+@scenario
+async def test_an_agent_that_forgets_to_commit_is_told(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(10))
+    app = make_app(settings)
+
+    async def forget(runs: Any) -> None:
+        async for _ in runs:
+            pass
+
+    app.listen(["clicks"], forget)
+    with pytest.raises(RuntimeError, match="'clicks' took the next run and has not committed the last"):
+        async with running(app) as worker:
+            await until(worker.done, "stopped")
+
+
+@scenario
+async def test_a_failed_send_stops_the_worker_before_the_table_counts_the_run(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", [(b"k", b"x")])
+    app = make_app(settings)
+    table = ExactTable(app, "profiles", Counts())
+
+    async def too_large(runs: Any) -> None:
+        async for run in runs:
+            page = Record(b"k", bytes(3 << 20))
+            await app.outputs.commit_run(run, [Output("homepages", run.partition, [page])], [(b"k", b"1")])
+
+    app.listen(["clicks"], too_large, table)
+    with pytest.raises(Exception, match=r"(?i)too_?large|larger than"):
+        async with running(app) as worker:
+            await until(worker.done, "stopped")
+    assert await read_table(settings, "profiles") == {}
+    assert await committed(settings, "clicks") == 0
+
+
+@scenario
+async def test_a_record_of_full_size_fits_into_the_dead_letters(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    original = bytes(1_048_480)  # as large as a producer with usual settings sends it
+    await send(settings, "clicks", [(b"k", original)])
+    app = make_app(settings)
+
+    async def refuse(runs: Any) -> None:
+        async for run in runs:
+            reject: Any = SimpleNamespace(index=0, code="not_json", field="", message="not JSON: \udcff")
+            letters = [dead_letter(run.topic, record, reject) for record in run.records]
+            await app.outputs.commit_run(run, [Output("dead-letters", None, letters)])
+
+    app.listen(["clicks"], refuse)
+    async with running(app):
+        await until(lambda: sum(app.lag().values()) == 0 and app.lag(), "done")
+    (letter,) = [record async for record in read_topic(settings, "dead-letters")]
+    assert (letter.key, letter.value) == (b"k", original)
+    headers = dict(letter.headers)
+    assert (headers["topic"], headers["offset"], headers["error"]) == (b"clicks", b"0", b"not_json")
+
+
+@scenario
+async def test_records_below_the_watermark_never_reach_the_agent_again(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(500))
+    app, counts = counting_app(settings)
+    async with running(app):
+        await until(lambda: total(counts) == 500, "500 counted")
+    # Another group has no commits: everything is delivered again, 100 new records behind it.
+    await send(settings, "clicks", keys(100))
+    settings.app_id += "-again"
+    app, counts = counting_app(settings)
+    async with running(app):
+        await until(lambda: total(counts) >= 600, "600 counted")
+        await until(lambda: sum(app.lag().values()) == 0, "all done")
+    (table,) = app.tables.values()
+    assert total(counts) == 600 and table.skipped == 500
+    outputs = [record.value async for record in read_topic(settings, "impressions")]
+    assert len(outputs) == len(set(outputs)) == 600
+
+
+@scenario
+async def test_partitions_go_in_parallel_but_topics_of_one_partition_take_turns(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=20)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(400))
+    await send(settings, "purchases", keys(400))
+    at_work: set[int] = set()
+    most = done = 0
+    app = make_app(settings)
+
+    async def look(runs: Any) -> None:
+        nonlocal most, done
+        async for run in runs:
+            assert run.partition not in at_work, "two runs of one partition at once"
+            at_work.add(run.partition)
+            most = max(most, len(at_work))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            at_work.remove(run.partition)
+            done += len(run.records)
+            run.done()
+
+    app.listen(["clicks", "purchases"], look)
+    async with running(app):
+        await until(lambda: done == 800, "800 records")
+    assert most > 1
+
+
+@scenario
+async def test_an_agent_that_hangs_does_not_hold_up_another(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=5)
+    await topics.create(settings)
+    await send(settings, "copy-requests", [(b"k", bytes(10_000))] * 600)
+    app, counts = counting_app(settings)
+    free = asyncio.Event()
+
+    async def hang(runs: Any) -> None:
+        async for run in runs:
+            await free.wait()
+            run.done()
+
+    app.listen(["copy-requests"], hang)
+    async with running(app):
+        await send(settings, "clicks", keys(2000))
+        await until(lambda: total(counts) == 2000, "2000 counted beside a hanging agent")
+        held = sum(len(records) for records in app.feed._backlog.values())
+        assert 0 < held < 300, "of what nobody takes, a fetch or two are held"
+        free.set()
+
+
+@scenario
+async def test_what_arrives_during_a_run_is_the_next_run(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    sizes: list[int] = []
+    free = asyncio.Event()
+    app = make_app(settings)
+
+    async def look(runs: Any) -> None:
+        async for run in runs:
+            sizes.append(len(run.records))
+            await free.wait()
+            run.done()
+
+    app.listen(["clicks"], look)
+    async with running(app):
+        await send(settings, "clicks", [(b"k", b"first")])
+        await until(lambda: sizes, "the first run")
+        for _ in range(5):
+            await send(settings, "clicks", [(b"k", b"x")] * 10)
+        await until(lambda: sum(len(records) for records in app.feed._backlog.values()) == 50, "50 fetched")
+        free.set()
+        await until(lambda: sum(sizes) == 51, "all")
+    assert sizes == [1, 50]
+
+
+@scenario
+async def test_what_waited_at_a_rebalance_is_delivered_once(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    seen: list[tuple[str, int]] = []
+    free = asyncio.Event()
+    app = make_app(settings)
+
+    async def look(runs: Any) -> None:
+        async for run in runs:
+            seen.extend((run.topic, record.offset) for record in run.records)
+            await free.wait()
+            run.done()
+
+    app.listen(["clicks", "purchases"], look)
+    async with running(app):
+        await send(settings, "clicks", [(b"k", b"x")] * 10)
+        await until(lambda: seen, "a run at work")
+        await send(settings, "purchases", [(b"k", b"x")] * 10)
+        await until(lambda: len(app.feed._delivered) == 2, "another waiting for the same partition")
+        epoch = app.feed.epoch
+        thread = app.feed._thread
+        thread.thread_loop.call_soon_threadsafe(thread._ensure_consumer()._coordinator.request_rejoin)
+        await until(lambda: app.feed.epoch > epoch, "a rebalance")
+        free.set()
+        await until(lambda: app.ready and len(seen) >= 20, "all")
+        await until(lambda: app.lag() and sum(app.lag().values()) == 0, "done")
+    assert sorted(seen) == [(topic, offset) for topic in ("clicks", "purchases") for offset in range(10)]
+
+
+@scenario
+async def test_a_storm_of_rebalances_loses_nothing_and_does_nothing_twice(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=20)
+    await topics.create(settings)
+    app, counts = counting_app(settings, pause=0.002)
+    async with running(app):
+        thread = app.feed._thread
+        for wave in range(1, 13):
+            epoch = app.feed.epoch
+            sending = asyncio.create_task(send(settings, "clicks", keys(250)))
+            while total(counts) <= (wave - 1) * 230:
+                await asyncio.sleep(0.001)
+            thread.thread_loop.call_soon_threadsafe(thread._ensure_consumer()._coordinator.request_rejoin)
+            while app.feed.epoch == epoch:
+                await asyncio.sleep(0.001)
+            await sending
+        await until(lambda: total(counts) >= 3000, "3000 counted")
+        await until(lambda: app.ready and sum(app.lag().values()) == 0, "done")
+    (table,) = app.tables.values()
+    assert total(counts) == 3000 and table.skipped == 0
+    outputs = [record.value async for record in read_topic(settings, "impressions")]
+    assert len(outputs) == len(set(outputs)) == 3000
+
+
+@scenario
+async def test_the_seek_moves_partitions_without_a_commit_and_comes_before_their_records(
+    broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "profiles", [(b"k", b"0")])
+    await send(settings, "clicks", keys(200))
+    active_at_seek = []
+    seek = transport.BatchConsumer.perform_seek
+
+    async def noted_seek(feed: transport.BatchConsumer) -> None:
+        active_at_seek.append({tp for tp in feed._get_active_partitions() if tp.topic.endswith("clicks")})
+        await seek(feed)
+
+    monkeypatch.setattr(transport.BatchConsumer, "perform_seek", noted_seek)
+    app = make_app(settings)
+    table = ExactTable(app, "profiles", Counts())
+    free = asyncio.Event()
+
+    async def hang(runs: Any) -> None:
+        async for run in runs:
+            await free.wait()
+            await app.outputs.commit_run(run)
+
+    app.listen(["clicks"], hang, table)
+    async with running(app):
+        assert active_at_seek == [set()], "records of the old position could slip in"
+        sources = [tp for tp in app.feed.assignment() if tp.topic.endswith("clicks")]
+        await until(lambda: all((app.feed.position_now(tp) or 0) > 0 for tp in sources), "fetched, not committed")
+        app.feed.epoch += 1  # as a rebalance begins, with a fetch under way
+        app.feed.stop_flow()
+        await app.feed.perform_seek()
+        await until(lambda: [app.feed.position_now(tp) for tp in sources] == [0] * settings.partitions, "back at 0")
+        free.set()
+
+
+@scenario
+async def test_an_idle_worker_answers_a_single_record_at_once(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app, counts = counting_app(settings)
+    loop = asyncio.get_running_loop()
+    async with running(app):
+        took = []
+        for i in range(20):
+            before = loop.time()
+            await send(settings, "clicks", [(b"k%d" % i, b"x")])
+            while total(counts) <= i:
+                await asyncio.sleep(0.001)
+            took.append(loop.time() - before)
+    took.sort()
+    assert took[10] < 0.1, f"median {took[10] * 1000:.0f} ms, a new producer's connection included"
+
+
+@scenario
+async def test_a_rebalance_does_no_work_twice_and_moves_the_table(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=10)
+    await topics.create(settings)
+    await send(settings, "profiles", [(b"seed%d" % i, b"0") for i in range(40)])
+    await send(settings, "clicks", keys(1500))
+    first, counts = counting_app(settings, pause=0.003)
+    second, more = counting_app(settings, pause=0.003)
+    async with running(first):
+        await until(lambda: total(counts) > 300, "in the middle of its work")
+        async with running(second):
+            await until(lambda: second.partitions("clicks") and first.partitions("clicks") and first.ready, "shared")
+            await until(lambda: total(counts) + total(more) >= 1500, "1500 counted")
+            mine, yours = first.partitions("clicks"), second.partitions("clicks")
+            assert mine | yours == set(range(settings.partitions)) and not mine & yours
+            assert set(counts.rows) <= mine and set(more.rows) <= yours, "a partition that left took its rows along"
+            assert total(counts) + total(more) == 1500
+        # The second has left: the first gets everything back, from the changelog.
+        await until(lambda: first.partitions("clicks") == set(range(settings.partitions)) and first.ready, "back")
+        assert total(counts) == 1500 and sum(len(rows) for rows in counts.rows.values()) == 90
+    assert [table.skipped for app in (first, second) for table in app.tables.values()] == [0, 0]
+    outputs = [record.value async for record in read_topic(settings, "impressions")]
+    assert len(outputs) == len(set(outputs)) == 1500
+
+
+@scenario
+async def test_a_run_whose_partition_is_lost_writes_no_changelog_and_is_done_again(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app = make_app(settings)
+    counts = Counts()
+    table = ExactTable(app, "profiles", counts)
+    expelled = False
+
+    async def count(runs: Any) -> None:
+        nonlocal expelled
+        async for run in runs:
+            rows = counts.rows[run.partition]
+            for record in run.records:
+                rows[record.key] = rows.get(record.key, 0) + 1
+            if not expelled and run.first > 0:  # what the client does when the broker says: unknown member
+                expelled = True
+                coordinator = app.feed._thread._ensure_consumer()._coordinator
+                app.feed._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
+                while coordinator.generation == run.generation:
+                    await asyncio.sleep(0.001)
+                with pytest.raises(transport.PartitionLost):
+                    await run.still_owned()
+            await app.outputs.commit_run(run, [], [(r.key, b"%d" % rows[r.key]) for r in run.records])
+
+    app.listen(["clicks"], count, table)
+    async with running(app):
+        await send(settings, "clicks", [(b"k", b"x"), (b"k", b"x")])
+        while await committed(settings, "clicks") < 2:
+            await asyncio.sleep(0.01)
+        await send(settings, "clicks", [(b"k", b"x")] * 5)
+        await until(lambda: expelled, "expelled")
+        await until(lambda: app.ready and app.lag() and sum(app.lag().values()) == 0, "done again")
+        assert total(counts) == 7, "the rows in memory were read anew, without the lost run"
+    assert await read_table(settings, "profiles") == {b"k": b"7"}
+
+
+@scenario
+async def test_a_silent_coordinator_holds_the_changelog_back_until_it_answers(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app, _counts = counting_app(settings)
+    async with running(app):
+        thread = app.feed._thread
+        thread.heartbeat_at -= 1000  # the last answer is older than a session; the next comes within a heartbeat
+        before = thread.heartbeat_at
+        await send(settings, "clicks", [(b"k", b"x")])
+        await until(lambda: sum(app.lag().values()) == 0 and app.lag(), "done")
+        assert thread.heartbeat_at > before + 900
+
+
+@scenario
+async def test_a_run_that_outlasts_a_stop_is_an_error_and_is_done_again(
+    broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "PATIENCE", 0.2)
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(20))
+    app = make_app(settings)
+    table = ExactTable(app, "profiles", Counts())
+    started = asyncio.Event()
+
+    async def hang(runs: Any) -> None:
+        async for _ in runs:
+            started.set()
+            await asyncio.Event().wait()
+
+    app.listen(["clicks"], hang, table)
+    with pytest.raises(RuntimeError, match="has not ended in"):
+        async with running(app):
+            await started.wait()
+    assert await committed(settings, "clicks") == 0
+
+
+@scenario
+async def test_a_source_topic_created_anew_is_refused_by_a_table_that_counted_the_old_one(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=1)
+    await topics.create(settings)
+    await send(settings, "profiles", [(b"\x00wm:clicks:0", b"500"), (b"k", b"3")])
+    app, _ = counting_app(settings)
+    with pytest.raises(RuntimeError, match=r"ends at 0, but 'profiles' has counted it up to 500"):
+        async with running(app) as worker:
+            await until(worker.done, "stopped")
+
+
+@scenario
+async def test_a_worker_without_a_broker_says_so(topic_prefix: str) -> None:
+    settings = settings_for("127.0.0.1:1", topic_prefix)
+    app, _ = counting_app(settings)
+    with pytest.raises(NoBroker, match=r"no Kafka answers at 127.0.0.1:1"):
+        await serve(app, asyncio.Event())
+
+
+@scenario
+async def test_a_worker_refuses_a_cluster_whose_topics_are_missing(broker: str, topic_prefix: str) -> None:
+    app, _ = counting_app(settings_for(broker, topic_prefix))
+    with pytest.raises(WrongTopics, match="are missing; `shopwindow topics create`"):
+        await serve(app, asyncio.Event())
+
+
+def test_a_worker_process_ends_with_a_status_and_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    app, _ = counting_app(settings_for("127.0.0.1:1", "none-"))
+    assert run_worker(app) == 1
+    assert "shopwindow: the worker stopped: no Kafka answers at 127.0.0.1:1" in capfd.readouterr().err
+
+
+@scenario
+async def test_sigterm_lets_a_worker_process_finish_and_commit(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", keys(3000))
+    command = [sys.executable, "-m", "tests.counting", broker, topic_prefix, "0.01"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        while not await read_table(settings, "profiles"):
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: process.poll() is not None, "stopped", 5)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+    counted = sum(int(count) for count in (await read_table(settings, "profiles")).values())
+    assert 0 < counted == await committed(settings, "clicks")

@@ -1,0 +1,122 @@
+"""What a kill -9 may do to a worker: nothing that anyone can see in its table."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from deploy.broker import Broker
+
+from stream.kafka import topics
+from stream.kafka.broadcast import read_table, read_topic
+from stream.kafka.connect import client_options, partition_of
+from tests.counting import scenario, send, settings_for, until
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def worker(settings: Any, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    address = settings.broker.removeprefix("kafka://")
+    command = [sys.executable, "-m", "tests.counting", address, settings.prefix, *more]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def clicks(n: int, seed: int) -> list[tuple[bytes, bytes]]:
+    chance = random.Random(seed)
+    return [(b"shopper-%d" % chance.randrange(300), b"x") for _ in range(n)]
+
+
+async def fill(settings: Any, n: int) -> tuple[Counter[bytes], set[bytes]]:
+    """Create the topics, send n clicks and n / 2 purchases. -> what must be counted, what must have an output."""
+    await topics.create(settings)
+    counted: Counter[bytes] = Counter()
+    inputs = set()
+    for topic, size, seed in (("clicks", n, 1), ("purchases", n // 2, 2)):
+        records = clicks(size, seed)
+        await send(settings, topic, records)
+        offsets: Counter[int] = Counter()
+        for key, _ in records:
+            partition = partition_of(key, settings.partitions)
+            inputs.add(b"%s %d %d" % (topic.encode(), partition, offsets[partition]))
+            offsets[partition] += 1
+            counted[key] += 1
+    return counted, inputs
+
+
+async def assert_exact(settings: Any, counted: Counter[bytes], inputs: set[bytes]) -> None:
+    table = {key: int(value) for key, value in (await read_table(settings, "profiles")).items()}
+    wrong = {key: (table.get(key), counted[key]) for key in counted if table.get(key) != counted[key]}
+    assert not wrong and len(table) == len(counted), f"{len(wrong)} keys are (counted, sent): {list(wrong.items())[:5]}"
+    outputs = {record.value async for record in read_topic(settings, "impressions")}
+    assert outputs == inputs, f"{len(inputs - outputs)} of {len(inputs)} inputs have no output"
+
+
+async def assert_all_counted(settings: Any, counted: Counter[bytes]) -> None:
+    """Wait until the changelog holds as much as was sent; more than that never goes away again."""
+    sent = sum(counted.values())
+    while sum(int(value) for value in (await read_table(settings, "profiles")).values()) < sent:
+        await asyncio.sleep(0.1)
+
+
+@scenario
+async def test_five_kills_and_a_broker_restart_leave_the_table_as_an_undisturbed_run() -> None:
+    with Broker() as broker:
+        settings = settings_for(broker.bootstrap, "faults-")
+        counted, inputs = await fill(settings, 24_000)
+        partitions = [TopicPartition(settings.prefix + "impressions", p) for p in range(settings.partitions)]
+
+        async with AIOKafkaConsumer(**client_options(settings)) as watcher:
+
+            async def published() -> int:
+                return sum((await watcher.end_offsets(partitions)).values())
+
+            for life in range(1, 6):
+                goal = len(inputs) * life // 7
+                with worker(settings, "0.03") as process:
+                    while await published() < goal:
+                        assert process.poll() is None, f"the worker stopped by itself: {process.returncode}"
+                        await asyncio.sleep(0.01)
+                    if life == 3:  # under a living worker, which must carry on by itself
+                        broker.kill()
+                        broker.restart()
+                        before = await published()
+                        while await published() < before + 1000:
+                            assert process.poll() is None, "the worker did not outlive the broker"
+                            await asyncio.sleep(0.01)
+                    process.kill()
+
+        with worker(settings, "0") as process:
+            await assert_all_counted(settings, counted)
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: process.poll() is not None, "stopped by SIGTERM", 10)
+            assert process.returncode == 0
+        await assert_exact(settings, counted, inputs)
+
+
+@pytest.mark.parametrize("point", ["outputs", "changelog", "ack"])
+@scenario
+async def test_a_kill_at_each_step_of_a_commit_neither_loses_nor_doubles(
+    broker: str, topic_prefix: str, point: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    counted, inputs = await fill(settings, 4_000)
+    with worker(settings, "0", point) as process:
+        await until(lambda: process.poll() is not None, "dead")
+        assert process.returncode == -signal.SIGKILL
+    with worker(settings, "0"):
+        await assert_all_counted(settings, counted)
+    await assert_exact(settings, counted, inputs)

@@ -4,7 +4,7 @@ A title is a style word, a trait and a noun: "Rustic Oak Bookshelf", 田园橡�
 that run through all categories. No field of an item names its style: `style_of` is for the simulated shoppers alone.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,20 +54,20 @@ TAXONOMY: tuple[Category, ...] = (
     ),
     _category(
         "textiles", "Home Textiles", "家纺", 12, 140,
-        "Cotton=纯棉,Linen=亚麻,Wool=羊毛,Bamboo=竹纤维,Quilted=绗缝",
+        "Cotton=纯棉,Linen=亚麻,Waffle=华夫格,Bamboo=竹纤维,Quilted=绗缝",
         "Cushion=靠垫,Throw=盖毯,Duvet Cover=被套,Curtain=窗帘,Rug=地毯,Towel Set=毛巾套装,Tablecloth=桌布,Pillow=枕头",
     ),
     _category(
         "kitchen", "Kitchen", "厨具", 9, 160,
-        "Cast Iron=铸铁,Copper=紫铜,Steel=不锈钢,Beech=榉木,Enamel=珐琅",
-        "Frying Pan=煎锅,Saucepan=奶锅,Chef Knife=主厨刀,Cutting Board=砧板,Mixing Bowl=调理碗,Casserole=炖锅,"
-        "Kettle=水壶,Pepper Mill=胡椒磨",
+        "Cast Iron=铸铁,Copper=紫铜,Steel=不锈钢,Hammered=锤纹,Enamel=珐琅",
+        "Frying Pan=煎锅,Saucepan=奶锅,Grill Pan=烤盘,Stock Pot=汤锅,Mixing Bowl=调理碗,Casserole=炖锅,"
+        "Kettle=水壶,Ladle=汤勺",
     ),
     _category(
         "tableware", "Tableware", "餐具", 8, 95,
-        "Porcelain=瓷制,Stoneware=炻器,Glass=玻璃,Bamboo=竹制,Glazed=釉面",
-        "Dinner Plate=餐盘,Soup Bowl=汤碗,Mug=马克杯,Teapot=茶壶,Serving Dish=上菜盘,Cutlery Set=刀叉套装,"
-        "Water Glass=水杯,Milk Jug=奶壶",
+        "Porcelain=瓷制,Stoneware=炻器,Glass=玻璃,Speckled=斑点,Glazed=釉面",
+        "Dinner Plate=餐盘,Soup Bowl=汤碗,Mug=马克杯,Teapot=茶壶,Serving Dish=上菜盘,Salad Bowl=沙拉碗,"
+        "Carafe=水瓶,Milk Jug=奶壶",
     ),
     _category(
         "coffee-tea", "Coffee & Tea", "咖啡与茶", 6, 220,
@@ -77,7 +77,7 @@ TAXONOMY: tuple[Category, ...] = (
     ),
     _category(
         "garden", "Garden", "园艺", 7, 190,
-        "Cedar=雪松木,Zinc=锌制,Terracotta=陶土,Solar=太阳能,Folding=折叠",
+        "Zinc=锌制,Painted=彩绘,Large=大号,Little=小号,Frost-Proof=防冻",
         "Flower Pot=花盆,Watering Can=洒水壶,Garden Chair=庭院椅,Plant Stand=花架,Bird House=鸟屋,Pruning Shears=修枝剪,"
         "Hanging Planter=吊篮花盆,Garden Light=庭院灯",
     ),
@@ -99,7 +99,7 @@ TAXONOMY: tuple[Category, ...] = (
     ),
     _category(
         "bags", "Bags", "箱包", 19, 260,
-        "Leather=皮革,Canvas=帆布,Nylon=尼龙,Felt=毛毡,Recycled=再生面料",
+        "Leather=皮革,Canvas=帆布,Nylon=尼龙,Waxed=蜡布,Recycled=再生面料",
         "Backpack=双肩包,Tote Bag=托特包,Messenger Bag=邮差包,Suitcase=行李箱,Wallet=钱包,Belt Bag=腰包,"
         "Weekender=旅行袋,Laptop Sleeve=电脑包",
     ),
@@ -110,7 +110,7 @@ TAXONOMY: tuple[Category, ...] = (
     ),
     _category(
         "watches", "Watches", "腕表", 35, 480,
-        "Leather=皮带,Steel=钢带,Automatic=自动机械,Solar=光动能,Titanium=钛金属",
+        "Steel=精钢,Brass=黄铜,Small=小号,Large=大号,Titanium=钛金属",
         "Dress Watch=正装表,Field Watch=野战表,Diver Watch=潜水表,Pocket Watch=怀表,Chronograph=计时码表,"
         "Travel Clock=旅行钟,Wall Clock=挂钟,Alarm Clock=闹钟",
     ),
@@ -124,7 +124,7 @@ TAXONOMY: tuple[Category, ...] = (
         "bath", "Bath", "沐浴", 5, 70,
         "Lavender=薰衣草,Sea Salt=海盐,Citrus=柑橘,Charcoal=竹炭,Sandalwood=檀香",
         "Bar Soap=香皂,Bath Bomb=浴球,Shower Gel=沐浴露,Shampoo Bar=洗发皂,Bath Oil=沐浴油,Scented Candle=香薰蜡烛,"
-        "Bath Brush=浴刷,Room Diffuser=室内香薰",
+        "Hand Wash=洗手液,Room Diffuser=室内香薰",
     ),
     _category(
         "running", "Running", "跑步", 12, 190,
@@ -134,51 +134,51 @@ TAXONOMY: tuple[Category, ...] = (
     ),
     _category(
         "cycling", "Cycling", "骑行", 9, 260,
-        "Aluminium=铝合金,Carbon=碳纤维,Leather=皮革,Waterproof=防水,Padded=加垫",
+        "Waterproof=防水,Reflective=反光,Light=轻量,City=城市,Touring=长途",
         "Bike Helmet=骑行头盔,Bike Light=自行车灯,Saddle=车座,Pannier=驮包,Cycling Gloves=骑行手套,Bike Bell=车铃,"
         "Cycling Jersey=骑行服,Bike Lock=车锁",
     ),
     _category(
         "camping", "Camping", "露营", 12, 390,
-        "Ultralight=超轻,Folding=折叠,Waterproof=防水,Canvas=帆布,Thermal=保暖",
+        "Ultralight=超轻,Compact=便携,Waterproof=防水,Family=家庭,All-Season=四季",
         "Tent=帐篷,Sleeping Bag=睡袋,Camping Stove=露营炉,Camp Chair=露营椅,Hammock=吊床,Headlamp=头灯,"
         "Cool Box=保温箱,Picnic Blanket=野餐垫",
     ),
     _category(
         "yoga", "Yoga & Fitness", "瑜伽健身", 8, 120,
-        "Cork=软木,Natural Rubber=天然橡胶,Foam=泡沫,Cotton=纯棉,Textured=防滑纹",
+        "Soft-Grip=软握,Travel=旅行,Studio=专业,Textured=防滑纹,Starter=入门",
         "Yoga Mat=瑜伽垫,Yoga Block=瑜伽砖,Resistance Band=弹力带,Foam Roller=泡沫轴,Dumbbell=哑铃,Skipping Rope=跳绳,"
         "Kettlebell=壶铃,Meditation Cushion=冥想坐垫",
     ),
     _category(
         "audio", "Audio", "音响", 19, 390,
-        "Wireless=无线,Wooden=木质,Portable=便携,Noise-Cancelling=降噪,Bluetooth=蓝牙",
+        "Wireless=无线,Wooden=木质,Portable=便携,Compact=小巧,Studio=录音室",
         "Headphones=头戴耳机,Earbuds=耳塞,Speaker=音箱,Turntable=黑胶唱机,Soundbar=回音壁,Radio=收音机,"
         "Microphone=麦克风,Music Player=音乐播放器",
     ),
     _category(
         "photo", "Photography", "摄影", 12, 640,
-        "Compact=便携,Leather=皮革,Instant=拍立得,Aluminium=铝合金,Carbon=碳纤维",
+        "Compact=便携,Leather-Trimmed=皮饰,Travel=旅行,Studio=影棚,Pocket=口袋",
         "Camera=相机,Tripod=三脚架,Camera Bag=相机包,Lens=镜头,Camera Strap=相机背带,Photo Album=相册,"
         "Picture Frame=相框,Photo Printer=照片打印机",
     ),
     _category(
         "stationery", "Stationery", "文具", 3, 60,
-        "Leather=皮革,Recycled=再生纸,Brass=黄铜,Hardcover=硬皮,Wooden=木质",
+        "Leather=皮革,Recycled=环保,Pocket=口袋,Office=办公,Travel=旅行",
         "Notebook=笔记本,Fountain Pen=钢笔,Pencil Case=笔袋,Desk Organiser=桌面收纳,Planner=手账,Sketchbook=素描本,"
         "Letter Set=信纸套装,Calendar=日历",
     ),
     _category(
         "toys", "Toys", "玩具", 7, 110,
-        "Wooden=木质,Plush=毛绒,Magnetic=磁力,Felt=毛毡,Musical=音乐",
-        "Building Blocks=积木,Train Set=小火车,Teddy Bear=泰迪熊,Puzzle=拼图,Doll House=娃娃屋,Kite=风筝,"
+        "Wooden=木质,Painted=彩绘,Large=大号,Little=小号,Pocket=口袋",
+        "Building Blocks=积木,Train Set=小火车,Stacking Tower=叠叠塔,Puzzle=拼图,Doll House=娃娃屋,Pull-Along Duck=拖拉小鸭,"
         "Spinning Top=陀螺,Board Game=桌游",
     ),
     _category(
         "pets", "Pets", "宠物", 5, 130,
-        "Rattan=藤编,Cotton=纯棉,Felt=毛毡,Ceramic=陶瓷,Leather=皮革",
+        "Washable=可水洗,Natural=天然,Small=小号,Large=大号,Travel=旅行",
         "Dog Bed=狗窝,Cat Tree=猫爬架,Food Bowl=食盆,Dog Lead=牵引绳,Cat Toy=逗猫玩具,Pet Blanket=宠物毯,"
-        "Travel Carrier=宠物包,Scratching Post=猫抓板",
+        "Carrier=宠物包,Scratching Post=猫抓板",
     ),
 )  # fmt: skip
 
@@ -192,8 +192,8 @@ BRANDS = (
 
 _DESCRIPTIONS = (
     ("{title} by {brand}, made to be used every day.", "{brand}出品的{title}，适合每天使用。"),
-    ("A {title} with an eye for detail, from {brand}.", "{brand}的{title}，注重细节。"),
-    ("{brand} has made this {title} for many years of use.", "{brand}精心打造的{title}，经久耐用。"),
+    ("{title} with an eye for detail, from {brand}.", "{brand}的{title}，注重细节。"),
+    ("{title}, made by {brand} for many years of use.", "{brand}精心打造的{title}，经久耐用。"),
     ("{title}: well thought out, well made. By {brand}.", "{title}，设计用心，做工扎实，来自{brand}。"),
 )
 _STYLE_OF_WORD = {en: style for style, words in STYLES.items() for en, _zh in words}
@@ -214,7 +214,11 @@ def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
 
     `now` (s since the epoch) is what their dates are relative to. A twelfth came within the last week; of each hundred,
     about two are sold out, one has expired and one expires within the next ten minutes.
+
+    Raises ValueError where n is beyond the titles that there are to give (20,000).
     """
+    if n > 20_000:
+        raise ValueError(f"{n} items are more than there are titles for; ask for at most 20000")
     rng = np.random.default_rng([seed, 1])
     styles = tuple(STYLES)
     taken: set[str] = set()
@@ -228,7 +232,7 @@ def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
         trait = category.traits[int(rng.integers(len(category.traits)))]
         noun = category.nouns[int(rng.integers(len(category.nouns)))]
         title = {"en": f"{style[0]} {trait[0]} {noun[0]}", "zh": f"{style[1]}{trait[1]}{noun[1]}"}
-        if title["en"] in taken and len(taken) < 24 * 36 * 40 // 2:
+        if title["en"] in taken:
             continue
         taken.add(title["en"])
         low, high = np.log(category.prices[0]), np.log(category.prices[1])
@@ -243,14 +247,14 @@ def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
         elif fate < 0.02:
             expires = now + rng.uniform(20.0, 600.0)
         elif fate < 0.06:
-            expires = now + timedelta(days=rng.uniform(2.0, 90.0)).total_seconds()
+            expires = now + rng.uniform(2.0, 90.0) * DAY
         item_id = f"SKU{len(items) + 1:05d}"
         items.append(
             {
                 "item_id": item_id,
                 "title": title,
                 "description": {
-                    "en": en.format(title=title["en"].lower() if en.startswith("A ") else title["en"], brand=brand),
+                    "en": en.format(title=title["en"], brand=brand),
                     "zh": zh.format(title=title["zh"], brand=brand),
                 },
                 "category": category.id,

@@ -1,0 +1,61 @@
+# Everything a newcomer needs, each with its set-up. `make` lists the targets.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SECONDS ?=
+SEED ?= 1
+LOCK := deploy/requirements.lock
+TRAIN_LOCK := deploy/requirements-train.lock
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup setup-train demo test unit lint lock
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## install everything into .venv, the JRE and Kafka too
+
+setup-train: $(VENV)/.ready-train ## the same and torch, for training the copywriter
+
+demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (SECONDS=30 bounds it, SEED=1 varies it)
+	@$(BIN)/shopwindow demo $(if $(SECONDS),--seconds $(SECONDS)) --seed $(SEED)
+
+test: $(VENV)/.ready ## run every test
+	@$(BIN)/python -m pytest tests
+
+unit: $(VENV)/.ready ## run the fast tests, without a broker
+	@$(BIN)/python -m pytest tests/unit
+
+lint: $(VENV)/.ready ## ruff and strict types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: $(VENV)/.ready ## refresh the pinned versions under deploy/ from pyproject.toml
+	$(BIN)/pip-compile -q --upgrade --strip-extras --extra dev --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-options -o $(LOCK) pyproject.toml
+	$(BIN)/pip-compile -q --upgrade --strip-extras --extra train --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-options -c $(LOCK) -o $(TRAIN_LOCK) pyproject.toml
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "shopwindow: $(PYTHON) is not Python 3.11 or newer; install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test $$(df -Pk . | awk 'NR == 2 {print $$4}') -ge 2000000 || { \
+	  echo "shopwindow: less than 2 GB are free here; free some, the installation takes 1.5 GB" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "shopwindow: $(PYTHON) cannot make a virtual environment here; on Debian: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: $(VENV)/bin/python $(LOCK) pyproject.toml
+	@echo "shopwindow: installing Python packages (once; some minutes)"
+	@$(BIN)/python -m pip install --require-hashes --retries 5 -r $(LOCK) || { \
+	  echo "shopwindow: the packages could not be installed; check the network to pypi.org (the first run needs it) and run make again" >&2; exit 1; }
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.installed
+	@$(BIN)/python -m deploy.prepare
+	@touch $@
+
+$(VENV)/.ready-train: $(VENV)/.ready $(TRAIN_LOCK)
+	@$(BIN)/python -m pip install --require-hashes --retries 5 -r $(TRAIN_LOCK) || { \
+	  echo "shopwindow: torch could not be installed; check the network to pypi.org and run make again" >&2; exit 1; }
+	@touch $@

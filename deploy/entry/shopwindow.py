@@ -1,0 +1,8 @@
+"""`python -m shopwindow`."""
+
+import sys
+
+from deploy.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

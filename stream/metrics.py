@@ -1,0 +1,46 @@
+"""The Prometheus metrics of a worker: base units, bounded labels, one home for every name."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+FRESHNESS_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+STAGES = ("decode", "fold", "retrieve", "phi", "score", "assemble", "encode", "publish")
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    return Counter("shopwindow_" + name, meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    return Gauge("shopwindow_" + name, meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram("shopwindow_" + name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
+DUPLICATES = _counter("duplicates", "Events that had been folded before, by source and id")
+DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
+SKIPPED = _counter("skipped_records", "Records delivered again, below the table's watermark", "topic")
+CLAMPED = _counter("clamped_times", "Events from the future, clamped to their record's time")
+PAGES = _counter("pages", "Pages published", "mode")
+FRESHNESS = _histogram(
+    "homepage_freshness_seconds", "Time of the newest event to its page acknowledged", FRESHNESS_BUCKETS
+)
+STAGE = _histogram("stage_seconds", "Time of a run in each stage of the path", STAGE_BUCKETS, "stage")
+RUN_RECORDS = _histogram(
+    "run_records", "Records of a run", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096), "topic"
+)
+COPIES = _counter("copies", "Headlines asked of GPT-2, by what came of it", "locale", "result")
+COPY_SECONDS = _histogram(
+    "copy_seconds", "Time to generate a batch of headlines", (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+)
+CATALOG_ITEMS = _gauge("catalog_items", "Items of the catalogue that may be shown")
+SIGNAL_ITEMS = _gauge("signal_items", "Items with signals")
+PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
+PROFILE_BYTES = _gauge("profile_bytes", "Bytes of those profiles at rest")
+LAG = _gauge("consumer_lag_records", "Records not yet done of this worker's partitions", "topic")
+FETCHED = _gauge("last_fetch_timestamp_seconds", "When the broker last answered a fetch")
+READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from stream.settings import SettingsError, describe, load
+
+
+def test_without_variables_every_setting_has_its_default() -> None:
+    settings = load({"HOME": "/x"})
+    assert (settings.broker, settings.partitions, settings.copy_top_p) == (None, 8, 0.95)
+
+
+def test_values_are_read_with_their_types() -> None:
+    settings = load(
+        {"SHOPWINDOW_BROKER": "kafka://a:1,b:2", "SHOPWINDOW_COPY": "no", "SHOPWINDOW_PAGE_TTL": "60", "SHOPWINDOW_DATA_DIR": "/d"}
+    )
+    assert settings.broker == "kafka://a:1,b:2"
+    assert settings.copy is False
+    assert settings.page_ttl == 60.0
+    assert settings.data_dir == Path("/d")
+
+
+def test_every_bad_value_is_named_with_what_was_expected() -> None:
+    with pytest.raises(SettingsError) as told:
+        load({"SHOPWINDOW_PARTITIONS": "many", "SHOPWINDOW_EXPLORE": "maybe", "SHOPWINDOW_BROKER": "http://x/y"})
+    message = str(told.value)
+    assert "SHOPWINDOW_PARTITIONS is 'many', expected a whole number from 1 to 4096" in message
+    assert "SHOPWINDOW_EXPLORE is 'maybe', expected true or false" in message
+    assert "SHOPWINDOW_BROKER is 'http://x/y'" in message
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e999", ""])
+def test_a_number_out_of_range_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="SHOPWINDOW_PAGE_TTL"):
+        load({"SHOPWINDOW_PAGE_TTL": value})
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="did you mean SHOPWINDOW_PARTITIONS"):
+        load({"SHOPWINDOW_PARTITION": "8"})
+
+
+def test_sasl_without_a_password_and_a_slow_heartbeat_are_contradictions() -> None:
+    with pytest.raises(SettingsError) as told:
+        load({"SHOPWINDOW_SECURITY_PROTOCOL": "SASL_SSL", "SHOPWINDOW_HEARTBEAT": "5", "SHOPWINDOW_SSL_CA_FILE": "/none"})
+    for part in ("SASL_PASSWORD", "at most a third", "/none"):
+        assert part in str(told.value)
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    environ = {"SHOPWINDOW_SASL_PASSWORD": "hunter2"}
+    rows = {row.name: row for row in describe(load(environ), environ)}
+    assert rows["SHOPWINDOW_SASL_PASSWORD"].value == "***"
+    assert rows["SHOPWINDOW_SASL_PASSWORD"].source == "environment"
+    assert not any("hunter2" in field for row in rows.values() for field in row)

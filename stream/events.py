@@ -1,6 +1,14 @@
 """Events: what a shopper did, from the bytes of a record to rows that kernels read."""
 
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 import numpy as np
+
+from stream.ids import key32, key64
 
 # Position is the code that rows and profiles store: append only.
 KINDS = (
@@ -46,6 +54,265 @@ EVENT = np.dtype(
         ("locale", "i1"),
         ("channel", "i1"),
         ("consent", "i1"),  # 1 granted, -1 denied, 0 not said
-        ("pad", "i1", 2),
+        ("pad", "i2"),
     ]
 )
+
+
+# The types. Names are GA4's e-commerce names in a CloudEvents 1.0 envelope; JSON Schema `event/1` is generated from them.
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Short = Annotated[str, msgspec.Meta(max_length=256)]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Price = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class EventItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    item_id: Id
+    price: Price | None = None
+    quantity: Annotated[int, msgspec.Meta(ge=0, le=30_000)] = 1
+    item_category: Short | None = None
+    item_brand: Short | None = None
+
+
+class Consent(msgspec.Struct, frozen=True, omit_defaults=True):
+    personalization: bool | None = None
+
+
+class Attribution(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The place on a page that led to the event."""
+
+    page_id: Short | None = None
+    slot: Short | None = None
+    position: Annotated[int, msgspec.Meta(ge=0, le=10_000)] | None = None
+
+
+class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
+    user_id: Id | None = None
+    anonymous_id: Id | None = None
+    session_id: Short | None = None
+    channel: Short | None = None
+    locale: Short | None = None
+    consent: Consent | None = None
+    attribution: Attribution | None = None
+    items: Annotated[list[EventItem], msgspec.Meta(max_length=100)] | None = None
+    search_term: Text | None = None
+    transaction_id: Short | None = None
+    currency: Short | None = None
+    value: float | None = None
+
+
+class Behaviour(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One event of one shopper."""
+
+    id: Id
+    type: Id
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
+    data: EventData
+    source: Short = ""
+    specversion: Short = "1.0"
+
+
+class EventError(ValueError):
+    """An event that is refused: a code for metrics, the field, and a message that names field and value."""
+
+    def __init__(self, code: str, field: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.field, self.message = code, field, message
+
+
+class Reject(NamedTuple):
+    record: int  # index in its run
+    code: str
+    field: str
+    message: str
+
+
+class Decoded(NamedTuple):
+    """A run of records as rows. The lists have an entry for each record, empty for a reject."""
+
+    rows: np.ndarray  # (n,) EVENT in order of record; parts of one record adjacent, part 0 first
+    keys: list[bytes]  # the shopper key, UTF-8
+    ids: list[str]  # CloudEvents id
+    rejects: list[Reject]
+    clamped: int  # events from the future
+
+
+CODES = (
+    "empty",
+    "too_large",
+    "not_json",
+    "invalid",
+    "missing",
+    "unknown_type",
+    "wrong_topic",
+    "bad_key",
+    "out_of_range",
+)
+MAX_BYTES = 256 * 1024
+FUTURE_TOLERANCE = 300.0  # s
+EARLIEST, LATEST = 946_684_800.0, 2_147_483_000.0  # 2000-01-01; profiles hold whole seconds in 32 bits
+MAX_WORDS = 8
+
+_KIND_OF = {name: code for code, name in enumerate(KINDS) if name}
+_LOCALE_OF = {name: code for code, name in enumerate(LOCALES) if name}
+_CHANNEL_OF = {name: code for code, name in enumerate(CHANNELS) if name}
+_WITH_ITEMS = frozenset((VIEW, CLICK, ADD, REMOVE, HIDE, BUY, REFUND))
+_decoder = msgspec.json.Decoder(Behaviour)
+_PATH = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
+_NAMED = re.compile(r"required field `(\w+)`")
+_WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|[^\W_\u3400-\u4dbf\u4e00-\u9fff]+")
+
+
+def words(text: str) -> list[str]:
+    """What a text is about, at most 8: lower-case words; of Chinese, which has no spaces, each pair of characters."""
+    found: list[str] = []
+    for match in re.finditer(_WORD, text.lower()):
+        run = match.group()
+        if "\u3400" <= run[0] <= "\u9fff":
+            found += [run[i : i + 2] for i in range(max(1, len(run) - 1))]
+        else:
+            found.append(run)
+        if len(found) >= MAX_WORDS:
+            break
+    return found[:MAX_WORDS]
+
+
+def locale_code(locale: str | None) -> int:
+    """1 for "en" and "en-GB", 2 for "zh" and "zh_CN", 0 for others."""
+    return _LOCALE_OF.get(locale[:2].lower(), 0) if locale and locale[2:3] in ("", "-", "_") else 0
+
+
+def shopper_key(event: Behaviour) -> str:
+    """The account where there is one, else the anonymous id."""
+    return event.data.user_id or event.data.anonymous_id or ""
+
+
+def encode(event: Behaviour) -> bytes:
+    return msgspec.json.encode(event)
+
+
+def decode(value: bytes | None, key: bytes | None, topic: str) -> Behaviour:
+    """The event in a record of `topic` (one of TOPIC_KINDS). Raises only EventError."""
+    return _decode(value, key, topic)[0]
+
+
+def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Behaviour, int]:
+    if value is None:
+        raise EventError("empty", "value", "the record has no value; an event was expected")
+    if len(value) > MAX_BYTES:
+        raise EventError("too_large", "value", f"the event has {len(value)} bytes, at most {MAX_BYTES} are allowed")
+    try:
+        event = _decoder.decode(value)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), value) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EventError("not_json", "value", f"{error}: {_shown(value)}") from None
+    except RecursionError:
+        raise EventError("not_json", "value", f"nested too deeply: {_shown(value)}") from None
+    kind = _KIND_OF.get(event.type)
+    if kind is None:
+        raise EventError("unknown_type", "type", f"type is {_shown(event.type)}, expected one of {', '.join(_KIND_OF)}")
+    if kind not in TOPIC_KINDS[topic]:
+        home = next(name for name, kinds in TOPIC_KINDS.items() if kind in kinds)
+        raise EventError("wrong_topic", "type", f"type {event.type} belongs to topic '{home}', not to '{topic}'")
+    data = event.data
+    shopper = data.user_id or data.anonymous_id
+    if not shopper:
+        raise EventError("missing", "data.user_id", "neither data.user_id nor data.anonymous_id says whose event this is")
+    if key != shopper.encode("utf-8", "surrogatepass"):
+        raise EventError("bad_key", "key", f"the record's key is {_shown(key)}, expected the shopper's, {_shown(shopper)}")
+    if kind in _WITH_ITEMS:
+        if not data.items:
+            raise EventError("missing", "data.items", f"{event.type} needs data.items with an item_id, got {data.items}")
+        if kind == BUY and not data.transaction_id:
+            raise EventError("missing", "data.transaction_id", "purchase needs data.transaction_id")
+    elif kind == SEARCH and not data.search_term:
+        raise EventError("missing", "data.search_term", f"search needs data.search_term, got {_shown(data.search_term)}")
+    elif kind == CONSENT and (data.consent is None or data.consent.personalization is None):
+        raise EventError("missing", "data.consent", "consent needs data.consent.personalization, true or false")
+    return event, kind
+
+
+def _invalid(message: str, value: bytes) -> EventError:
+    """msgspec's message, with the path as the field and the value that was found there."""
+    match = _PATH.match(message)
+    what, path = (match.group(1), match.group(2) or "") if match else (message, "")
+    named = _NAMED.search(what)
+    field = path.lstrip(".")
+    if named:
+        field = f"{field}.{named.group(1)}".lstrip(".")
+        return EventError("missing", field, f"{field} is missing")
+    found: Any
+    try:
+        found = msgspec.json.decode(value)
+        for step in re.findall(r"\w+|\[\.\.\.\]|\[\d+\]", path):
+            if step.startswith("["):
+                found = found[0] if step == "[...]" else found[int(step[1:-1])]
+            else:
+                found = found[step]
+    except (msgspec.DecodeError, LookupError, TypeError, RecursionError, ValueError):
+        found = value
+    return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {what}")
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def decode_run(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None],
+    timestamps: Sequence[float],
+    topic: str,
+    future_tolerance: float = FUTURE_TOLERANCE,
+) -> Decoded:
+    """A run of records of `topic` to rows; `timestamps` are the records' own (s since the epoch).
+
+    A bad record becomes a reject and leaves its neighbours alone. An event further ahead of its record than
+    `future_tolerance` is clamped to that.
+    """
+    rows: list[tuple[Any, ...]] = []
+    shoppers: list[bytes] = [b""] * len(values)
+    ids: list[str] = [""] * len(values)
+    rejects: list[Reject] = []
+    clamped = 0
+    for i, value in enumerate(values):
+        try:
+            event, kind = _decode(value, keys[i], topic)
+            time = event.time.timestamp()
+            if time > timestamps[i] + future_tolerance:
+                time, late = timestamps[i] + future_tolerance, 1
+            else:
+                late = 0
+            if not EARLIEST <= time <= LATEST:
+                raise EventError("out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038")
+        except EventError as error:
+            rejects.append(Reject(i, error.code, error.field, error.message))
+            continue
+        except (OverflowError, ValueError) as error:
+            # datetime's own: an offset that leads out of the years 1 to 9999.
+            rejects.append(Reject(i, "out_of_range", "time", f"time cannot be read: {error}"))
+            continue
+        clamped += late
+        data = event.data
+        key = keys[i]
+        assert key is not None
+        shoppers[i], ids[i] = key, event.id
+        personal = data.consent.personalization if data.consent is not None else None
+        consent = 0 if personal is None else 1 if personal else -1
+        head = key64(key.decode("utf-8", "surrogatepass")), key64(f"{event.source}\0{event.id}")
+        tail = kind, locale_code(data.locale), _CHANNEL_OF.get(data.channel or "", 0), consent, 0
+        if kind in _WITH_ITEMS:
+            for part, item in enumerate(data.items or ()):
+                category = key32(item.item_category) if item.item_category else 0
+                brand = key32(item.item_brand) if item.item_brand else 0
+                rows.append(
+                    (*head, key64(item.item_id), time, i, category, brand, 0, item.price or 0.0, item.quantity, part, *tail)
+                )
+        elif kind == SEARCH:
+            for part, word in enumerate(words(data.search_term or "") or [""]):
+                rows.append((*head, 0, time, i, 0, 0, key32(word) if word else 0, 0.0, 0, part, *tail))
+        else:
+            rows.append((*head, 0, time, i, 0, 0, 0, 0.0, 0, 0, *tail))
+    return Decoded(np.array(rows, EVENT), shoppers, ids, rejects, clamped)

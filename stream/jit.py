@@ -10,13 +10,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_FOLDERS = ("stream", "models")
-F = TypeVar("F", bound=Callable[..., Any])
+Kernel = Callable[..., Any]
 
 
 def sources_hash() -> str:
@@ -52,7 +52,7 @@ if _CACHE is not None:
     numba.config.CACHE_DIR = str(_CACHE)
 
 
-def njit(kernel: F) -> F:
+def njit(kernel: Kernel) -> Kernel:
     """Compile `kernel` without the GIL; no fastmath, which would change sums."""
-    compiled: F = numba.njit(nogil=True, cache=_CACHE is not None)(kernel)
+    compiled: Kernel = numba.njit(nogil=True, cache=_CACHE is not None)(kernel)
     return compiled

@@ -1,6 +1,19 @@
 """Item signals: popularity, transitions and co-visits, folded from shoppers' activity by the item's owner."""
 
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
+
+from stream.catalog import AVAILABLE, Catalog
+from stream.events import ADD, BUY, CLICK, VIEW
+from stream.ids import IdIndex
+from stream.jit import njit
+from stream.profile import fold_event, pack, unpack
+
+Rows = npt.NDArray[np.void]
 
 NEAR = 48  # neighbours kept of each item, the strongest
 STEPS = 10  # a transition is counted up to this many steps back, with weight 1 / step
@@ -42,3 +55,318 @@ ACTIVITY = np.dtype(
         ("pad", "i1", 4),
     ]
 )
+
+GAP_KINDS = (VIEW, CLICK, ADD, BUY)
+_POPULAR_LIVES = np.array(POPULARITY_HALF_LIVES)
+
+
+@njit
+def _emit(out, at, item, other, time, offset, kind, event, step, first):  # type: ignore[no-untyped-def]
+    a = out[at]
+    a.item, a.other, a.time, a.offset = item, other, time, offset
+    a.kind, a.event, a.step, a.first = kind, event, step, first
+
+
+@njit
+def _activity_of(p, e, offset, out, n):  # type: ignore[no-untyped-def]
+    """The activity of one folded interaction, from the shopper's ring. -> number of rows written so far."""
+    size = p.recent_item.shape[0]
+    place = -1
+    for j in range(size - 1, -1, -1):
+        if p.recent_item[j] == e.item and p.recent_time[j] == e.time and p.recent_kind[j] == e.kind:
+            place = j
+            break
+    if place < 0:
+        # Older than a full ring: it counts for popularity, its session is forgotten.
+        _emit(out, n, e.item, 0, e.time, offset, SEEN, e.kind, 0, 0)
+        return n + 1
+    seen_before = False
+    start, time = place, e.time
+    while start > 0 and p.recent_item[start - 1] != 0 and time - p.recent_time[start - 1] <= SESSION_GAP:
+        start -= 1
+        time = p.recent_time[start]
+        if p.recent_item[start] == e.item:
+            seen_before = True
+    _emit(out, n, e.item, 0, e.time, offset, SEEN, e.kind, 0, 0 if seen_before else 1)
+    n += 1
+    # A click and the view that follows it, or a view and its addition to the cart, are one step of the session.
+    step, later_item, later_kind = 0, e.item, e.kind
+    for j in range(place - 1, start - 1, -1):
+        item, kind = p.recent_item[j], p.recent_kind[j]
+        if item == later_item and kind != later_kind:
+            later_kind = kind
+            continue
+        step += 1
+        later_item, later_kind = item, kind
+        if step > STEPS:
+            break
+        if item == e.item:
+            if step == 1:
+                _emit(out, n, item, item, e.time, offset, NEXT, e.kind, step, 0)
+                n += 1
+            continue
+        first = 0 if seen_before else 1
+        for k in range(j + 1, place):
+            if p.recent_item[k] == item:
+                first = 0
+        _emit(out, n, item, e.item, e.time, offset, NEXT, e.kind, step, first)
+        _emit(out, n + 1, e.item, item, e.time, offset, BACK, e.kind, step, first)
+        n += 2
+    return n
+
+
+@njit
+def _fold_with_activity(profiles, who, events, offsets, fresh, out):  # type: ignore[no-untyped-def]
+    n = 0
+    for i in range(events.shape[0]):
+        p, e = profiles[who[i]], events[i]
+        fresh[i] = fold_event(p, e, i > 0 and fresh[i - 1])
+        if fresh[i] and p.consent >= 0 and e.item != 0 and e.kind in GAP_KINDS:
+            n = _activity_of(p, e, offsets[e.record], out, n)
+    return n
+
+
+def fold_with_activity(
+    profiles: Rows, who: npt.NDArray[np.int32], events: Rows, offsets: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], Rows]:
+    """`profile.fold`, and what it means for the items' signals.
+
+    profiles (S,) PROFILE in place; who (n,) int32; events (n,) EVENT; offsets of the run's records.
+    -> fresh (n,) bool; (m,) ACTIVITY in order of offset. What each interaction means is read from the ring right after
+    its fold: the session so far, from the shopper's own past.
+    """
+    fresh = np.empty(len(events), np.bool_)
+    out = np.zeros((1 + 2 * STEPS) * len(events), ACTIVITY)
+    return fresh, out[: _fold_with_activity(profiles, who, events, offsets, fresh, out)]
+
+
+@njit
+def _age(s, time):  # type: ignore[no-untyped-def]
+    """Decay a SIGNAL row to `time`, where that is later than it is as of."""
+    if time <= s.time:
+        return
+    gap = time - s.time
+    if s.time > 0.0:
+        slow = np.float32(2.0 ** -(gap / TRANSITION_HALF_LIFE))
+        for j in range(s.near_item.shape[0]):
+            s.near_next[j] *= slow
+            s.near_strict[j] *= slow
+            s.near_visit[j] *= slow
+        s.seen *= slow
+        s.next_out *= slow
+        s.strict_out *= slow
+        s.repeat *= slow
+        for life in range(3):
+            s.popular[life] *= np.float32(2.0 ** -(gap / _POPULAR_LIVES[life]))
+        stock = np.float32(2.0 ** -(gap / _POPULAR_LIVES[2]))
+        s.buys *= stock
+        s.carts *= stock
+    s.time = time
+
+
+@njit
+def _neighbour(s, other):  # type: ignore[no-untyped-def]
+    """Place of `other` among the neighbours; the weakest makes room."""
+    weakest, least = 0, np.inf
+    for j in range(s.near_item.shape[0]):
+        if s.near_item[j] == other:
+            return j
+        strength = -1.0 if s.near_item[j] == 0 else np.float64(s.near_next[j] + s.near_visit[j])
+        if strength < least or (strength == least and s.near_item[j] < s.near_item[weakest]):
+            weakest, least = j, strength
+    s.near_item[weakest] = other
+    s.near_next[weakest] = s.near_strict[weakest] = s.near_visit[weakest] = 0.0
+    return weakest
+
+
+@njit
+def _fold_activity(rows, at, acts):  # type: ignore[no-untyped-def]
+    for i in range(acts.shape[0]):
+        s, a = rows[at[i]], acts[i]
+        s.item = a.item
+        _age(s, a.time)
+        late = s.time - a.time
+        weight = np.float32(2.0 ** -(late / TRANSITION_HALF_LIFE))
+        if a.kind == SEEN:
+            for life in range(3):
+                s.popular[life] += np.float32(2.0 ** -(late / _POPULAR_LIVES[life]))
+            stock = np.float32(2.0 ** -(late / _POPULAR_LIVES[2]))
+            if a.event == BUY:
+                s.buys += stock
+            elif a.event == ADD:
+                s.carts += stock
+            s.count += np.float32(1.0)
+            s.seen += weight * a.first
+        elif a.other == a.item:
+            s.repeat += weight
+            s.strict_out += weight
+            s.next_out += weight
+        else:
+            j = _neighbour(s, a.other)
+            s.near_visit[j] += weight * a.first
+            if a.kind == NEXT:
+                s.near_next[j] += weight / np.float32(a.step)
+                s.next_out += weight / np.float32(a.step)
+                if a.step == 1:
+                    s.near_strict[j] += weight
+                    s.strict_out += weight
+
+
+def owner(items: npt.NDArray[np.int64], partitions: int) -> npt.NDArray[np.int64]:
+    """The partition of item-activity and item-signals that owns each item id. (n,) int64."""
+    return (items & np.int64(0x7FFFFFFF)) % partitions
+
+
+_HEAD = struct.Struct("<BHHI")
+ACTIVITY_VERSION = 1
+
+
+def encode_activity(source: str, partition: int, rows: Rows) -> bytes:
+    """Activity of one run of `source` (topic, partition) for the items of one partition."""
+    name = source.encode()
+    return _HEAD.pack(ACTIVITY_VERSION, len(name), partition, len(rows)) + name + rows.tobytes()
+
+
+def decode_activity(value: bytes | None) -> tuple[str, int, Rows]:
+    """-> source topic, its partition, (n,) ACTIVITY. Raises ValueError for anything that `encode_activity` did not write."""
+    if value is None or len(value) < _HEAD.size:
+        raise ValueError(f"{len(value or b'')} bytes are no activity")
+    version, length, partition, count = _HEAD.unpack_from(value)
+    start = _HEAD.size + length
+    if version != ACTIVITY_VERSION or len(value) != start + count * ACTIVITY.itemsize:
+        raise ValueError(f"activity of version {version} with {count} rows cannot have {len(value)} bytes")
+    rows = np.frombuffer(value, ACTIVITY, count, start)
+    if ((rows["kind"] < SEEN) | (rows["kind"] > BACK) | (rows["step"] < 0) | (rows["step"] > STEPS)).any():
+        raise ValueError("activity with an unknown kind or step")
+    if ((rows["kind"] == NEXT) & (rows["step"] < 1)).any() or not np.isfinite(rows["time"]).all():
+        raise ValueError("activity without a step or a time")
+    return value[_HEAD.size : start].decode("utf-8", "replace"), partition, rows
+
+
+SOURCE = b"\x00src:"  # a key that starts so: up to where a source's activity is counted
+
+
+class ItemTable:
+    """The signals of the items of one partition, and how far each source of activity is counted in them."""
+
+    def __init__(self) -> None:
+        self.rows = np.zeros(256, SIGNAL)
+        self.index = IdIndex()
+        self.sources: dict[bytes, int] = {}  # key of the source -> next offset
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def fold(self, source: str, partition: int, acts: Rows) -> set[int]:
+        """Count activity whose offsets are new. -> rows that changed. A source's activity comes in order of offset."""
+        key = b"%s%s:%d" % (SOURCE, source.encode(), partition)
+        acts = acts[acts["offset"] >= self.sources.get(key, 0)]
+        if not len(acts):
+            return set()
+        at = np.fromiter((self._row(item) for item in acts["item"].tolist()), np.int32, len(acts))
+        _fold_activity(self.rows, at, acts)
+        self.sources[key] = int(acts["offset"][-1]) + 1
+        return set(at.tolist())
+
+    def records(self, changed: Iterable[int]) -> list[tuple[bytes, bytes]]:
+        """Changelog of the changed rows and of the sources: written in one batch, they cannot disagree."""
+        rows = sorted(changed)
+        packed = pack(self.rows[rows], SIGNAL_VERSION)
+        keys = [b"%016x" % (item & (2**64 - 1)) for item in self.rows["item"][rows].tolist()]
+        return [*zip(keys, packed, strict=True), *((key, b"%d" % offset) for key, offset in self.sources.items())]
+
+    def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        for key, value in records:
+            if key.startswith(SOURCE) and value is not None:
+                self.sources[key] = int(value)
+        rows = [value for key, value in records if not key.startswith(b"\x00") and value is not None]
+        for row in unpack(rows, SIGNAL, SIGNAL_VERSION):
+            self.rows[self._row(int(row["item"]))] = row
+
+    def _row(self, item: int) -> int:
+        row = self.index.add(item)
+        if row >= len(self.rows):
+            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+        return row
+
+
+LEADERS, CATEGORY_LEADERS, FRESH_DAYS = 240, 32, 14.0
+LEADERS_AGE = 5.0  # s of event time after which leaders are found anew
+
+
+class Leaders(NamedTuple):
+    """Rows of the catalogue that lead, best first, -1 at the end."""
+
+    overall: npt.NDArray[np.int32]  # (LEADERS,)
+    popularity: npt.NDArray[np.float32]  # (LEADERS,) of the same
+    categories: npt.NDArray[np.int32]  # (K,) key32, sorted
+    by_category: npt.NDArray[np.int32]  # (K, CATEGORY_LEADERS)
+    fresh: npt.NDArray[np.int32]  # (LEADERS,) newest first
+
+
+class Signals:
+    """The signals of all items in the rows of the catalogue, as every worker reads them."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.rows = np.zeros(len(catalog.items), SIGNAL)  # (capacity,) SIGNAL; item 0 where there is none
+        self.near_row = np.full((len(catalog.items), NEAR), -1, np.int32)  # (capacity, NEAR) rows of the neighbours
+        self.count = 0
+        self._leaders: Leaders | None = None
+        self._leaders_at, self._leaders_version = 0.0, -1
+
+    def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Set the rows of item-signals records. Raises ValueError for rows of another version."""
+        values = [value for key, value in records if not key.startswith(b"\x00") and value is not None]
+        for row in unpack(values, SIGNAL, SIGNAL_VERSION):
+            at = self._catalog.row(int(row["item"]))
+            near = [self._catalog.row(item) if item else -1 for item in row["near_item"].tolist()]
+            self.fit()
+            self.count += int(self.rows[at]["item"] == 0)
+            self.rows[at] = row
+            self.near_row[at] = near
+
+    def fit(self) -> None:
+        """Grow to the catalogue's capacity: call before a batch reads both."""
+        missing = len(self._catalog.items) - len(self.rows)
+        if missing > 0:
+            self.rows = np.concatenate([self.rows, np.zeros(missing, SIGNAL)])
+            self.near_row = np.concatenate([self.near_row, np.full((missing, NEAR), -1, np.int32)])
+
+    def leaders(self, now: float) -> Leaders:
+        """What leads at `now` (s, event time), at most LEADERS_AGE old."""
+        stale = now - self._leaders_at > LEADERS_AGE or self._leaders_version != self._catalog.version
+        if self._leaders is None or stale:
+            self._leaders = self._find_leaders(now)
+            self._leaders_at, self._leaders_version = now, self._catalog.version
+        return self._leaders
+
+    def _find_leaders(self, now: float) -> Leaders:
+        self.fit()
+        n = len(self._catalog)
+        items, rows = self._catalog.items[:n], self.rows[:n]
+        shown = (items["present"] == 1) & ((items["flags"] & AVAILABLE) != 0) & (items["expires"] > now)
+        gap = np.maximum(0.0, now - rows["time"])[:, None]  # (n, 1)
+        # By the hour, the day and the fortnight: what trends now leads what was once loved.
+        popular = (rows["popular"] * 2.0 ** -(gap / _POPULAR_LIVES)) @ np.array([0.5, 1.0, 0.25])
+        popular = np.where(shown, popular, -1.0)
+        order = np.lexsort((items["id"], -popular))
+        order = order[: int(shown.sum())]
+        keys = np.unique(items["category"][order])
+        keys = keys[keys != 0].astype(np.int32)
+        by_category = np.full((len(keys), CATEGORY_LEADERS), -1, np.int32)
+        place = np.searchsorted(keys, items["category"][order])
+        for k in range(len(keys)):
+            found = order[(place == k) & (items["category"][order] == keys[k])][:CATEGORY_LEADERS]
+            by_category[k, : len(found)] = found
+        new = np.flatnonzero(shown & (items["added"] > now - FRESH_DAYS * 86_400.0) & (items["added"] <= now))
+        new = new[np.lexsort((items["id"][new], -items["added"][new]))]
+        first = order[:LEADERS]
+        return Leaders(
+            _padded(first), np.pad(popular[first], (0, LEADERS - len(first))).astype(np.float32), keys, by_category, _padded(new)
+        )
+
+
+def _padded(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    kept = rows[:LEADERS].astype(np.int32)
+    return np.concatenate([kept, np.full(LEADERS - len(kept), -1, np.int32)])

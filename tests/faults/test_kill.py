@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from deploy.broker import Broker
 
+from deploy.broker import Broker
 from stream.kafka import topics
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import client_options, partition_of

@@ -24,7 +24,9 @@ POPULAR, TOGETHER, NEXT, BEFORE, CATEGORY, BRAND, PRICE, WORD, AGAIN_BOUGHT, IN_
 
 POSITIONS = 40  # items of a page, at most
 # Generators that proposed a candidate, one bit each.
-GEN_NEXT, GEN_TOGETHER, GEN_POPULAR, GEN_CATEGORY, GEN_FRESH, GEN_BOUGHT, GEN_CART, GEN_RECENT = (1 << bit for bit in range(8))
+GEN_NEXT, GEN_TOGETHER, GEN_POPULAR, GEN_CATEGORY, GEN_FRESH, GEN_BOUGHT, GEN_CART, GEN_RECENT, GEN_ANCHOR = (
+    1 << bit for bit in range(9)
+)  # ANCHOR: a neighbour of the very last item
 
 PLACED = np.dtype(
     [

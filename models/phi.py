@@ -1,0 +1,419 @@
+"""phi(U, C): what the softmax knows of a shopper and a candidate, in named features. One phi for serving and training.
+
+The statistics are those that pay in next-click benchmarks (transitions and co-visits of the last items, repeats,
+decayed popularity, support interactions), and beside them what a shop knows besides clicks: categories, brands, prices,
+words, the cart, purchases, what was shown in vain. Logarithms are shifted so that absence is zero.
+"""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from stream.catalog import Catalog
+from stream.events import ADD
+from stream.ids import find
+from stream.jit import njit
+from stream.page import (
+    AGAIN_BOUGHT,
+    BEFORE,
+    BRAND,
+    CATEGORY,
+    GEN_CATEGORY,
+    GEN_FRESH,
+    GEN_POPULAR,
+    IN_CART,
+    NEW,
+    NEXT,
+    POPULAR,
+    PRICE,
+    TOGETHER,
+    WORD,
+)
+from stream.profile import HALF_LIVES
+from stream.retrieval import RECENT_ITEMS, Candidates, distinct_recent
+from stream.serving import FATIGUE_HALF_LIFE
+from stream.signals import POPULARITY_HALF_LIVES, Signals
+
+Rows = npt.NDArray[np.void]
+Floats = npt.NDArray[np.float32]
+
+# Name and the reason that a positive theta_i phi_i gives; None: it explains nothing to a shopper.
+_NAMED: tuple[tuple[str, int | None], ...] = (
+    ("next_last", NEXT),  # log T[l, c] / O[l]: transitions from the last item, weight 1 / step
+    ("next_strict", NEXT),  # log M[l, c] / m[l]: of one step
+    ("next_sum", NEXT),  # log of the sum over the last items a of T / O / (a + 1)
+    ("next_second", NEXT),
+    ("next_last_support", NEXT),  # times log1p(m[l]) / 5: a rate from many cases says more
+    ("next_sum_length", NEXT),  # times log of the session's length
+    ("together_last", TOGETHER),  # log cosine of co-visits with the last item
+    ("together_second", TOGETHER),
+    ("together_sum", TOGETHER),
+    ("together_last_support", TOGETHER),
+    ("back_last", TOGETHER),  # log T[c, l] / O[c]: the last item after the candidate
+    ("two_hop", TOGETHER),  # over the strongest neighbours of the last item
+    ("together_cart", IN_CART),
+    ("popular_hour", POPULAR),
+    ("popular_day", POPULAR),
+    ("popular_fortnight", POPULAR),
+    ("popular_newcomer", POPULAR),  # popularity of the day / (1 + events of the shopper)
+    ("bought_by_many", POPULAR),
+    ("carted_by_many", POPULAR),
+    ("buy_rate", POPULAR),
+    ("is_last", BEFORE),
+    ("is_recent", BEFORE),
+    ("recent_steps", BEFORE),  # 1 / (1 + steps back)
+    ("recent_count", BEFORE),  # log1p times in the ring
+    ("recent_age", BEFORE),  # log1p minutes since
+    ("repeat_rate_last", BEFORE),  # M[c, c] / m[c] where it is the last item
+    ("repeat_rate_recent", BEFORE),
+    ("carted_before", BEFORE),
+    ("in_cart", IN_CART),
+    ("bought", AGAIN_BOUGHT),
+    ("bought_age", AGAIN_BOUGHT),  # log1p days since
+    ("category_half_hour", CATEGORY),  # share of the taste, at three half-lives
+    ("category_day", CATEGORY),
+    ("category_month", CATEGORY),
+    ("category_last", CATEGORY),  # same as the last item's
+    ("category_recent", CATEGORY),  # share of the last items, weight 1 / (a + 1)
+    ("brand_half_hour", BRAND),
+    ("brand_day", BRAND),
+    ("brand_month", BRAND),
+    ("brand_last", BRAND),
+    ("brand_recent", BRAND),
+    ("category_and_brand", BRAND),
+    ("price_distance", PRICE),  # |log price - mean| of the shopper's
+    ("price_square", PRICE),
+    ("price_above", PRICE),
+    ("price_below", PRICE),
+    ("price_last", PRICE),  # |log price - the last item's|
+    ("searched", WORD),  # decayed weight of the shopper's search words in the title
+    ("searched_any", WORD),
+    ("title_last", CATEGORY),  # share of title words that the last item has too
+    ("title_recent", CATEGORY),  # weight 1 / (a + 1) over the last items
+    ("title_category", CATEGORY),  # title_recent times category_recent
+    ("age", NEW),  # log1p days since it came
+    ("is_new", NEW),  # came within 7 days
+    ("expires_soon", None),  # within a day
+    ("shown_in_vain", None),  # log1p of the decayed number of showings
+    ("shown_in_vain_popular", None),
+    ("from_categories", None),
+    ("from_fresh", None),
+    ("from_popular", None),
+    ("has_signals", None),
+    ("category_activity", CATEGORY),  # category_half_hour times log1p of the half hour's activity
+)
+FEATURES = tuple(name for name, _ in _NAMED)
+F = len(FEATURES)
+REASON_OF = np.array([-1 if reason is None else reason for _, reason in _NAMED], np.int8)  # (F,)
+_AT = {name: at for at, name in enumerate(FEATURES)}
+_LIVES, _POPULAR_LIVES = np.array(HALF_LIVES), np.array(POPULARITY_HALF_LIVES)
+_WORDS = 128  # slots of the hash of the last items' title words
+
+
+def features_hash() -> str:
+    """sha256 of the names, in order: what a ranker's manifest must repeat."""
+    return "sha256:" + hashlib.sha256("\n".join(FEATURES).encode()).hexdigest()
+
+
+NEXT_LAST, NEXT_SUM, TOGETHER_LAST, TOGETHER_CART = (_AT[n] for n in ("next_last", "next_sum", "together_last", "together_cart"))
+POPULAR_HOUR, BOUGHT_BY_MANY, IS_LAST, IN_THE_CART = (_AT[n] for n in ("popular_hour", "bought_by_many", "is_last", "in_cart"))
+CATEGORY_0, BRAND_0, PRICE_0, SEARCHED = (_AT[n] for n in ("category_half_hour", "brand_half_hour", "price_distance", "searched"))
+TITLE_LAST, AGE = _AT["title_last"], _AT["age"]
+
+
+@njit
+def _log_share(value, floor):  # type: ignore[no-untyped-def]
+    return np.log((value + floor) / floor)
+
+
+@njit
+def _shares(keys, weights, at, now, wanted, out):  # type: ignore[no-untyped-def]
+    """Shares of `wanted` in a profile's table at three half-lives, in out (3,)."""
+    for life in range(3):
+        total = 1e-9
+        mine = 0.0
+        for j in range(keys.shape[0]):
+            total += weights[j, life]
+            if keys[j] == wanted:
+                mine = weights[j, life]
+        # A little taste, long ago, is not a whole taste: the half adds doubt.
+        decay = 2.0 ** -(max(0.0, now - at) / _LIVES[life])
+        out[life] = mine * decay / (total * decay + 0.5)
+
+
+@njit
+def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,
+                    near_row, column, phi):  # type: ignore[no-untyped-def]  # fmt: skip
+    recent = np.empty(RECENT_ITEMS, np.int32)
+    words = np.zeros(_WORDS, np.int32)
+    word_last, word_recent = np.zeros(_WORDS), np.zeros(_WORDS)
+    shares = np.zeros(3)
+    limit = rows.shape[1]
+    # Sums over the walk, before their logarithms: next last, strict, sum, second; together last, second, sum; hop, cart.
+    raw = np.zeros((limit, 9))
+    for u in range(rows.shape[0]):
+        p, served, time, n = profiles[u], serving[u], now[u], count[u]
+        for c in range(n):
+            column[rows[u, c]] = c
+            raw[c, :] = 0.0
+        r = distinct_recent(p, index_keys, index_rows, recent)
+        support = visits = 0.0
+        for a in range(r):
+            s = signals[recent[a]]
+            if s.item == 0:
+                continue
+            weight = 1.0 / (a + 1.0)
+            if a == 0:
+                support = np.log1p(np.float64(s.strict_out)) / 5.0
+                visits = np.log1p(np.float64(s.seen)) / 5.0
+            for j in range(near_row.shape[1]):
+                row = near_row[recent[a], j]
+                if row < 0:
+                    continue
+                c = column[row]
+                follows = s.near_next[j] / max(s.next_out, np.float32(1e-9))
+                if a == 0 and follows > 0.02:
+                    o = signals[row]
+                    for k in range(near_row.shape[1]):
+                        hop = near_row[row, k]
+                        if hop >= 0 and column[hop] >= 0:
+                            raw[column[hop], 7] += follows * o.near_next[k] / max(o.next_out, np.float32(1e-9))
+                if c < 0:
+                    continue
+                together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * signals[row].seen, 1e-9))
+                if a == 0:
+                    raw[c, 0] = follows
+                    raw[c, 1] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
+                    raw[c, 4] = together
+                elif a == 1:
+                    raw[c, 3] = follows
+                    raw[c, 5] = together
+                raw[c, 2] += weight * follows
+                raw[c, 6] += weight * together
+        for i in range(p.cart_item.shape[0]):
+            if p.cart_item[i] == 0 or p.cart_quantity[i] == 0:
+                continue
+            source = find(index_keys, index_rows, p.cart_item[i])
+            if source < 0 or signals[source].item == 0:
+                continue
+            s = signals[source]
+            for j in range(near_row.shape[1]):
+                row = near_row[source, j]
+                if row >= 0 and column[row] >= 0:
+                    raw[column[row], 8] += s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * signals[row].seen, 1e-9))
+        # Title words of the last items, hashed.
+        words[:] = 0
+        for a in range(r):
+            for j in range(items[recent[a]].word.shape[0]):
+                word = items[recent[a]].word[j]
+                if word == 0:
+                    break
+                at = word & (_WORDS - 1)
+                while words[at] != 0 and words[at] != word:
+                    at = (at + 1) & (_WORDS - 1)
+                if words[at] == 0:
+                    words[at] = word
+                    word_last[at] = word_recent[at] = 0.0
+                if a == 0:
+                    word_last[at] = 1.0
+                word_recent[at] += 1.0 / (a + 1.0)
+        weight_sum = 0.0
+        for a in range(r):
+            weight_sum += 1.0 / (a + 1.0)
+        length = 0
+        for j in range(p.recent_item.shape[0] - 1, -1, -1):
+            if p.recent_item[j] == 0 or time - p.recent_time[j] > 1800.0:
+                break
+            length += 1
+        log_length = np.log1p(np.float64(length))
+        activity = 0.0
+        for j in range(p.activity.shape[0]):
+            activity += p.activity[j, 0]
+        activity = np.log1p(activity * 2.0 ** -(max(0.0, time - p.activity_at) / _LIVES[0]))
+        mean, priced = 0.0, p.price_weight > 0.0
+        spread = 0.7
+        if priced:
+            mean = p.price_sum / p.price_weight
+            variance = max(0.0, p.price_square / p.price_weight - mean * mean)
+            # A few prices say little of the spread: half a price of doubt at a common spread of .7.
+            spread = np.sqrt((variance * p.price_weight + 0.5 * 0.49) / (p.price_weight + 0.5)) + 0.1
+        word_decay = 2.0 ** -(max(0.0, time - p.word_at) / 86_400.0)
+        searched_total = 1e-9
+        for j in range(p.word.shape[0]):
+            searched_total = max(searched_total, p.word_weight[j])
+        for c in range(n):
+            row = rows[u, c]
+            item, s, x, w = items[row], signals[row], phi[u, c], raw[c]
+            k = NEXT_LAST
+            x[k] = _log_share(w[0], 3e-4)
+            x[k + 1] = _log_share(w[1], 3e-4)
+            x[k + 2] = _log_share(w[2], 3e-4)
+            x[k + 3] = _log_share(w[3], 3e-4)
+            x[k + 4] = x[k] * support
+            x[k + 5] = x[k + 2] * log_length
+            x[k + 6] = _log_share(w[4], 3e-3)
+            x[k + 7] = _log_share(w[5], 3e-3)
+            x[k + 8] = _log_share(w[6], 3e-3)
+            x[k + 9] = x[k + 6] * visits
+            if r > 0 and s.item != 0:
+                for j in range(near_row.shape[1]):
+                    if near_row[row, j] == recent[0]:
+                        x[k + 10] = _log_share(np.float64(s.near_next[j] / max(s.next_out, np.float32(1e-9))), 3e-4)
+                        break
+            x[k + 11] = _log_share(w[7], 3e-4)
+            x[TOGETHER_CART] = _log_share(w[8], 3e-3)
+            gap = max(0.0, time - s.time)
+            for life in range(3):
+                x[POPULAR_HOUR + life] = np.log1p(np.float64(s.popular[life]) * 2.0 ** -(gap / _POPULAR_LIVES[life]))
+            x[POPULAR_HOUR + 3] = x[POPULAR_HOUR + 1] / (1.0 + p.events)
+            k = BOUGHT_BY_MANY
+            stock = 2.0 ** -(gap / _POPULAR_LIVES[2])
+            x[k] = np.log1p(np.float64(s.buys) * stock)
+            x[k + 1] = np.log1p(np.float64(s.carts) * stock)
+            x[k + 2] = np.log((s.buys * stock + 1.0) / (s.popular[2] * stock + 20.0) * 20.0)
+            k = IS_LAST
+            times, back, since, carted = 0, -1, 0.0, 0.0
+            for j in range(p.recent_item.shape[0] - 1, -1, -1):
+                if p.recent_item[j] == item.id:
+                    times += 1
+                    if back < 0:
+                        back = p.recent_item.shape[0] - 1 - j
+                        since = time - p.recent_time[j]
+                    if p.recent_kind[j] == ADD:
+                        carted = 1.0
+            if times > 0:
+                rate = s.repeat / max(s.strict_out, np.float32(1.0))
+                x[k] = 1.0 if r > 0 and recent[0] == row else 0.0
+                x[k + 1] = 1.0
+                x[k + 2] = 1.0 / (1.0 + back)
+                x[k + 3] = np.log1p(np.float64(times))
+                x[k + 4] = np.log1p(max(0.0, since) / 60.0)
+                x[k + 5] = rate * x[k]
+                x[k + 6] = rate
+                x[k + 7] = carted
+            for j in range(p.cart_item.shape[0]):
+                if p.cart_item[j] == item.id and p.cart_quantity[j] > 0:
+                    x[IN_THE_CART] = 1.0
+            for j in range(p.bought_item.shape[0] - 1, -1, -1):
+                if p.bought_item[j] == item.id:
+                    x[IN_THE_CART + 1] = 1.0
+                    x[IN_THE_CART + 2] = np.log1p(max(0.0, time - p.bought_time[j]) / 86_400.0)
+                    break
+            k = CATEGORY_0
+            if item.category != 0:
+                _shares(p.category, p.category_weight, p.category_at, time, item.category, shares)
+                for life in range(3):
+                    x[k + life] = shares[life]
+                for a in range(r):
+                    if items[recent[a]].category == item.category:
+                        x[k + 4] += 1.0 / (a + 1.0) / weight_sum
+                        if a == 0:
+                            x[k + 3] = 1.0
+            k = BRAND_0
+            if item.brand != 0:
+                _shares(p.brand, p.brand_weight, p.brand_at, time, item.brand, shares)
+                for life in range(3):
+                    x[k + life] = shares[life]
+                for a in range(r):
+                    if items[recent[a]].brand == item.brand:
+                        x[k + 4] += 1.0 / (a + 1.0) / weight_sum
+                        if a == 0:
+                            x[k + 3] = 1.0
+            x[k + 5] = np.sqrt(x[CATEGORY_0 + 4] * x[BRAND_0 + 4])
+            k = PRICE_0
+            if item.log_price != 0.0:
+                if priced:
+                    far = (item.log_price - mean) / spread
+                    x[k] = min(abs(far), 6.0)
+                    x[k + 1] = min(far * far, 36.0) / 6.0
+                    x[k + 2] = min(max(far, 0.0), 6.0)
+                    x[k + 3] = min(max(-far, 0.0), 6.0)
+                if r > 0 and items[recent[0]].log_price != 0.0:
+                    x[k + 4] = min(abs(item.log_price - items[recent[0]].log_price), 5.0)
+            k = TITLE_LAST
+            n_words = 0
+            for j in range(item.word.shape[0]):
+                word = item.word[j]
+                if word == 0:
+                    break
+                n_words += 1
+                for i in range(p.word.shape[0]):
+                    if p.word[i] == word:
+                        x[SEARCHED] += p.word_weight[i] * word_decay
+                        x[SEARCHED + 1] = max(x[SEARCHED + 1], p.word_weight[i] / searched_total)
+                at = word & (_WORDS - 1)
+                while words[at] != 0 and words[at] != word:
+                    at = (at + 1) & (_WORDS - 1)
+                if words[at] == word:
+                    x[k] += word_last[at]
+                    x[k + 1] += word_recent[at]
+            if n_words > 0:
+                x[k] /= n_words
+                x[k + 1] /= n_words * weight_sum if weight_sum > 0.0 else 1.0
+            x[k + 2] = x[k + 1] * x[CATEGORY_0 + 4]
+            k = AGE
+            if item.added > 0.0:
+                days = max(0.0, time - item.added) / 86_400.0
+                x[k] = np.log1p(days)
+                x[k + 1] = 1.0 if days < 7.0 else 0.0
+            x[k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
+            for j in range(served.fatigue_item.shape[0]):
+                if served.fatigue_item[j] == item.id:
+                    rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
+                    x[k + 3] = np.log1p(served.fatigue_count[j] * rest)
+                    break
+            x[k + 4] = x[k + 3] * x[POPULAR_HOUR + 1]
+            g = generators[u, c]
+            x[k + 5] = 1.0 if g & GEN_CATEGORY else 0.0
+            x[k + 6] = 1.0 if g & GEN_FRESH else 0.0
+            x[k + 7] = 1.0 if g & GEN_POPULAR else 0.0
+            x[k + 8] = 1.0 if s.item != 0 else 0.0
+            x[k + 9] = x[CATEGORY_0] * activity
+        for c in range(n):
+            column[rows[u, c]] = -1
+
+
+def joint_features(
+    profiles: Rows,
+    serving: Rows,
+    now: npt.NDArray[np.float64],
+    candidates: Candidates,
+    catalog: Catalog,
+    signals: Signals,
+) -> Floats:
+    """phi of U shoppers and their candidates. (U, C, F) float32, zero beyond the count.
+
+    profiles (U,) PROFILE; serving (U,) SERVING; now (U,) s, each shopper's own newest event time: a shopper's features
+    are the same to the bit alone and in any batch.
+    """
+    phi = np.zeros((*candidates.rows.shape, F), np.float32)
+    column = np.full(len(catalog.items), -1, np.int32)
+    signals.fit()
+    _joint_features(
+        profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
+        catalog.index.rows, catalog.items, signals.rows, signals.near_row, column, phi,
+    )  # fmt: skip
+    return phi
+
+
+@njit
+def _explain(phi, theta, reason_of, codes, weights):  # type: ignore[no-untyped-def]
+    for i in range(phi.shape[0]):
+        best, code = 0.0, POPULAR
+        for f in range(phi.shape[1]):
+            weight = theta[f] * phi[i, f]
+            if reason_of[f] >= 0 and weight > best:
+                best, code = weight, reason_of[f]
+        codes[i] = code
+        weights[i] = best
+
+
+def explain(phi: Floats, theta: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """The exact reason of each shown item: the largest theta_i phi_i that speaks for it.
+
+    phi (n, F), theta (F, 1) float32. -> code (n,) of stream.page.REASONS, weight (n,) float32; POPULAR at 0 where none.
+    """
+    codes, weights = np.zeros(len(phi), np.int8), np.zeros(len(phi), np.float32)
+    _explain(np.ascontiguousarray(phi), theta.reshape(-1), REASON_OF, codes, weights)
+    return codes, weights

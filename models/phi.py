@@ -143,8 +143,8 @@ def _shares(keys, weights, at, now, wanted, out):  # type: ignore[no-untyped-def
 
 
 @njit
-def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,
-                    near_row, column, phi):  # type: ignore[no-untyped-def]  # fmt: skip
+def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,  # type: ignore[no-untyped-def]
+                    near_row, column, phi):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     words = np.zeros(_WORDS, np.int32)
     word_last, word_recent = np.zeros(_WORDS), np.zeros(_WORDS)
@@ -417,3 +417,31 @@ def explain(phi: Floats, theta: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     codes, weights = np.zeros(len(phi), np.int8), np.zeros(len(phi), np.float32)
     _explain(np.ascontiguousarray(phi), theta.reshape(-1), REASON_OF, codes, weights)
     return codes, weights
+
+
+@njit
+def _reason_rows(profiles, placed, count, index_keys, index_rows, signals, near_row):  # type: ignore[no-untyped-def]
+    recent = np.empty(RECENT_ITEMS, np.int32)
+    for u in range(placed.shape[0]):
+        r = distinct_recent(profiles[u], index_keys, index_rows, recent)
+        for j in range(count[u]):
+            item = placed[u, j]
+            if item.reason != NEXT and item.reason != TOGETHER:
+                continue
+            best = 0.0
+            for a in range(r):
+                s = signals[recent[a]]
+                for k in range(near_row.shape[1]):
+                    if near_row[recent[a], k] == item.row:
+                        strength = np.float64(s.near_next[k] if item.reason == NEXT else s.near_visit[k]) / (a + 1.0)
+                        if strength > best:
+                            best = strength
+                            item.reason_row = recent[a]
+
+
+def name_reasons(profiles: Rows, placed: Rows, count: npt.NDArray[np.int32], catalog: Catalog, signals: Signals) -> None:
+    """In place: where an item stands for its neighbourhood, the one of the last items that it is the nearest to.
+
+    profiles (U,) PROFILE; placed (U, POSITIONS) PLACED; count (U,).
+    """
+    _reason_rows(profiles, placed, count, catalog.index.keys, catalog.index.rows, signals.rows, signals.near_row)

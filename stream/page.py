@@ -1,6 +1,21 @@
 """The page: slots filled from scored candidates, and its bytes."""
 
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
 import numpy as np
+import numpy.typing as npt
+
+from stream.catalog import Catalog, Item
+from stream.events import Behaviour
+from stream.jit import njit
+from stream.profile import pack, unpack
+
+Rows = npt.NDArray[np.void]
 
 # Position is the code; append only.
 SLOTS = ("", "for_you", "because_you_viewed", "trending", "in_your_categories", "fresh", "buy_again")
@@ -23,6 +38,7 @@ REASONS = (
 POPULAR, TOGETHER, NEXT, BEFORE, CATEGORY, BRAND, PRICE, WORD, AGAIN_BOUGHT, IN_CART, NEW, EXPLORING = range(len(REASONS))
 
 POSITIONS = 40  # items of a page, at most
+PHI_VERSION = 1
 # Generators that proposed a candidate, one bit each.
 GEN_NEXT, GEN_TOGETHER, GEN_POPULAR, GEN_CATEGORY, GEN_FRESH, GEN_BOUGHT, GEN_CART, GEN_RECENT, GEN_ANCHOR = (
     1 << bit for bit in range(9)
@@ -42,3 +58,352 @@ PLACED = np.dtype(
         ("reason", "i1"),
     ]
 )
+
+
+# The payloads, from which JSON Schema is generated. The writers below make their bytes; the types are the oracle.
+
+
+class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
+    code: Literal[REASONS]  # type: ignore[valid-type]
+    weight: float
+    item_id: str | None = None  # the item that the reason speaks of
+
+
+class PageItem(msgspec.Struct, frozen=True):
+    item_id: str
+    kind: str
+    position: Annotated[int, msgspec.Meta(ge=1, le=POSITIONS)]
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    propensity: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    explored: bool
+    reason: Reason
+
+
+class Slot(msgspec.Struct, frozen=True):
+    slot: Literal[SLOTS[1:]]  # type: ignore[valid-type]
+    title: str
+    title_source: Literal["gpt2", "template"]
+    items: Annotated[list[PageItem], msgspec.Meta(min_length=1)]
+
+
+class Trigger(msgspec.Struct, frozen=True):
+    event_id: str
+    event_time: str
+
+
+class Serving(msgspec.Struct, frozen=True):
+    mode: Literal[MODES]  # type: ignore[valid-type]
+    ranker: str
+    history: str | None
+    copywriter: str | None
+
+
+class Homepage(msgspec.Struct, frozen=True):
+    """What a storefront shows a shopper: schema `homepage/1`. Of one shopper the highest version holds."""
+
+    schema: Literal["homepage/1"]
+    page_id: str
+    user_key: str
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    generated_at: str
+    expires_at: str
+    trigger: Trigger
+    channel_cards: dict[str, int]
+    serving: Serving
+    rules_applied: list[str]
+    slots: list[Slot]
+
+
+class ImpressionItem(msgspec.Struct, frozen=True):
+    item_id: str
+    kind: str
+    slot: Literal[SLOTS[1:]]  # type: ignore[valid-type]
+    position: int
+    score: float
+    propensity: float
+    explored: bool
+
+
+class Impression(msgspec.Struct, frozen=True):
+    """What a page showed, for training: schema `impression/1`. `phi` is base64 of what `packed_phi` made."""
+
+    schema: Literal["impression/1"]
+    page_id: str
+    user_key: str
+    version: int
+    time: str
+    ranker: str
+    features_hash: str
+    phi: str
+    items: list[ImpressionItem]
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of every payload that crosses the product's border, by `name/version`."""
+    types = {"event/1": Behaviour, "item/1": Item, "homepage/1": Homepage, "impression/1": Impression}
+    return {
+        name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
+        for name, kind in types.items()
+    }
+
+
+class PageHead(NamedTuple):
+    """What a page says before its slots."""
+
+    user_key: str
+    version: int
+    generated_at: float  # s since the epoch
+    expires_at: float
+    event_id: str  # of the event that it answers
+    event_time: float
+    mode: str
+
+
+CARDS = {"app": 8, "social": 4}  # items that a channel of little room shows
+
+
+def page_id(user_key: str, version: int) -> str:
+    """The same for the same page, so that a page made twice is one page."""
+    return blake2b(f"{user_key}\0{version}".encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def rfc3339(time: float) -> str:
+    """UTC with milliseconds."""
+    whole, millis = divmod(round(time * 1000), 1000)
+    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{millis:03d}Z"
+
+
+def slot_head(slot: int, title: str, source: str) -> bytes:
+    """The JSON of a slot up to its items."""
+    return b'{"slot":"%s","title":%s,"title_source":"%s","items":[' % (
+        SLOTS[slot].encode(), msgspec.json.encode(title), source.encode(),
+    )  # fmt: skip
+
+
+def _packed(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Byte strings as one array and where each starts and the last ends. (bytes,), (n + 1,)."""
+    ends = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([len(part) for part in parts], out=ends[1:])
+    return np.frombuffer(b"".join(parts) or b"\0", np.uint8), ends
+
+
+def _table(parts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    return _packed([part.encode() for part in parts])
+
+
+_TOKENS, _TOKEN_AT = _table(
+    (',"position":', ',"score":', ',"propensity":', ',"explored":true', ',"explored":false', ',"reason":{"code":"',
+     '","weight":', "}}", "]}", ',"slot":"', "},", '"')
+)  # fmt: skip
+_POSITION, _SCORE, _PROPENSITY, _TRUE, _FALSE, _REASON, _WEIGHT, _END_ITEM, _END_LIST, _SLOT, _, _QUOTE = range(12)
+_REASON_NAMES, _REASON_AT = _table(REASONS)
+_SLOT_NAMES, _SLOT_AT = _table(SLOTS)
+_KIND_BYTES = len(',"kind":"product"')  # at the end of an item's fragment
+
+
+@njit
+def _put(out, at, source, start, end):  # type: ignore[no-untyped-def]
+    for j in range(start, end):
+        out[at] = source[j]
+        at += 1
+    return at
+
+
+@njit
+def _token(out, at, token):  # type: ignore[no-untyped-def]
+    return _put(out, at, _TOKENS, _TOKEN_AT[token], _TOKEN_AT[token + 1])
+
+
+@njit
+def _whole(out, at, value):  # type: ignore[no-untyped-def]
+    digits = 1
+    power = 10
+    while value >= power:
+        power *= 10
+        digits += 1
+    for j in range(digits - 1, -1, -1):
+        out[at + j] = 48 + value % 10
+        value //= 10
+    return at + digits
+
+
+@njit
+def _decimal(out, at, value):  # type: ignore[no-untyped-def]
+    """`value` with eight decimals; beyond 1e9 it is cut."""
+    if value < 0.0:
+        out[at] = 45
+        at += 1
+        value = -value
+    scaled = np.int64(min(value, 1e9) * 1e8 + 0.5)
+    at = _whole(out, at, scaled // 100_000_000)
+    out[at] = 46
+    part = scaled % 100_000_000
+    for j in range(8, 0, -1):
+        out[at + j] = 48 + part % 10
+        part //= 10
+    return at + 9
+
+
+@njit
+def _figures(out, at, item):  # type: ignore[no-untyped-def]
+    at = _whole(out, _token(out, at, _POSITION), np.int64(item.position))
+    at = _decimal(out, _token(out, at, _SCORE), np.float64(item.score))
+    at = _decimal(out, _token(out, at, _PROPENSITY), np.float64(item.propensity))
+    return _token(out, at, _TRUE if item.explored else _FALSE)
+
+
+@njit
+def _write_pages(placed, count, heads, head_at, slots, slot_at, slot_of, fragments, fragment_at, out, ends):  # type: ignore[no-untyped-def]
+    at = 0
+    for u in range(placed.shape[0]):
+        at = _put(out, at, heads, head_at[u], head_at[u + 1])
+        slot = -1
+        for j in range(count[u]):
+            item = placed[u, j]
+            if item.slot != slot:
+                if slot >= 0:
+                    at = _token(out, at, _END_LIST)
+                    out[at] = 44
+                    at += 1
+                slot = item.slot
+                head = slot_of[u, slot]
+                at = _put(out, at, slots, slot_at[head], slot_at[head + 1])
+            else:
+                out[at] = 44
+                at += 1
+            at = _put(out, at, fragments, fragment_at[item.row, 0], fragment_at[item.row, 1])
+            at = _token(out, _figures(out, at, item), _REASON)
+            at = _put(out, at, _REASON_NAMES, _REASON_AT[item.reason], _REASON_AT[item.reason + 1])
+            at = _decimal(out, _token(out, at, _WEIGHT), np.float64(item.weight))
+            if item.reason_row >= 0:
+                # `{"item_id":"SKU1","kind":"product"` holds the id as it stands in a reason.
+                out[at] = 44
+                start, end = fragment_at[item.reason_row, 0] + 1, fragment_at[item.reason_row, 1] - _KIND_BYTES
+                at = _put(out, at + 1, fragments, start, end)
+            at = _token(out, at, _END_ITEM)
+        if slot >= 0:
+            at = _token(out, at, _END_LIST)
+        at = _token(out, at, _END_LIST)
+        ends[u] = at
+
+
+@njit
+def _write_impressions(placed, count, heads, head_at, fragments, fragment_at, out, ends):  # type: ignore[no-untyped-def]
+    at = 0
+    for u in range(placed.shape[0]):
+        at = _put(out, at, heads, head_at[u], head_at[u + 1])
+        for j in range(count[u]):
+            item = placed[u, j]
+            if j > 0:
+                out[at] = 44
+                at += 1
+            at = _put(out, at, fragments, fragment_at[item.row, 0], fragment_at[item.row, 1])
+            at = _put(out, _token(out, at, _SLOT), _SLOT_NAMES, _SLOT_AT[item.slot], _SLOT_AT[item.slot + 1])
+            at = _figures(out, _token(out, at, _QUOTE), item)
+            out[at] = 125
+            at += 1
+        at = _token(out, at, _END_LIST)
+        ends[u] = at
+
+
+def _shown_bytes(placed: Rows, count: npt.NDArray[np.int32], fragment_at: npt.NDArray[np.int64]) -> int:
+    """Upper bound of what the items of U pages take in JSON."""
+    size = fragment_at[:, 1] - fragment_at[:, 0]
+    shown = np.arange(placed.shape[1])[None, :] < count[:, None]
+    rows, reasons = placed["row"][shown], placed["reason_row"][shown]
+    return int(size[rows].sum() + size[reasons[reasons >= 0]].sum() + 260 * shown.sum())
+
+
+def encode_pages(
+    placed: Rows,
+    count: npt.NDArray[np.int32],
+    heads: Sequence[PageHead],
+    slot_heads: Sequence[bytes],
+    slot_of: npt.NDArray[np.int32],
+    catalog: Catalog,
+    ranker: str,
+    copywriter: str | None,
+    rules_applied: Sequence[str],
+) -> list[bytes]:
+    """U pages as JSON of schema homepage/1.
+
+    placed (U, POSITIONS) PLACED and count (U,); slot_heads are made by `slot_head`, slot_of (U, slots) says which of them
+    each slot of each page takes.
+    """
+    models = b'"ranker":%s,"history":null,"copywriter":%s}' % (msgspec.json.encode(ranker), msgspec.json.encode(copywriter))
+    rest = b',"rules_applied":%s,"slots":[' % msgspec.json.encode(list(rules_applied))
+    cards = msgspec.json.encode(CARDS)
+    head_bytes = [
+        b'{"schema":"homepage/1","page_id":"%s","user_key":%s,"version":%d,"generated_at":"%s","expires_at":"%s",'
+        b'"trigger":{"event_id":%s,"event_time":"%s"},"channel_cards":%s,"serving":{"mode":"%s",%s%s'
+        % (
+            page_id(h.user_key, h.version).encode(), msgspec.json.encode(h.user_key), h.version,
+            rfc3339(h.generated_at).encode(), rfc3339(h.expires_at).encode(), msgspec.json.encode(h.event_id),
+            rfc3339(h.event_time).encode(), cards, h.mode.encode(), models, rest,
+        )
+        for h in heads
+    ]  # fmt: skip
+    head_data, head_at = _packed(head_bytes)
+    slot_data, slot_at = _packed(slot_heads)
+    longest = max((len(head) for head in slot_heads), default=0)
+    size = int(head_at[-1]) + len(heads) * (len(SLOTS) * (longest + 4) + 4)
+    out = np.empty(size + _shown_bytes(placed, count, catalog.fragment_at), np.uint8)
+    ends = np.zeros(len(heads), np.int64)
+    _write_pages(
+        placed, count, head_data, head_at, slot_data, slot_at, slot_of, catalog.fragments, catalog.fragment_at, out, ends
+    )
+    return _cut(out, ends)
+
+
+def packed_phi(phi: npt.NDArray[np.float32]) -> bytes:
+    """(n, F) float32 to float16, little-endian, each row without its zeros (`profile.pack`), one after the other."""
+    n, f = phi.shape
+    halves = np.zeros((n, f + f % 2), "<f2")
+    halves[:, :f] = phi
+    return b"".join(pack(halves.reshape(-1).view([("words", "<i4", halves.shape[1] // 2)]), PHI_VERSION))
+
+
+def unpacked_phi(data: bytes, features: int) -> npt.NDArray[np.float32]:
+    """(n, features) float32 of what `packed_phi` wrote. Raises ValueError for torn bytes."""
+    words = (features + 1) // 2
+    blobs, at, bitmap = [], 0, (words + 7) // 8
+    while at < len(data):
+        end = at + 1 + bitmap + 4 * int.from_bytes(data[at + 1 : at + 1 + bitmap], "little").bit_count()
+        blobs.append(data[at:end])
+        at = end
+    rows = unpack(blobs, np.dtype([("words", "<i4", words)]), PHI_VERSION)
+    return rows.view("<f2").reshape(len(blobs), 2 * words)[:, :features].astype(np.float32)
+
+
+def encode_impressions(
+    placed: Rows,
+    count: npt.NDArray[np.int32],
+    heads: Sequence[PageHead],
+    phi: Sequence[npt.NDArray[np.float32]],
+    catalog: Catalog,
+    ranker: str,
+    features_hash: str,
+) -> list[bytes]:
+    """What U pages showed as JSON of schema impression/1; phi[u] is (count[u], F) float32 of the shown items in order."""
+    models = b'"ranker":%s,"features_hash":%s' % (msgspec.json.encode(ranker), msgspec.json.encode(features_hash))
+    head_data, head_at = _packed(
+        [
+            b'{"schema":"impression/1","page_id":"%s","user_key":%s,"version":%d,"time":"%s",%s,"phi":"%s","items":['
+            % (
+                page_id(h.user_key, h.version).encode(), msgspec.json.encode(h.user_key), h.version,
+                rfc3339(h.event_time).encode(), models, b64encode(packed_phi(phi[u])),
+            )
+            for u, h in enumerate(heads)
+        ]
+    )  # fmt: skip
+    out = np.empty(int(head_at[-1]) + 4 * len(heads) + _shown_bytes(placed, count, catalog.fragment_at), np.uint8)
+    ends = np.zeros(len(heads), np.int64)
+    _write_impressions(placed, count, head_data, head_at, catalog.fragments, catalog.fragment_at, out, ends)
+    return _cut(out, ends)
+
+
+def _cut(out: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> list[bytes]:
+    if not len(ends):
+        return []
+    data = out[: ends[-1]].tobytes()
+    return [data[start:end] for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]

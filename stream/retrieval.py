@@ -1,6 +1,6 @@
 """Candidates: at most 256 items of the catalogue that a shopper's page may be made of, each with its generators."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,8 @@ RECENT_ITEMS = 10  # distinct items of the past that candidates are walked from
 WALKED, OWNED, CATEGORY_ITEMS, FRESH_ITEMS, POPULAR_ITEMS = 120, 16, 60, 24, 64
 
 
-class Candidates(NamedTuple):
+@dataclass(frozen=True)
+class Candidates:
     """Of U shoppers, the strongest signal first; -1 and 0 beyond the count."""
 
     rows: npt.NDArray[np.int32]  # (U, CANDIDATES) rows of the catalogue
@@ -74,8 +75,8 @@ def _propose(row, generator, p, items, now, bit, slot_of, rows, generators, n, l
 
 
 @njit
-def _retrieve(profiles, now, bits, index_keys, index_rows, items, signals, near_row,
-              overall, categories, by_category, fresh, slot_of, limit, rows, generators, count):  # type: ignore[no-untyped-def]  # fmt: skip
+def _retrieve(profiles, now, bits, index_keys, index_rows, items, signals, near_row,  # type: ignore[no-untyped-def]
+              overall, categories, by_category, fresh, slot_of, limit, rows, generators, count):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     cap = (RECENT_ITEMS + 16) * near_row.shape[1]
     walked = np.empty(cap, np.int32)
@@ -213,3 +214,47 @@ def retrieve(
         np.full(len(catalog.items), -1, np.int32), limit, rows, generators, count,
     )  # fmt: skip
     return Candidates(rows, generators, count)
+
+
+@njit
+def _retrieve_popular(profiles, now, bits, items, overall, popularity, fresh, slot_of, rows, generators, count, scores):  # type: ignore[no-untyped-def]
+    limit = rows.shape[1]
+    for u in range(profiles.shape[0]):
+        n, total = 0, 0.0
+        for j in range(fresh.shape[0]):
+            if fresh[j] < 0 or n == FRESH_ITEMS:
+                break
+            n = _propose(fresh[j], GEN_FRESH, profiles[u], items, now[u], bits[u], slot_of, rows[u], generators[u], n, limit)
+        for j in range(overall.shape[0]):
+            if overall[j] < 0:
+                break
+            n = _propose(overall[j], GEN_POPULAR, profiles[u], items, now[u], bits[u], slot_of, rows[u], generators[u], n, limit)
+            at = slot_of[overall[j]]
+            if at >= 0:
+                scores[u, at] = popularity[j]
+        for j in range(n):
+            scores[u, j] += np.float32(1e-3)  # before anything was clicked, all are equal
+            total += scores[u, j]
+        for j in range(n):
+            scores[u, j] /= np.float32(total)
+            slot_of[rows[u, j]] = -1
+        count[u] = n
+
+
+def retrieve_popular(
+    profiles: Rows, now: npt.NDArray[np.float64], catalog: Catalog, leaders: Leaders, default_locale: int = 1
+) -> tuple[Candidates, npt.NDArray[np.float32]]:
+    """Candidates of U shoppers who get the popular page: leaders and fresh items in their language, none they hid.
+
+    -> candidates; (U, CANDIDATES) float32 share of the popularity of all of them, zero beyond the count.
+    """
+    u = len(profiles)
+    rows = np.full((u, CANDIDATES), -1, np.int32)
+    generators, count = np.zeros((u, CANDIDATES), np.int32), np.zeros(u, np.int32)
+    scores = np.zeros((u, CANDIDATES), np.float32)
+    locales = np.where(profiles["locale"] == 0, default_locale, profiles["locale"])
+    _retrieve_popular(
+        profiles, now, TITLE_BITS[locales], catalog.items, leaders.overall, leaders.popularity, leaders.fresh,
+        np.full(len(catalog.items), -1, np.int32), rows, generators, count, scores,
+    )  # fmt: skip
+    return Candidates(rows, generators, count), scores

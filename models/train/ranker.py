@@ -5,6 +5,7 @@ same constant leaves a softmax as it was, so dividing theta by the features' dev
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ Floats = npt.NDArray[np.float32]
 POSITION_KNOTS = 4  # training-only features of the position that an item was shown at
 
 
-class Choices(NamedTuple):
+@dataclass(frozen=True)
+class Choices:
     """What was offered and what was chosen, N times."""
 
     phi: Floats  # (N, C, F) float32, zero beyond the count

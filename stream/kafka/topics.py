@@ -55,6 +55,7 @@ TOPICS = (
     Topic("clicks", _kept(7), True),
     Topic("purchases", _kept(30), True),
     Topic("privacy", _kept(30), True),
+    Topic("refreshes", _kept(1), True),
     Topic("profiles", _compacted(max_message_bytes=str(CHANGELOG_BYTES)), True),
     Topic("homepages", {**_compacted(), "cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY)}, True),
     Topic("impressions", _kept(30), False),

@@ -1,0 +1,157 @@
+"""A worker: models and shared state loaded, agents declared, run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from agents import copy, items, shopper, web
+from agents.world import World, cancelled
+from models.copywriter import Copywriter
+from models.manifest import ManifestError
+from models.path import PagePath, Policy, warm
+from models.ranker import Ranker
+from stream import metrics
+from stream.events import LOCALES
+from stream.kafka.connect import NoBroker
+from stream.kafka.table import ExactTable
+from stream.kafka.transport import BatchApp, make_app, serve
+from stream.rules import PageRules
+from stream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def policy_of(settings: Settings) -> Policy:
+    return Policy(
+        rules=PageRules(settings.brand_cap, settings.explore),
+        default_locale=LOCALES.index(settings.default_locale),
+        popular_share=settings.popular_share,
+        page_ttl=settings.page_ttl,
+        copy=settings.copy,
+    )
+
+
+def _thread(name: str, nice: int = 0) -> Callable[[Callable[[], Any]], Awaitable[Any]]:
+    """Calls run one after the other in a thread of their own. Linux has a niceness for each thread."""
+    executor = ThreadPoolExecutor(1, name, initializer=(lambda: _yield(nice)) if nice else None)
+
+    async def off_loop(call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+    return off_loop
+
+
+def _yield(nice: int) -> None:
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.nice(nice)
+
+
+class Worker:
+    """Everything of one process. Raises ManifestError where a model does not fit this program."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.world = World(settings)
+        ranker = Ranker(settings.models_dir / "ranker")
+        self.path = PagePath(self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings))
+        self.app: BatchApp = make_app(settings)
+        self.profiles = shopper.Profiles()
+        # Two at a time would only fight for the same core: the batches are numba and ONNX, without the GIL.
+        self._batches = _thread("batches")
+        out = self.app.outputs
+        self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
+        table = ExactTable(self.app, "profiles", self.profiles)
+        self.app.listen(shopper.TOPICS, self.shoppers.live, table)
+        tables = items.ItemTables()
+        signals = ExactTable(self.app, "item-signals", tables)
+        self.app.listen(items.TOPICS, items.Items(tables, out, _thread("items")).live, signals, items.RUN_RECORDS)
+        if settings.copy:
+            writer = Copywriter(
+                settings.models_dir / "copywriter", temperature=settings.copy_temperature, top_k=settings.copy_top_k,
+                top_p=settings.copy_top_p, max_tokens=settings.copy_max_tokens, samples=settings.copy_samples,
+            )  # fmt: skip
+            self.path.copywriter = writer.version
+            self.app.listen(
+                copy.TOPICS, copy.Copies(settings, writer, out, _thread("copy", nice=10)).live, limit=copy.RUN_RECORDS
+            )
+        self._warm = False
+
+    def conditions(self) -> dict[str, bool]:
+        """What must hold before the worker counts as ready."""
+        return {
+            "partitions_assigned_and_tables_recovered": self.app.ready,
+            "catalogue_and_signals_read": self.world.ready,
+            "models_warmed": self._warm,
+        }
+
+    def update_gauges(self) -> None:
+        """Figures that are read when somebody asks."""
+        metrics.PROFILES.set(self.profiles.count())
+        metrics.PROFILE_BYTES.set(self.profiles.size())
+        metrics.CATALOG_ITEMS.set(self.world.catalog.showable_count(time.time()))
+        metrics.SIGNAL_ITEMS.set(self.world.signals.count)
+        metrics.READY.set(all(self.conditions().values()))
+        if self.app.started:
+            lag: dict[str, int] = {}
+            for (topic, _), records in self.app.lag().items():
+                lag[topic] = lag.get(topic, 0) + records
+            for topic, records in lag.items():
+                metrics.LAG.labels(topic).set(records)
+            metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
+
+    async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
+        """Serve until `stop` is set. Raises what crashed the worker."""
+        endpoint = await web.start(self.settings, self.conditions, self.update_gauges)
+        follower: asyncio.Task[None] | None = None
+        try:
+            await self.world.start()
+            await self._batches(lambda: warm(self.path))
+            self._warm = True
+            follower = asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came))
+            follower.add_done_callback(lambda task: stop.set())
+            self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
+            say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
+            await serve(self.app, stop)
+            if follower.done():
+                follower.result()
+        finally:
+            if follower is not None:
+                await cancelled(follower)
+            await self.world.stop()
+            await endpoint.stop()
+
+
+def run(settings: Settings) -> int:
+    """A worker as this process, until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
+
+    def say(line: str) -> None:
+        print(f"shopwindow: {line}", file=sys.stderr, flush=True)
+
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await Worker(settings).run(stop, say)
+
+    try:
+        asyncio.run(until_told())
+    except ManifestError as error:
+        say(str(error))
+        return 1
+    except (NoBroker, LookupError, OSError, RuntimeError, ValueError) as error:
+        say(f"the worker stopped: {error or type(error).__name__}")
+        log.debug("the worker stopped", exc_info=error)
+        return 1
+    return 0

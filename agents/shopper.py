@@ -1,0 +1,154 @@
+"""The way of a click. Decode, take one step over the run, publish; nothing else happens here."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from models.path import PagePath, Refresh, Step
+from stream import metrics
+from stream.events import KINDS, Decoded, Reject, decode_run
+from stream.kafka.dead_letters import dead_letter
+from stream.kafka.outputs import Output, Outputs, Record
+from stream.kafka.transport import Run
+from stream.settings import Settings
+from stream.signals import encode_activity, owner
+
+TOPICS = ("clicks", "purchases", "privacy", "refreshes")
+Answer = tuple[Step, list[Output]]
+OffLoop = Callable[[Callable[[], Answer]], Awaitable[Answer]]
+
+
+class Profiles:
+    """Profiles at rest by partition and shopper key, as their changelog has them."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+
+    def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        rows = self.partitions[partition]
+        for key, value in records:
+            if value is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = value
+
+    def drop(self, partition: int) -> None:
+        self.partitions.pop(partition, None)
+
+    def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
+        """Those of `shoppers` whose profile is in this worker's partitions."""
+        return [key for key in shoppers if any(key in rows for rows in self.partitions.values())]
+
+    def count(self) -> int:
+        return sum(map(len, list(self.partitions.values())))
+
+    def size(self) -> int:
+        """Bytes of all of them at rest."""
+        return sum(sum(map(len, list(rows.values()))) for rows in list(self.partitions.values()))
+
+
+class Shoppers:
+    """The agent of `clicks`, `purchases`, `privacy` and `refreshes`, which share the profiles' partitions."""
+
+    def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
+        self._settings, self._path, self._profiles, self._out, self._off_loop = settings, path, profiles, out, off_loop
+        self._last: dict[bytes, tuple[str, float]] = {}  # shoppers who wait for a headline -> trigger of their page
+
+    async def live(self, runs: AsyncIterator[Run]) -> None:
+        """Fold each run into profiles and publish the refreshed pages.
+
+        A run is acknowledged when its outputs and its profiles are, so that a crash anywhere replays it whole.
+        """
+        async for run in runs:
+            step, outputs = await self._off_loop(lambda run=run: self._answer(run))  # type: ignore[misc]
+            start = time.perf_counter()
+            await self._out.commit_run(run, outputs, step.changelog)
+            metrics.STAGE.labels("publish").observe(time.perf_counter() - start)
+            done = time.time()
+            for trigger in step.triggers if run.topic != "refreshes" else ():
+                metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
+            for mode, count in Counter(step.modes).items():
+                metrics.PAGES.labels(mode).inc(count)
+
+    def _answer(self, run: Run) -> Answer:
+        """In the thread of the batches: the step, and what it sends."""
+        metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
+        if run.skipped:
+            metrics.SKIPPED.labels(run.topic).inc(run.skipped)
+        step, outputs = self._refreshed(run) if run.topic == "refreshes" else self._folded(run)
+        self._profiles.apply(run.partition, step.changelog)
+        for stage, seconds in step.seconds.items():
+            metrics.STAGE.labels(stage).observe(seconds)
+        if step.pages:
+            outputs.append(Output("homepages", run.partition, [Record(*page) for page in step.pages]))
+            outputs.append(Output("impressions", None, [Record(*impression) for impression in step.impressions]))
+        if step.requests:
+            asked = [Record(request.segment.encode(), msgspec.json.encode(request)) for request in step.requests]
+            outputs.append(Output("copy-requests", None, asked))
+        if len(step.activity):
+            owners = owner(step.activity["item"], self._settings.partitions)
+            outputs += [
+                Output("item-activity", int(p), [Record(None, encode_activity(run.topic, run.partition, step.activity[owners == p]))])
+                for p in np.unique(owners)
+            ]  # fmt: skip
+        return step, outputs
+
+    def _folded(self, run: Run) -> Answer:
+        start = time.perf_counter()
+        records = run.records
+        decoded = decode_run(
+            [record.value for record in records], [record.key for record in records],
+            [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
+        step = self._path.step(self._profiles.partitions[run.partition], decoded, offsets, time.time())
+        step.seconds["decode"] = seconds
+        for (key, _), trigger in zip(step.pages, step.triggers, strict=True):
+            self._last[key] = trigger
+        _count(run.topic, decoded, step)
+        return step, dead_letters(run.topic, records, decoded.rejects)
+
+    def _refreshed(self, run: Run) -> Answer:
+        refreshes: dict[bytes, Refresh] = {}
+        rejects = []
+        for at, record in enumerate(run.records):
+            try:
+                refreshes[record.key] = msgspec.json.decode(record.value, type=Refresh)
+            except (msgspec.MsgspecError, TypeError) as error:
+                rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
+        step = self._path.again(self._profiles.partitions[run.partition], refreshes, time.time())
+        return step, dead_letters(run.topic, run.records, rejects)
+
+    async def headlines_came(self, served: dict[bytes, str]) -> None:
+        """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
+        asked = []
+        for key in self._profiles.owned(served):
+            trigger = self._last.pop(key, None)
+            if trigger is not None:
+                asked.append(Record(key, msgspec.json.encode(Refresh(served[key], *trigger))))
+        if asked:
+            await self._out.send("refreshes", None, asked)
+
+
+def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
+    """What goes to `dead-letters` for the rejects of a run: nothing where there are none."""
+    for reject in rejects:
+        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
+    letters = [dead_letter(topic, records[reject.record], reject) for reject in rejects]
+    return [Output("dead-letters", None, letters)] if letters else []
+
+
+def _count(topic: str, decoded: Decoded, step: Step) -> None:
+    heads = decoded.rows["part"] == 0
+    kinds, counts = np.unique(decoded.rows["kind"][heads & step.fresh], return_counts=True)
+    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        metrics.EVENTS.labels(topic, KINDS[kind]).inc(count)
+    metrics.DUPLICATES.inc(int((heads & ~step.fresh).sum()))
+    metrics.CLAMPED.inc(decoded.clamped)

@@ -1,0 +1,68 @@
+"""What every worker holds in full: the catalogue, the items' signals, the headlines; kept current between batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from models.copybook import CopyBook
+from stream import metrics
+from stream.catalog import Catalog
+from stream.kafka.broadcast import Broadcast, KeyValue
+from stream.settings import Settings
+from stream.signals import Signals
+
+TOPICS = ("catalog", "item-signals", "copy")
+OffLoop = Callable[[Callable[[], object]], Awaitable[object]]
+log = logging.getLogger(__name__)
+
+
+class World:
+    """Broadcast topics as the domain's tables. They change only in the thread of the batches, between two steps."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.catalog = Catalog()
+        self.signals = Signals(self.catalog)
+        self.copies = CopyBook()
+        self._broadcast = Broadcast(settings, TOPICS)
+
+    @property
+    def ready(self) -> bool:
+        return self._broadcast.ready
+
+    async def start(self) -> None:
+        """Return when everything that there was is in the tables. Raises NoBroker, LookupError for a missing topic."""
+        await self._broadcast.start()
+        self.apply(self._broadcast.drain())
+
+    async def follow(self, off_loop: OffLoop, on_copy: Callable[[dict[bytes, str]], Awaitable[None]]) -> None:
+        """Apply what comes, for ever; `on_copy` gets the shoppers whose headline has come, with its segment."""
+        while True:
+            await self._broadcast.arrived()
+            news = self._broadcast.drain()
+            served = await off_loop(lambda news=news: self.apply(news))  # type: ignore[misc]
+            if served:
+                await on_copy(served)  # type: ignore[arg-type]
+
+    async def stop(self) -> None:
+        await self._broadcast.stop()
+
+    def apply(self, news: Sequence[tuple[str, list[KeyValue]]]) -> dict[bytes, str]:
+        served: dict[bytes, str] = {}
+        for topic, records in news:
+            if topic == "catalog":
+                for reject in self.catalog.apply(records):
+                    metrics.DEAD_LETTERS.labels("catalog", "invalid").inc()
+                    log.warning("an item of the catalogue is left out: %s", reject.message)
+            elif topic == "item-signals":
+                self.signals.apply(records)
+            else:
+                served |= self.copies.apply(records)
+        return served
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel the task and wait for its end."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

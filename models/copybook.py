@@ -1,0 +1,109 @@
+"""The headlines that are there: generated ones by segment, a template where there is none, and who waits for which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from models.copywriter import template
+from stream.page import BECAUSE, CATEGORIES, FOR_YOU, SLOTS, slot_head
+
+ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
+PATIENCE = 60.0  # s after which an unanswered request is made again
+
+
+class CopyRequest(msgspec.Struct, frozen=True):
+    """What a headline is to be about: the value of `copy-requests`; its key is the segment."""
+
+    segment: str
+    locale: str
+    slot: str
+    category: str
+    titles: list[str]  # of the leading items
+
+
+class CopyText(msgspec.Struct, frozen=True, kw_only=True):
+    """A headline of GPT-2, or the news that none passed the guard (text null): the value of `copy`."""
+
+    segment: str
+    locale: str
+    slot: str
+    category: str
+    text: str | None
+    created: float  # s since the epoch
+    ttl: float  # s
+    copywriter: str
+    logprob: float | None = None
+
+
+def segment_of(locale: str, slot: int, category: str) -> str:
+    """Who shares a headline: readers of one language, of one slot, with one interest."""
+    return f"{locale}|{SLOTS[slot]}|{category if slot in ABOUT_A_CATEGORY else ''}"
+
+
+class Title(NamedTuple):
+    head: int  # index of the slot's JSON head in `heads`
+    missing: bool  # no headline of GPT-2 is there, and none was found impossible
+
+
+class CopyBook:
+    """Headlines by segment, kept as the JSON heads of their slots."""
+
+    def __init__(self) -> None:
+        self.heads: list[bytes] = []
+        self._index: dict[bytes, int] = {}
+        self._texts: dict[str, tuple[float, int | None]] = {}  # segment -> until when, head (None: template)
+        self._asked: dict[str, float] = {}  # segment -> when it was asked for
+        self._waiting: dict[str, set[bytes]] = {}  # segment -> keys of shoppers whose page has a template
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def title(self, locale: str, slot: int, category: str, now: float) -> Title:
+        """The best headline there is at `now` (s): of GPT-2 for the segment, else a template."""
+        until, head = self._texts.get(segment_of(locale, slot, category), (0.0, None))
+        if now < until and head is not None:
+            return Title(head, False)
+        about = category if slot in ABOUT_A_CATEGORY else ""
+        return Title(self._head(slot, template(locale, SLOTS[slot], about), "template"), now >= until)
+
+    def ask(self, segment: str, shopper: bytes, now: float) -> bool:
+        """Note that a shopper waits. -> True where the segment is to be asked for, False where it has been."""
+        self._waiting.setdefault(segment, set()).add(shopper)
+        if now - self._asked.get(segment, -PATIENCE) < PATIENCE:
+            return False
+        self._asked[segment] = now
+        return True
+
+    def apply(self, records: Iterable[tuple[bytes, bytes | None]]) -> dict[bytes, str]:
+        """Take in records of `copy`. -> the shoppers who waited for a text that has come, with its segment.
+
+        A record that is no CopyText is left out: another version of the copy agent may write more.
+        """
+        served: dict[bytes, str] = {}
+        for key, value in records:
+            segment = key.decode("utf-8", "replace")
+            try:
+                copy = msgspec.json.decode(value, type=CopyText) if value is not None else None
+                slot = SLOTS.index(copy.slot) if copy is not None else 0
+            except (msgspec.MsgspecError, ValueError):
+                continue
+            self._asked.pop(segment, None)
+            waiting = self._waiting.pop(segment, set())
+            if copy is None:
+                self._texts.pop(segment, None)
+                continue
+            head = None if copy.text is None else self._head(slot, copy.text, "gpt2")
+            self._texts[segment] = (copy.created + copy.ttl, head)
+            if head is not None:
+                served.update(dict.fromkeys(waiting, segment))
+        return served
+
+    def _head(self, slot: int, text: str, source: str) -> int:
+        head = slot_head(slot, text, source)
+        if head not in self._index:
+            self._index[head] = len(self.heads)
+            self.heads.append(head)
+        return self._index[head]

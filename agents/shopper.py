@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from models.path import PagePath, Refresh, Step
+from models.copybook import Refresh
+from models.path import PagePath, Step
 from stream import metrics
 from stream.events import KINDS, Decoded, Reject, decode_run
 from stream.kafka.dead_letters import dead_letter
@@ -43,7 +44,8 @@ class Profiles:
 
     def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
         """Those of `shoppers` whose profile is in this worker's partitions."""
-        return [key for key in shoppers if any(key in rows for rows in self.partitions.values())]
+        rows_of = list(self.partitions.values())
+        return [key for key in shoppers if any(key in rows for rows in rows_of)]
 
     def count(self) -> int:
         return sum(map(len, list(self.partitions.values())))
@@ -58,7 +60,6 @@ class Shoppers:
 
     def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
         self._settings, self._path, self._profiles, self._out, self._off_loop = settings, path, profiles, out, off_loop
-        self._last: dict[bytes, tuple[str, float]] = {}  # shoppers who wait for a headline -> trigger of their page
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         """Fold each run into profiles and publish the refreshed pages.
@@ -110,8 +111,6 @@ class Shoppers:
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         step = self._path.step(self._profiles.partitions[run.partition], decoded, offsets, time.time())
         step.seconds["decode"] = seconds
-        for (key, _), trigger in zip(step.pages, step.triggers, strict=True):
-            self._last[key] = trigger
         _count(run.topic, decoded, step)
         return step, dead_letters(run.topic, records, decoded.rejects)
 
@@ -126,15 +125,10 @@ class Shoppers:
         step = self._path.again(self._profiles.partitions[run.partition], refreshes, time.time())
         return step, dead_letters(run.topic, run.records, rejects)
 
-    async def headlines_came(self, served: dict[bytes, str]) -> None:
+    async def headlines_came(self, served: dict[bytes, Refresh]) -> None:
         """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
-        asked = []
-        for key in self._profiles.owned(served):
-            trigger = self._last.pop(key, None)
-            if trigger is not None:
-                asked.append(Record(key, msgspec.json.encode(Refresh(served[key], *trigger))))
-        if asked:
-            await self._out.send("refreshes", None, asked)
+        asked = [Record(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
+        await self._out.send("refreshes", None, asked)
 
 
 def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from models.copybook import CopyBook
+from models.copybook import CopyBook, Refresh
 from stream import metrics
 from stream.catalog import Catalog
 from stream.kafka.broadcast import Broadcast, KeyValue
@@ -36,8 +36,8 @@ class World:
         await self._broadcast.start()
         self.apply(self._broadcast.drain())
 
-    async def follow(self, off_loop: OffLoop, on_copy: Callable[[dict[bytes, str]], Awaitable[None]]) -> None:
-        """Apply what comes, for ever; `on_copy` gets the shoppers whose headline has come, with its segment."""
+    async def follow(self, off_loop: OffLoop, on_copy: Callable[[dict[bytes, Refresh]], Awaitable[None]]) -> None:
+        """Apply what comes, for ever; `on_copy` gets the shoppers whose headline has come, as refreshes."""
         while True:
             await self._broadcast.arrived()
             news = self._broadcast.drain()
@@ -48,8 +48,8 @@ class World:
     async def stop(self) -> None:
         await self._broadcast.stop()
 
-    def apply(self, news: Sequence[tuple[str, list[KeyValue]]]) -> dict[bytes, str]:
-        served: dict[bytes, str] = {}
+    def apply(self, news: Sequence[tuple[str, list[KeyValue]]]) -> dict[bytes, Refresh]:
+        served: dict[bytes, Refresh] = {}
         for topic, records in news:
             if topic == "catalog":
                 for reject in self.catalog.apply(records):

@@ -38,6 +38,14 @@ class CopyText(msgspec.Struct, frozen=True, kw_only=True):
     logprob: float | None = None
 
 
+class Refresh(msgspec.Struct, frozen=True):
+    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`."""
+
+    segment: str
+    event_id: str
+    event_time: float  # s since the epoch
+
+
 def segment_of(locale: str, slot: int, category: str) -> str:
     """Who shares a headline: readers of one language, of one slot, with one interest."""
     return f"{locale}|{SLOTS[slot]}|{category if slot in ABOUT_A_CATEGORY else ''}"
@@ -56,7 +64,8 @@ class CopyBook:
         self._index: dict[bytes, int] = {}
         self._texts: dict[str, tuple[float, int | None]] = {}  # segment -> until when, head (None: template)
         self._asked: dict[str, float] = {}  # segment -> when it was asked for
-        self._waiting: dict[str, set[bytes]] = {}  # segment -> keys of shoppers whose page has a template
+        # segment -> shoppers whose page has a template, and the trigger of that page
+        self._waiting: dict[str, dict[bytes, tuple[str, float]]] = {}
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -69,20 +78,20 @@ class CopyBook:
         about = category if slot in ABOUT_A_CATEGORY else ""
         return Title(self._head(slot, template(locale, SLOTS[slot], about), "template"), now >= until)
 
-    def ask(self, segment: str, shopper: bytes, now: float) -> bool:
+    def ask(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> bool:
         """Note that a shopper waits. -> True where the segment is to be asked for, False where it has been."""
-        self._waiting.setdefault(segment, set()).add(shopper)
+        self._waiting.setdefault(segment, {})[shopper] = trigger
         if now - self._asked.get(segment, -PATIENCE) < PATIENCE:
             return False
         self._asked[segment] = now
         return True
 
-    def apply(self, records: Iterable[tuple[bytes, bytes | None]]) -> dict[bytes, str]:
-        """Take in records of `copy`. -> the shoppers who waited for a text that has come, with its segment.
+    def apply(self, records: Iterable[tuple[bytes, bytes | None]]) -> dict[bytes, Refresh]:
+        """Take in records of `copy`. -> of the shoppers who waited for a text that has come, what is to be refreshed.
 
         A record that is no CopyText is left out: another version of the copy agent may write more.
         """
-        served: dict[bytes, str] = {}
+        served: dict[bytes, Refresh] = {}
         for key, value in records:
             segment = key.decode("utf-8", "replace")
             try:
@@ -91,14 +100,14 @@ class CopyBook:
             except (msgspec.MsgspecError, ValueError):
                 continue
             self._asked.pop(segment, None)
-            waiting = self._waiting.pop(segment, set())
+            waiting = self._waiting.pop(segment, {})
             if copy is None:
                 self._texts.pop(segment, None)
                 continue
             head = None if copy.text is None else self._head(slot, copy.text, "gpt2")
             self._texts[segment] = (copy.created + copy.ttl, head)
             if head is not None:
-                served.update(dict.fromkeys(waiting, segment))
+                served.update((shopper, Refresh(segment, *trigger)) for shopper, trigger in waiting.items())
         return served
 
     def _head(self, slot: int, text: str, source: str) -> int:

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.copybook import CopyBook, CopyRequest, segment_of
+from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features, name_reasons
 from models.ranker import Ranker
 from stream.catalog import Catalog
@@ -41,14 +40,6 @@ Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
 CHUNK = 32  # shoppers at a time: phi of 256 falls out of the cache
 TITLES = 3  # leading items that a headline is told of
-
-
-class Refresh(msgspec.Struct, frozen=True):
-    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`."""
-
-    segment: str
-    event_id: str
-    event_time: float
 
 
 class Trigger(NamedTuple):
@@ -213,7 +204,7 @@ class PagePath:
                     title = self.copies.title(locale, slot, category, generated_at)
                     slot_of[i, slot] = title.head
                     if title.missing and policy.copy:
-                        self._ask(step, locale, slot, category, keys[part.start + i], placed[i, : count[i]], generated_at)
+                        self._ask(step, locale, slot, category, part.start + i, keys, placed[i, : count[i]], generated_at)
                 mode = "static" if not count[i] else "popular" if not personal[i] else "full" if policy.copy else "cached_copy"
                 step.modes.append(mode)
                 heads.append(
@@ -242,10 +233,10 @@ class PagePath:
         return [self.catalog.names.get(key, "") if key else "" for key in found]
 
     def _ask(
-        self, step: Step, locale: str, slot: int, category: str, shopper: bytes, placed: Rows, now: float
+        self, step: Step, locale: str, slot: int, category: str, s: int, keys: list[bytes], placed: Rows, now: float
     ) -> None:
         segment = segment_of(locale, slot, category)
-        if self.copies.ask(segment, shopper, now):
+        if self.copies.ask(segment, keys[s], step.triggers[s], now):
             lead = placed["row"][placed["slot"] == slot][:TITLES].tolist()
             titles = [self.catalog.title(row, locale) for row in lead]
             about = segment.rsplit("|", 1)[1]

@@ -1,0 +1,137 @@
+"""Signals of the items: what sessions say of what goes with what, and that redelivery adds nothing."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.events import ADD, CLICK, HOME, VIEW
+from stream.ids import key64
+from stream.profile import blank
+from stream.signals import (
+    ACTIVITY,
+    NEAR,
+    STEPS,
+    ItemTable,
+    decode_activity,
+    encode_activity,
+    fold_with_activity,
+    owner,
+)
+from tests.unit.behaviour import NOW, row, rows
+from tests.unit.shop import catalog_of, item, signals_of
+
+
+def activity_of(*events: np.ndarray) -> np.ndarray:
+    made = rows(*events)
+    made["record"] = np.arange(len(made))
+    return fold_with_activity(blank(1), np.zeros(len(made), np.int32), made, np.arange(len(made)))[1]
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_transitions_and_co_visits_are_those_of_the_sessions(sessions: list[list[int]]) -> None:
+    catalog = catalog_of(7)
+    signals = signals_of(catalog, [[f"i{k}" for k in session] for session in sessions], NOW)
+    follows: dict[tuple[int, int], float] = defaultdict(float)
+    together: dict[tuple[int, int], float] = defaultdict(float)
+    seen: dict[int, float] = defaultdict(float)
+    for session in sessions:
+        for k in set(session):
+            seen[k] += 1
+            for other in set(session) - {k}:
+                together[k, other] += 1
+        for x, i in enumerate(session):
+            for y in range(x + 1, min(x + STEPS, len(session) - 1) + 1):
+                if session[y] != i:
+                    follows[i, session[y]] += 1 / (y - x)
+    for k in seen:
+        s = signals.rows[catalog.index.get(key64(f"i{k}"))]
+        near = {int(i): (float(t), float(c)) for i, t, c in zip(s["near_item"], s["near_next"], s["near_visit"], strict=True) if i}
+        assert s["seen"] == pytest.approx(seen[k], rel=1e-3)
+        for other in range(7):
+            got = near.get(key64(f"i{other}"), (0.0, 0.0))
+            assert got[0] == pytest.approx(follows[k, other], rel=1e-3, abs=1e-6), (k, other)
+            assert got[1] == pytest.approx(together[k, other], rel=1e-3, abs=1e-6), (k, other)
+
+
+def test_half_an_hour_of_silence_ends_a_session() -> None:
+    assert len(activity_of(row(CLICK, "a", NOW), row(CLICK, "b", NOW + 1800))) == 4
+    assert len(activity_of(row(CLICK, "a", NOW), row(CLICK, "b", NOW + 1801))) == 2
+
+
+def test_a_click_its_view_and_its_cart_are_one_step() -> None:
+    acts = activity_of(row(CLICK, "a", NOW), row(VIEW, "a", NOW + 1), row(ADD, "a", NOW + 5), row(CLICK, "b", NOW + 9))
+    pairs = acts[acts["other"] != 0]
+    assert {(int(p["item"]), int(p["other"]), int(p["step"])) for p in pairs} == {
+        (key64("a"), key64("b"), 1),
+        (key64("b"), key64("a"), 1),
+    }
+
+
+def test_searches_and_looks_at_the_page_are_no_activity_of_items() -> None:
+    assert len(activity_of(row(HOME, time=NOW), row(4, time=NOW, word="x"))) == 0
+
+
+def test_activity_of_a_refused_shopper_is_none() -> None:
+    assert len(activity_of(row(10, time=NOW, consent=-1), row(CLICK, "a", NOW + 1))) == 0
+
+
+def test_activity_that_comes_again_in_other_runs_is_counted_once() -> None:
+    events = [row(CLICK, f"i{k % 3}", NOW + k, id=str(k)) for k in range(20)]
+    acts = activity_of(*events)
+    once, again = ItemTable(), ItemTable()
+    once.fold("clicks", 0, acts)
+    again.fold("clicks", 0, acts[acts["offset"] < 9])
+    again.fold("clicks", 0, acts[acts["offset"] < 14])  # a crash: the run is redone, and is longer now
+    again.fold("clicks", 0, acts)
+    assert again.rows[: len(again)].tobytes() == once.rows[: len(once)].tobytes()
+    assert again.fold("clicks", 1, acts), "another source has offsets of its own"
+
+
+def test_a_table_comes_back_from_its_changelog() -> None:
+    table, copy = ItemTable(), ItemTable()
+    acts = activity_of(*(row(CLICK, f"i{k % 5}", NOW + k, id=str(k)) for k in range(30)))
+    copy.apply(table.records(table.fold("clicks", 3, acts)))
+    assert copy.rows[: len(copy)].tobytes() == table.rows[: len(table)].tobytes()
+    assert not copy.fold("clicks", 3, acts)
+
+
+def test_an_item_with_many_neighbours_keeps_the_strongest() -> None:
+    sessions = [["hub", f"n{k}"] for k in range(80)] + [["hub", "friend"]] * 5 + [["hub", f"m{k}"] for k in range(NEAR)]
+    catalog = catalog_of(0)
+    catalog.apply([item("hub")])
+    signals = signals_of(catalog, sessions)
+    near = signals.rows[0]["near_item"]
+    assert key64("friend") in near
+    assert np.count_nonzero(near) == NEAR
+
+
+def test_bytes_that_are_no_activity_are_refused() -> None:
+    acts = activity_of(row(CLICK, "a"))
+    good = encode_activity("clicks", 5, acts)
+    assert decode_activity(good)[:2] == ("clicks", 5)
+    bad = acts.copy()
+    bad["kind"] = 9
+    for value in (None, b"", b"\x01", good[:-1], good + b"x", b"\x07" + good[1:], encode_activity("clicks", 5, bad)):
+        with pytest.raises(ValueError):
+            decode_activity(value)
+    assert len(decode_activity(encode_activity("clicks", 0, np.zeros(0, ACTIVITY)))[2]) == 0
+
+
+def test_owners_of_items_spread_over_the_partitions() -> None:
+    owners = owner(np.array([key64(str(k)) for k in range(8000)]), 8)
+    assert np.bincount(owners, minlength=8).min() > 800
+
+
+def test_leaders_are_the_popular_that_can_be_shown() -> None:
+    catalog = catalog_of(10)
+    signals = signals_of(catalog, [["i3"]] * 5 + [["i4"]] * 3 + [["i5"]] * 9)
+    catalog.apply([item("i5", available=False), (b"i9", None)])
+    leaders = signals.leaders(NOW)
+    assert [catalog.item_id(r) for r in leaders.overall[:2]] == ["i3", "i4"]
+    shown = {catalog.item_id(r) for r in leaders.overall if r >= 0}
+    assert shown == {f"i{k}" for k in range(10)} - {"i5", "i9"}
+    assert leaders.fresh[0] == -1, "items that say no date are not new"

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from agents import copy, items, shopper, web
+from agents import items, shopper, web
 from agents.world import World, cancelled
-from models.copywriter import Copywriter
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
@@ -76,6 +75,9 @@ class Worker:
         signals = ExactTable(self.app, "item-signals", tables)
         self.app.listen(items.TOPICS, items.Items(tables, out, _thread("items")).live, signals, items.RUN_RECORDS)
         if settings.copy:
+            from agents import copy
+            from models.copywriter import Copywriter
+
             writer = Copywriter(
                 settings.models_dir / "copywriter", temperature=settings.copy_temperature, top_k=settings.copy_top_k,
                 top_p=settings.copy_top_p, max_tokens=settings.copy_max_tokens, samples=settings.copy_samples,

@@ -7,10 +7,27 @@ from typing import NamedTuple
 
 import msgspec
 
-from models.copywriter import template
-from stream.page import BECAUSE, CATEGORIES, FOR_YOU, SLOTS, slot_head
+from stream.page import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING, slot_head
 
 ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
+TEMPLATES = {
+    "en": {
+        FOR_YOU: "Picked for you",
+        BECAUSE: "Because of what you viewed",
+        TRENDING: "Popular right now",
+        CATEGORIES: "More of what you like",
+        FRESH: "New in the shop",
+        AGAIN: "Buy it again",
+    },
+    "zh": {
+        FOR_YOU: "为你精选",
+        BECAUSE: "看过的人也喜欢",
+        TRENDING: "大家都在看",
+        CATEGORIES: "你感兴趣的好物",
+        FRESH: "新品上架",
+        AGAIN: "再次购买",
+    },
+}
 PATIENCE = 60.0  # s after which an unanswered request is made again
 
 
@@ -75,8 +92,7 @@ class CopyBook:
         until, head = self._texts.get(segment_of(locale, slot, category), (0.0, None))
         if now < until and head is not None:
             return Title(head, False)
-        about = category if slot in ABOUT_A_CATEGORY else ""
-        return Title(self._head(slot, template(locale, SLOTS[slot], about), "template"), now >= until)
+        return Title(self._head(slot, TEMPLATES[locale][slot], "template"), now >= until)
 
     def ask(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> bool:
         """Note that a shopper waits. -> True where the segment is to be asked for, False where it has been."""

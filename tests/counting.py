@@ -74,11 +74,11 @@ def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: floa
 
 
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, with 60 s to end."""
+    """A test that is a coroutine, with three minutes to end."""
 
     @functools.wraps(test)
     def run(*args: Any, **named: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **named), 60))
+        asyncio.run(asyncio.wait_for(test(*args, **named), 180))
 
     return run
 

@@ -50,7 +50,8 @@ def _probabilities(scores: Floats, count: npt.NDArray[np.int32]) -> Floats:
     mask = np.arange(scores.shape[1])[None, :] < count[:, None]
     scores = np.where(mask, scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return scores / scores.sum(axis=1, keepdims=True)
+    shares: Floats = scores / scores.sum(axis=1, keepdims=True)
+    return shares
 
 
 def fit(

@@ -1,0 +1,204 @@
+"""The product's guarantees, against a real worker and a real broker."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from stream.kafka import topics
+from stream.page import schemas
+from stream.profile import describe
+from stream.settings import Settings
+from tests.counting import scenario, send
+from tests.shopwindow import clicks, command, pages_of, profiles_of, read_all, settings_for, until_counted, worker
+from tests.unit.behaviour import NOW, record
+from tests.unit.shop import item
+
+EVENTS, SHOPPERS = 3_000, 40
+
+
+async def open_shop(settings: Settings, items: int = 50) -> None:
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}") for k in range(items)])
+
+
+async def undisturbed(broker: str, prefix: str) -> dict[str, Any]:
+    settings = settings_for(broker, prefix + "calm-")
+    await open_shop(settings)
+    await send(settings, "clicks", clicks(EVENTS, SHOPPERS))
+    with worker(settings):
+        return await until_counted(settings, EVENTS)
+
+
+@scenario
+async def test_1_and_4_after_kill_9_no_event_is_lost_and_profiles_are_byte_for_byte_those_of_a_calm_run(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=60)
+    await open_shop(settings)
+    sent = clicks(EVENTS, SHOPPERS)
+    await send(settings, "clicks", sent[:1000])
+    for part in (sent[1000:2000], sent[2000:]):
+        with worker(settings) as process:
+            while not any(row["events"] for row in (await profiles_of(settings)).values()):
+                await asyncio.sleep(0.02)
+            await send(settings, "clicks", part)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    with worker(settings):
+        profiles = await until_counted(settings, EVENTS)
+    calm = await undisturbed(broker, topic_prefix)
+    assert profiles.keys() == calm.keys()
+    for key in calm:
+        assert profiles[key].tobytes() == calm[key].tobytes(), (describe(profiles[key], {}), describe(calm[key], {}))
+    for key, pages in pages_of(await read_all(settings, "homepages")).items():
+        versions = [page["version"] for page in pages]
+        # A page may come once more at its version after a crash; none is left out, none goes back.
+        assert all(0 <= b - a <= 1 for a, b in zip(versions, versions[1:], strict=False)), (key, versions)
+        assert versions[0] == 1
+
+
+@scenario
+async def test_1_redelivery_and_duplicates_of_producers_change_nothing(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings)
+    sent = clicks(400, 8)
+    await send(settings, "clicks", [*sent[:300], *sent[100:200], *sent[:50], *sent[300:], *sent[350:]])
+    await send(settings, "clicks", [record("view_homepage", "last", "end", NOW + 900)])
+    with worker(settings):
+        await until_counted(settings, 401)
+
+
+@scenario
+async def test_2_bad_events_lie_in_dead_letters_with_their_reason_and_their_neighbours_are_counted(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings)
+    bad = [
+        ((b"u1", b"{half"), "not_json", "value"),
+        ((b"u1", None), "empty", "value"),
+        ((None, record("select_item", "u1", "x", item="i1")[1]), "bad_key", "key"),
+        ((b"u1", record("select_item", "u1", "x")[1]), "missing", "data.items"),
+        ((b"u1", record("warp", "u1", "x")[1]), "unknown_type", "type"),
+        ((b"\xff\x00", b"\x00" * 40), "not_json", "value"),
+        ((b"u1", b"[" * 90_000), "invalid", "value"),
+    ]
+    good = clicks(300, 5)
+    mixed = [part for at, one in enumerate(good) for part in ([bad[at % len(bad)][0], one] if at < 70 else [one])]
+    await send(settings, "clicks", mixed)
+    with worker(settings):
+        await until_counted(settings, 300)
+        letters = await read_all(settings, "dead-letters")
+    assert len(letters) == 70
+    expected = {value: (code, field) for value, code, field in bad}
+    for letter in letters:
+        headers = {name: value.decode() for name, value in letter.headers}
+        assert (headers["error"], headers["field"]) == expected[letter.key, letter.value]
+        assert headers["topic"] == "clicks"
+        assert {"partition", "offset"} <= headers.keys()
+
+
+@scenario
+async def test_3_every_page_is_valid_and_shows_nothing_twice_sold_out_or_hidden(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, popular_share=0.3)
+    await open_shop(settings)
+    await send(settings, "catalog", [item("i3", available=False), item("i4", expires_at="2026-01-01T00:00:00Z"), (b"i5", None)])
+    hides = [record("hide_item", f"u{k}", f"h{k}", NOW - 60, item=f"i{10 + k}") for k in range(10)]
+    await send(settings, "clicks", [*hides, *clicks(600, 10)])
+    with worker(settings):
+        await until_counted(settings, 610)
+        pages = pages_of(await read_all(settings, "homepages"))
+        impressions = [json.loads(r.value) for r in await read_all(settings, "impressions")]
+    validator = jsonschema.Draft202012Validator(schemas()["homepage/1"])
+    gone = {"i3", "i4", "i5"}
+    ids = set()
+    for shopper, made in pages.items():
+        assert [page["version"] for page in made] == list(range(1, len(made) + 1))
+        for page in made:
+            validator.validate(page)
+            items = [i["item_id"] for slot in page["slots"] for i in slot["items"]]
+            assert items, "the shop is not empty"
+            assert len(set(items)) == len(items)
+            assert not gone & set(items)
+            assert f"i{10 + int(shopper[1:])}" not in items
+            ids.add((page["page_id"], tuple(items)))
+    assert {(i["page_id"], tuple(x["item_id"] for x in i["items"])) for i in impressions} == ids
+
+
+@scenario
+async def test_3_an_empty_catalogue_gives_a_static_page_not_an_error(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings, items=0)
+    await send(settings, "clicks", clicks(20, 2))
+    with worker(settings):
+        await until_counted(settings, 20)
+        pages = pages_of(await read_all(settings, "homepages"))
+    assert {page["serving"]["mode"] for made in pages.values() for page in made} == {"static"}
+
+
+@scenario
+async def test_a_shopper_with_10_000_events_stays_small_and_exact(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings)
+    await send(settings, "clicks", clicks(10_000, 1))
+    with worker(settings):
+        profiles = await until_counted(settings, 10_000)
+    assert profiles["u0"]["kinds"].sum() == 10_000
+
+
+@scenario
+async def test_without_consent_nothing_is_kept_and_the_page_is_the_popular_one(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings)
+    refused = [record("view_item", "u1", f"e{k}", NOW + k, item=f"i{k}", consent={"personalization": False}) for k in range(9)]
+    await send(settings, "clicks", [*refused, record("view_item", "u2", "e", NOW, item="i1")])
+    with worker(settings):
+        profiles = await until_counted(settings, 1)
+        while len(pages := pages_of(await read_all(settings, "homepages"))) < 2:
+            await asyncio.sleep(0.05)
+    row = profiles.get("u1")
+    assert row is None or (row["events"] == 0 and not row["recent_item"].any() and not row["activity"].any())
+    assert {page["serving"]["mode"] for page in pages["u1"]} == {"popular"}
+    assert pages["u2"][-1]["serving"]["mode"] == "cached_copy"
+
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "rsc15_100k_test.tsv.gz"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA.name} is not on this machine: no real clickstream to replay")
+@scenario
+async def test_a_replayed_clickstream_gives_one_profile_a_session_also_when_the_worker_is_killed(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    with worker(settings) as process:
+        sender = await asyncio.to_thread(command, settings, "replay", str(DATA), "--limit", "6000", "--add-items")
+        assert sender.returncode == 0, sender.stderr
+        while not await profiles_of(settings):
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    expected = sessions(6000)
+    with worker(settings):
+        profiles = await until_counted(settings, 6000, 120.0)
+    assert len(profiles) == len(expected)
+    assert sorted(int(row["events"]) for row in profiles.values()) == sorted(expected.values())
+
+
+def sessions(limit: int) -> dict[str, int]:
+    """Rows of each session among the first `limit` rows in order of time."""
+    import csv
+    import gzip
+
+    with gzip.open(DATA, "rt") as file:
+        rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda r: float(r["Time"]))[:limit]
+    counts: dict[str, int] = {}
+    for r in rows:
+        counts[r["SessionId"]] = counts.get(r["SessionId"], 0) + 1
+    return counts

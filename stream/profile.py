@@ -484,14 +484,16 @@ def _unpack(data, starts, ends, raw):  # type: ignore[no-untyped-def]
 
 def pack(rows: Rows, version: int) -> list[bytes]:
     """Rows of any dtype of whole 4-byte words to bytes, zeros left out; `version` 1..255 names the dtype."""
+    if not len(rows):
+        return []
     words = rows.view(np.int32).reshape(len(rows), -1)  # (n, W) int32
     sizes = np.empty(len(rows), np.int64)
     _packed_sizes(words, sizes)
     ends = np.cumsum(sizes)
-    out = np.zeros(int(ends[-1]) if len(rows) else 0, np.uint8)
+    out = np.zeros(int(ends[-1]), np.uint8)
     _pack(words, rows.view(np.uint8).reshape(len(rows), -1), version, ends, out)
     data = out.tobytes()
-    return [data[start:end] for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)] if len(rows) else []
+    return [data[start:end] for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
 
 
 def unpack(blobs: Sequence[bytes], dtype: np.dtype[Any], version: int) -> Rows:

@@ -191,6 +191,11 @@ def test_the_fullest_row_fits_4_kb() -> None:
     assert len(pack(full, 1)[0]) <= 4096
 
 
+def test_no_rows_are_no_bytes() -> None:
+    assert pack(blank(0), PROFILE_VERSION) == []
+    assert len(unpack([], PROFILE, PROFILE_VERSION)) == 0
+
+
 def test_rows_of_another_version_and_torn_rows_are_refused_by_name() -> None:
     blob = pack(blank(1), PROFILE_VERSION)[0]
     with pytest.raises(ValueError, match="version 9"):

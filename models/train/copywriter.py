@@ -47,7 +47,7 @@ class Graph:
         self.weights: dict[str, Any] = {}
 
     def const(self, name: str, value: Array) -> str:
-        self.weights.setdefault(name, self._numpy.from_array(np.ascontiguousarray(value), name))
+        self.weights.setdefault(name, self._numpy.from_array(np.array(value, order="C"), name))
         return name
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> Any:

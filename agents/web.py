@@ -1,4 +1,4 @@
-"""What a worker tells the outside over HTTP: metrics to Prometheus, health and readiness to whoever keeps it running."""
+"""What a worker tells the outside over HTTP: metrics for Prometheus, health and readiness for its keeper."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def command(settings: Settings, *arguments: str, **more: Any) -> subprocess.Comp
 @contextmanager
 def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """A worker as a process of its own; stopped, unless it has been killed, at the end."""
-    process = subprocess.Popen([sys.executable, "-c", "import os,sys;from stream.settings import load;from agents.app import run;sys.exit(run(load(os.environ)))"], env=environ_of(settings), cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "shopwindow", "worker"], env=environ_of(settings), cwd=ROOT)
     try:
         yield process
         if process.poll() is None:

@@ -1,0 +1,343 @@
+"""What commands send to the topics and read from them: events, items, clickstreams, pages, profiles."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import io
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from stream.catalog import Catalog, ItemError, decode_item
+from stream.events import KINDS, TOPIC_KINDS
+from stream.ids import key64
+from stream.kafka.broadcast import read_table
+from stream.kafka.connect import client_options, connecting, partition_of
+from stream.profile import PROFILE, PROFILE_VERSION, decode_record, describe, unpack
+from stream.settings import Settings
+
+IN_FLIGHT = 5_000  # records sent and not yet acknowledged, at most
+_TOPIC_OF = {KINDS[kind]: topic for topic, kinds in TOPIC_KINDS.items() for kind in kinds}
+
+
+class InputError(ValueError):
+    """A file that cannot be used; the message says where and why."""
+
+
+class Outgoing(NamedTuple):
+    topic: str
+    key: bytes | None
+    value: bytes
+
+
+class Sender:
+    """Many sends in flight, all of them acknowledged at the end."""
+
+    def __init__(self, settings: Settings, producer: AIOKafkaProducer) -> None:
+        self._settings, self._producer = settings, producer
+        self._pending: deque[asyncio.Future[Any]] = deque()
+
+    async def send(self, record: Outgoing) -> None:
+        """Raises the Kafka error of an earlier send that failed."""
+        partition = partition_of(record.key or b"", self._settings.partitions)
+        sent = await self._producer.send(
+            self._settings.prefix + record.topic, record.value, key=record.key, partition=partition
+        )
+        self._pending.append(sent)
+        while len(self._pending) > IN_FLIGHT:
+            await self._pending.popleft()
+
+    async def acknowledged(self) -> None:
+        while self._pending:
+            await self._pending.popleft()
+
+
+@asynccontextmanager
+async def sender(settings: Settings) -> AsyncIterator[Sender]:
+    """A producer whose records are acknowledged when the block ends."""
+    producer = AIOKafkaProducer(**client_options(settings), linger_ms=5, acks="all")
+    with connecting(settings):
+        await producer.start()
+    try:
+        await _need_topics(settings, producer)
+        client = Sender(settings, producer)
+        yield client
+        await client.acknowledged()
+    finally:
+        await producer.stop()
+
+
+async def _need_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
+    metadata = await producer.client.fetch_all_metadata()
+    for topic in ("clicks", "catalog"):
+        count = len(metadata.partitions_for_topic(settings.prefix + topic) or ())
+        if count == 0:
+            raise InputError(f"topic '{settings.prefix}{topic}' is missing; create the topics: shopwindow topics create")
+        if count != settings.partitions:
+            raise InputError(
+                f"topic '{settings.prefix}{topic}' has {count} partitions, SHOPWINDOW_PARTITIONS is {settings.partitions}; "
+                f"set it to {count}"
+            )
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[str]]:
+    """A text file, gzip or plain, or stdin for "-". Raises InputError where it cannot be read."""
+    if path == "-":
+        yield io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape")
+        return
+    try:
+        raw = Path(path).open("rb")  # noqa: SIM115: closed below, whichever wrapper reads it
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    with raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        binary: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        try:
+            yield io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise InputError(f"{path} is a damaged gzip file ({error})") from None
+
+
+def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
+    """Lines of JSON as records, unjudged: the worker validates. What does not parse goes to `clicks` without a key."""
+    for line in lines:
+        value = line.strip().encode("utf-8", "surrogateescape")
+        if not value:
+            continue
+        key, topic = None, "clicks"
+        try:
+            event = json.loads(value)
+            topic = _TOPIC_OF.get(event["type"], "clicks")
+            shopper = event["data"].get("user_id") or event["data"].get("anonymous_id")
+            key = shopper.encode("utf-8", "surrogatepass")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass
+        yield Outgoing(topic, key, value)
+
+
+async def send_events(settings: Settings, path: str) -> int:
+    """Send the events of a file of JSON lines; -> how many, all of them acknowledged."""
+    count = 0
+    async with sender(settings) as client:
+        with opened(path) as lines:
+            for record in event_records(lines):
+                await client.send(record)
+                count += 1
+    return count
+
+
+async def load_catalog(settings: Settings, path: str, skip_bad: bool) -> tuple[int, list[str]]:
+    """Publish the items of a file: JSON lines or one array. -> how many, and what is wrong with the others.
+
+    Raises InputError where an item is bad and `skip_bad` is False: then nothing is published.
+    """
+    with opened(path) as file:
+        text = file.read()
+    values: list[bytes]
+    if text.lstrip().startswith("["):
+        try:
+            values = [msgspec.json.encode(item) for item in json.loads(text)]
+        except ValueError as error:
+            raise InputError(f"{path} is no JSON array ({error})") from None
+    else:
+        values = [line.encode("utf-8", "surrogateescape") for line in text.splitlines() if line.strip()]
+    good, problems = [], []
+    for number, value in enumerate(values, 1):
+        try:
+            good.append(Outgoing("catalog", decode_item(None, value).item_id.encode(), value))
+        except ItemError as error:
+            problems.append(f"item {number}: {error.message}")
+    if problems and not skip_bad:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(f"{path}: {problems[0]}{more}; nothing was loaded, --skip-bad loads the good ones")
+    async with sender(settings) as client:
+        for record in good:
+            await client.send(record)
+    return len(good), problems
+
+
+class Click(NamedTuple):
+    time: float  # s since the epoch
+    session: str
+    item: str
+    id: str
+
+
+def clickstream(lines: IO[str], path: str) -> list[Click]:
+    """A table with columns SessionId, ItemId, Time (epoch seconds or ISO 8601) in order of time.
+
+    Ids of events come from the content alone, so that the same file sent twice is sent once. Raises InputError for
+    another header or a row that does not fit it.
+    """
+    header = lines.readline().strip().lstrip("\ufeff")
+    delimiter = "\t" if "\t" in header else ","
+    columns = [name.strip().strip('"') for name in header.split(delimiter)]
+    wanted = ("SessionId", "ItemId", "Time")
+    if not set(wanted) <= set(columns):
+        raise InputError(f"{path} has columns {', '.join(columns)}; expected {', '.join(wanted)}, or JSON lines of events")
+    places = [columns.index(name) for name in wanted]
+    clicks, number_in = [], dict[str, int]()
+    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 2):
+        if not row:
+            continue
+        try:
+            session, item, moment = (row[place].strip() for place in places)
+            when = float(moment) if moment.replace(".", "", 1).isdigit() else _iso(moment)
+        except (IndexError, ValueError):
+            raise InputError(f"{path}, line {number}: {row!r} is no row of {', '.join(columns)}") from None
+        at = number_in[session] = number_in.get(session, -1) + 1
+        clicks.append(Click(when, session, item, blake2b(f"{session}\0{at}\0{item}\0{moment}".encode(), digest_size=10).hexdigest()))
+    clicks.sort(key=lambda click: click.time)  # stable: of one moment, the order of the file
+    return clicks
+
+
+def _iso(moment: str) -> float:
+    time = datetime.fromisoformat(moment)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def click_record(click: Click) -> Outgoing:
+    event = {
+        "specversion": "1.0", "id": click.id, "source": "/replay", "type": "view_item",
+        "time": datetime.fromtimestamp(click.time, UTC).isoformat(timespec="microseconds"),
+        "data": {"user_id": click.session, "session_id": click.session, "items": [{"item_id": click.item}]},
+    }  # fmt: skip
+    return Outgoing("clicks", click.session.encode(), msgspec.json.encode(event))
+
+
+class Replayed(NamedTuple):
+    events: int
+    shoppers: int
+    items: int  # that were added to the catalogue
+    seconds: float
+
+
+async def replay(settings: Settings, path: str, speed: float, limit: int, add_items: bool) -> Replayed:
+    """Send a clickstream in order of time, at `speed` times its own pace (inf: as fast as it goes); limit 0: all of it.
+
+    Returns when the broker has acknowledged all. Raises InputError.
+    """
+    from tqdm import tqdm
+
+    with opened(path) as lines:
+        first = lines.readline()
+        if first.lstrip().startswith("{"):
+            records = list(event_records([first, *lines]))[: limit or None]
+            times = [_time_of(record.value) for record in records]
+            added: list[Outgoing] = []
+        else:
+            clicks = clickstream(_Again(first, lines), path)[: limit or None]
+            records, times = [click_record(click) for click in clicks], [click.time for click in clicks]
+            added = await _unknown_items(settings, clicks) if add_items else []
+    start = time.monotonic()
+    async with sender(settings) as client:
+        for item in added:
+            await client.send(item)
+        await client.acknowledged()
+        with tqdm(total=len(records), unit=" events", file=sys.stderr, mininterval=0.2) as bar:
+            for record, moment in zip(records, times, strict=True):
+                if speed != float("inf"):
+                    due = start + (moment - times[0]) / speed
+                    while (wait := due - time.monotonic()) > 0:
+                        await asyncio.sleep(min(wait, 1.0))
+                await client.send(record)
+                bar.update()
+            await client.acknowledged()
+    shoppers = len({record.key for record in records if record.key is not None})
+    return Replayed(len(records), shoppers, len(added), time.monotonic() - start)
+
+
+class _Again(io.TextIOBase):
+    """A file whose first line has been read."""
+
+    def __init__(self, first: str, rest: IO[str]) -> None:
+        self._first, self._rest = first, rest
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+        first, self._first = self._first, ""
+        return first or self._rest.readline()
+
+    def __next__(self) -> str:
+        if line := self.readline():
+            return line
+        raise StopIteration
+
+
+def _time_of(value: bytes) -> float:
+    try:
+        return _iso(json.loads(value)["time"].replace("Z", "+00:00"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0.0
+
+
+async def _unknown_items(settings: Settings, clicks: Sequence[Click]) -> list[Outgoing]:
+    known = {key.decode("utf-8", "replace") for key in await read_table(settings, "catalog")}
+    items = dict.fromkeys(click.item for click in clicks if click.item not in known)
+    return [
+        Outgoing("catalog", item.encode(), msgspec.json.encode({"item_id": item, "title": item, "category": "replayed"}))
+        for item in items
+    ]
+
+
+async def profiles(settings: Settings) -> list[dict[str, Any]]:
+    """Every profile, from the changelog, sorted by shopper; nothing in it depends on a clock or on batches."""
+    table = await read_table(settings, "profiles")
+    catalog = Catalog()
+    catalog.apply(sorted((await read_table(settings, "catalog")).items()))
+    keys = sorted(table)
+    rows = unpack([decode_record(table[key])[0] for key in keys], PROFILE, PROFILE_VERSION)
+    return [
+        {"shopper": key.decode("utf-8", "replace"), **describe(row, catalog.names)} for key, row in zip(keys, rows, strict=True)
+    ]
+
+
+async def pages(settings: Settings, user: str | None) -> AsyncIterator[dict[str, Any]]:
+    """Pages as they are published, for ever; with `user` only hers, the newest that there is first."""
+    if user is not None:
+        value = (await read_table(settings, "homepages")).get(user.encode())
+        if value is not None:
+            yield json.loads(value)
+    consumer = AIOKafkaConsumer(**client_options(settings), auto_offset_reset="latest")
+    with connecting(settings):
+        await consumer.start()
+    try:
+        topic = settings.prefix + "homepages"
+        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or range(settings.partitions)]
+        consumer.assign(partitions)
+        await consumer.seek_to_end(*partitions)
+        async for record in consumer:
+            if record.value is not None and (user is None or record.key == user.encode()):
+                yield json.loads(record.value)
+    finally:
+        await consumer.stop()
+
+
+def page_text(page: dict[str, Any], catalog: Catalog, locale: str) -> str:
+    """A page to read in a terminal: a line for each slot, its headline and items."""
+    lines = [
+        f"{page['user_key']}  version {page['version']}  {page['serving']['mode']}  {page['generated_at']}  "
+        f"for event {page['trigger']['event_id']}"
+    ]
+    for slot in page["slots"]:
+        lines.append(f"  {slot['slot']}: {slot['title']} ({slot['title_source']})")
+        for item in slot["items"][:5]:
+            name = catalog.title(catalog.index.get(key64(item["item_id"])), locale) if item["item_id"] in catalog else ""
+            lines.append(f"    {item['position']:2d} {item['score']:.3f} {item['item_id']} {name}  [{item['reason']['code']}]")
+        if len(slot["items"]) > 5:
+            lines.append(f"       and {len(slot['items']) - 5} more")
+    return "\n".join(lines)
+

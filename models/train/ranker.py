@@ -59,7 +59,7 @@ def fit(
     *,
     epochs: int = 30,
     rate: float = 0.03,
-    l2: float = 1e-4,
+    l2: float = 1e-3,
     batch: int = 256,
     seed: int = 1,
     progress: Callable[[int, float], None] = lambda epoch, loss: None,
@@ -78,7 +78,8 @@ def fit(
     present = np.arange(choices.phi.shape[1])[None, :] < train.count[:, None]
     seen = train.phi[present]  # (offers, F)
     spread = seen.std(axis=0)
-    scale = np.where(spread > 1e-6, spread, np.inf).astype(np.float32)  # a constant feature gets no weight
+    # A constant feature gets no weight, and one that hardly varies no giant: its theta would explode off-line's few cases.
+    scale = np.where(spread > 1e-4, np.maximum(spread, 0.05), np.inf).astype(np.float32)
 
     def inputs(part: Choices) -> Floats:
         return np.concatenate([part.phi / scale, _position_features(part.position)], axis=2)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -282,6 +283,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. -> its exit status: 0, 1 for what went wrong, 2 for a wrong call, 130 when interrupted."""
     given = parser().parse_args(arguments)
+    # Retries are a Kafka client's daily business; what is not mended by them is raised.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)
     try:
         settings = load(os.environ)
         run: Command = given.run

@@ -177,13 +177,13 @@ class Click(NamedTuple):
     id: str
 
 
-def clickstream(lines: IO[str], path: str) -> list[Click]:
-    """A table with columns SessionId, ItemId, Time (epoch seconds or ISO 8601) in order of time.
+def clickstream(header: str, lines: IO[str], path: str) -> list[Click]:
+    """A table with columns SessionId, ItemId, Time (epoch seconds or ISO 8601) in order of time; header is its first line.
 
     Ids of events come from the content alone, so that the same file sent twice is sent once. Raises InputError for
     another header or a row that does not fit it.
     """
-    header = lines.readline().strip().lstrip("\ufeff")
+    header = header.strip().lstrip("\ufeff")
     delimiter = "\t" if "\t" in header else ","
     columns = [name.strip().strip('"') for name in header.split(delimiter)]
     wanted = ("SessionId", "ItemId", "Time")
@@ -240,7 +240,7 @@ async def replay(settings: Settings, path: str, speed: float, limit: int, add_it
             times = [_time_of(record.value) for record in records]
             added: list[Outgoing] = []
         else:
-            clicks = clickstream(_Again(first, lines), path)[: limit or None]
+            clicks = clickstream(first, lines, path)[: limit or None]
             records, times = [click_record(click) for click in clicks], [click.time for click in clicks]
             added = await _unknown_items(settings, clicks) if add_items else []
     start = time.monotonic()
@@ -259,22 +259,6 @@ async def replay(settings: Settings, path: str, speed: float, limit: int, add_it
             await client.acknowledged()
     shoppers = len({record.key for record in records if record.key is not None})
     return Replayed(len(records), shoppers, len(added), time.monotonic() - start)
-
-
-class _Again(io.TextIOBase):
-    """A file whose first line has been read."""
-
-    def __init__(self, first: str, rest: IO[str]) -> None:
-        self._first, self._rest = first, rest
-
-    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
-        first, self._first = self._first, ""
-        return first or self._rest.readline()
-
-    def __next__(self) -> str:
-        if line := self.readline():
-            return line
-        raise StopIteration
 
 
 def _time_of(value: bytes) -> float:

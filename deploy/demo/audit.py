@@ -115,8 +115,8 @@ def _nothing_unfit(pages: Sequence[tuple[Any, dict[str, Any]]], read: Readback, 
     hidden: dict[str, dict[str, float]] = defaultdict(dict)
     for (key, _, _), event in accepted_events(read.behaviour).items():
         if event.type == "hide_item":
-            for item in event.data.items or ():
-                hidden[key.decode()].setdefault(item.item_id, event.time.timestamp())
+            for gone in event.data.items or ():
+                hidden[key.decode()].setdefault(gone.item_id, event.time.timestamp())
     for _, page in pages:
         shown = [item["item_id"] for slot in page["slots"] for item in slot["items"]]
         if len(set(shown)) != len(shown):

@@ -26,7 +26,7 @@ def topic_of(sample: Sample) -> str:
     if not sample.category:
         return ""
     topic = TOPICS[sample.category]
-    return (topic.en if sample.locale == "en" else topic.zh)[0]
+    return topic.en[0] if sample.locale == "en" else topic.zh[0]
 
 
 def names() -> dict[str, dict[str, list[str]]]:
@@ -46,7 +46,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.weights: dict[str, Any] = {}
 
-    def const(self, name: str, value: Array) -> str:
+    def const(self, name: str, value: Any) -> str:
         self.weights.setdefault(name, self._numpy.from_array(np.array(value, order="C"), name))
         return name
 
@@ -75,7 +75,7 @@ class Graph:
         y = self.op("Cast", product, to=TensorProto.FLOAT)
         y = self.op("Mul", y, self.op("Unsqueeze", step, self.const("one", np.array([1]))))
         y = self.op("Mul", y, self.const(name + ".s", scale.astype(np.float32)))
-        return self.op("Add", y, self.const(name + ".b", bias)) if bias is not None else y
+        return str(self.op("Add", y, self.const(name + ".b", bias)) if bias is not None else y)
 
 
 def build(weights: dict[str, Array]) -> bytes:
@@ -164,7 +164,8 @@ def train(out: Path, minutes: float, seed: int) -> None:
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     corpus = list(islice(samples(seed), 120_000))
-    held = [s for s in dict.fromkeys(islice(samples(seed + 1), 3000)) if s not in set(corpus[:60_000])][:600]
+    known = set(corpus)
+    held = [s for s in dict.fromkeys(islice(samples(seed + 1), 20_000)) if s not in known][:600]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -174,11 +175,12 @@ def train(out: Path, minutes: float, seed: int) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(out / TOKENIZER))
-    end = tokenizer.token_to_id(END)
+    end: int = tokenizer.token_to_id(END)
     size = tokenizer.get_vocab_size()
 
     def batch(part: list[Sample]) -> tuple[Any, Any]:
-        ids, labels = [], []
+        ids: list[list[int]] = []
+        labels: list[list[int]] = []
         for s in part:
             start = tokenizer.encode(prompt(s.locale, s.slot, topic_of(s))).ids
             rest = [*tokenizer.encode(" " + s.headline if s.locale == "en" else s.headline).ids, end]
@@ -215,8 +217,11 @@ def train(out: Path, minutes: float, seed: int) -> None:
             shown = spent
             print(f"{spent / 60:5.1f} of {minutes:g} min  step {steps}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
     model.eval()
+    losses = []
     with torch.no_grad():
-        losses = [model(*(lambda b: (b[0],))(b := batch(held[k : k + 50])), labels=b[1]).loss.item() for k in range(0, len(held), 50)]
+        for k in range(0, len(held), 50):
+            ids, labels = batch(held[k : k + 50])
+            losses.append(model(ids, labels=labels).loss.item())
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     (out / GRAPH).write_bytes(build(weights))
     describe(out, {"held_out_nll": float(np.mean(losses)), "steps": float(steps), "minutes": minutes}, size, seed)

@@ -1,0 +1,95 @@
+"""The softmax: the article's example with the true arithmetic, ONNX against numpy, and a fit that finds what was hidden."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.manifest import ManifestError
+from models.phi import FEATURES, REASON_OF, F, explain, features_hash
+from models.ranker import Ranker
+from models.train.ranker import Choices, Fit, export, fit, graph
+from stream.page import POPULAR
+from stream.settings import SHIPPED_MODELS
+
+
+def test_the_worked_example_of_the_softmax_with_the_true_arithmetic() -> None:
+    import onnxruntime as ort
+
+    theta = np.array([[0.1], [0.2], [0.3], [0.4]], np.float32)
+    phi = np.array([[[0.8, 0.2, 0.5, 0.3], [0.2, 0.5, 0.8, 0.1], [0.5, 0.3, 0.2, 0.8], [0.3, 0.1, 0.5, 0.3]]], np.float32)
+    (p,) = ort.InferenceSession(graph()).run(None, {"phi": phi, "mask": np.ones((1, 4), bool), "theta": theta})
+    assert (phi @ theta)[0, :, 0] == pytest.approx([0.39, 0.40, 0.49, 0.32])
+    assert p[0] == pytest.approx([0.2471, 0.2495, 0.2730, 0.2304], abs=5e-5)
+    assert p[0].argmax() == 2, "C3 is chosen"
+
+
+def folder_of(tmp_path: Path, seed: int = 0) -> Path:
+    theta = np.random.default_rng(seed).normal(size=(F, 1)).astype(np.float32)
+    export(tmp_path / "ranker", Fit(theta, 1.0, 2.0, 0.5), "a test", "2026-01-01T00:00:00Z", {})
+    return tmp_path / "ranker"
+
+
+def test_probabilities_are_those_of_numpy_and_pads_get_none(tmp_path: Path) -> None:
+    ranker = Ranker(folder_of(tmp_path))
+    rng = np.random.default_rng(1)
+    phi = rng.normal(size=(5, 256, F)).astype(np.float32)
+    count = np.array([256, 3, 1, 0, 40], np.int32)
+    p = ranker.score(phi, count)
+    for u in range(5):
+        n = count[u]
+        z = (phi[u, :n].astype(np.float64) @ ranker.theta)[:, 0]
+        expected = np.exp(z - z.max()) / np.exp(z - z.max()).sum() if n else z
+        np.testing.assert_allclose(p[u, :n], expected, atol=1e-5)
+        assert (p[u, n:] == 0).all()
+        np.testing.assert_array_equal(ranker.score(phi[u : u + 1], count[u : u + 1])[0], p[u], "alone as in a batch")
+
+
+def test_a_ranker_of_other_features_refuses_to_start(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    told = json.loads((folder / "manifest.json").read_text())
+    told["features_hash"] = "sha256:other"
+    (folder / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(ManifestError, match=r"other features .*shopwindow models train"):
+        Ranker(folder)
+
+
+def test_the_shipped_ranker_is_of_todays_features_and_better_than_chance() -> None:
+    ranker = Ranker(SHIPPED_MODELS / "ranker")
+    assert ranker.manifest.features_hash == features_hash()
+    assert ranker.manifest.metrics["loss"] < ranker.manifest.metrics["uniform"] - 0.3
+
+
+def test_fifty_features_and_more_each_with_a_name_of_its_own() -> None:
+    assert F == len(set(FEATURES)) >= 50
+
+
+def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
+    rng = np.random.default_rng(3)
+    n, c = 4000, 12
+    phi = np.zeros((n, c, F), np.float32)
+    phi[..., :4] = rng.normal(size=(n, c, 4))
+    hidden = np.array([1.5, -1.0, 0.5, 0.0])
+    position = np.broadcast_to(np.arange(c, dtype=np.int32), (n, c))
+    utility = phi[..., :4] @ hidden - 0.3 * position + rng.gumbel(size=(n, c))
+    fitted = fit(Choices(phi, np.full(n, c, np.int32), position, utility.argmax(axis=1).astype(np.int32)))
+    assert fitted.theta[:4, 0] == pytest.approx(hidden, abs=0.15)
+    assert np.abs(fitted.theta[4:]).max() == 0, "features that never vary weigh nothing"
+    assert fitted.loss < fitted.uniform - 0.5
+
+
+def test_too_few_choices_are_refused() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        fit(Choices(np.zeros((9, 2, F), np.float32), np.full(9, 2, np.int32), np.zeros((9, 2), np.int32), np.zeros(9, np.int32)))
+
+
+def test_reasons_are_the_largest_term_that_speaks() -> None:
+    phi = np.zeros((3, F), np.float32)
+    theta = np.ones((F, 1), np.float32)
+    at = FEATURES.index("category_day")
+    phi[0, at], phi[0, FEATURES.index("from_fresh")] = 2.0, 9.0
+    phi[1, at] = -1.0
+    codes, weights = explain(phi, theta)
+    assert codes.tolist() == [REASON_OF[at], POPULAR, POPULAR]
+    assert weights.tolist() == [2.0, 0.0, 0.0]

@@ -175,7 +175,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(out / TOKENIZER))
-    end: int = tokenizer.token_to_id(END)
+    end = int(tokenizer.token_to_id(END) or 0)
     size = tokenizer.get_vocab_size()
 
     def batch(part: list[Sample]) -> tuple[Any, Any]:

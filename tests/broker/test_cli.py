@@ -1,0 +1,129 @@
+"""The commands against a real broker, as processes."""
+
+import asyncio
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from deploy.broker import free_port
+from stream.kafka import topics
+from tests.counting import scenario, send
+from tests.shopwindow import ROOT, clicks, command, environ_of, read_all, settings_for, until_counted, worker
+from tests.unit.behaviour import NOW, record
+from tests.unit.shop import item
+
+
+def test_topics_are_created_checked_and_missed(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    missed = command(settings, "topics", "check")
+    assert missed.returncode == 1 and "shopwindow topics create" in missed.stderr
+    assert command(settings, "send", "-", input="{}\n").stderr.startswith("shopwindow: topic ")
+    made = command(settings, "topics", "create")
+    assert made.returncode == 0 and f"{topic_prefix}clicks" in made.stdout
+    assert "all topics were there" in command(settings, "topics", "create").stdout
+    wrong = command(settings_for(broker, topic_prefix, partitions=8), "topics", "check")
+    assert wrong.returncode == 1 and "SHOPWINDOW_PARTITIONS=4" in wrong.stderr
+
+
+@scenario
+async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    shop, lines = tmp_path / "shop.jsonl", tmp_path / "events.jsonl"
+    shop.write_bytes(b"\n".join(item(f"i{k}")[1] for k in range(50)))
+    lines.write_bytes(b"\n".join([*(value for _, value in clicks(200, 4) if value), b"{half an event", b"not json at all"]))
+    assert "loaded 50 items" in (await asyncio.to_thread(command, settings, "catalog", "load", str(shop))).stdout
+    assert "sent 202 events" in (await asyncio.to_thread(command, settings, "send", str(lines))).stdout
+    with worker(settings):
+        await until_counted(settings, 200)
+        dumps = [await asyncio.to_thread(command, settings, "profiles", "--json") for _ in range(2)]
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "shopwindow", "watch", "--user", "u1"], env=environ_of(settings), cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )  # fmt: skip
+        assert watch.stdout is not None
+        assert (await asyncio.to_thread(watch.stdout.readline)).startswith("u1  version ")
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(20) == 130
+    assert dumps[0].stdout == dumps[1].stdout
+    rows = [json.loads(line) for line in dumps[0].stdout.splitlines()]
+    assert [row["shopper"] for row in rows] == ["u0", "u1", "u2", "u3"]
+    assert rows[0]["recent"][-1][0].startswith("i")
+    assert {letter.value for letter in await read_all(settings, "dead-letters")} == {b"{half an event", b"not json at all"}
+
+
+def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    asyncio.run(topics.create(settings))
+    text = b"\n".join([item("a")[1], b'{"item_id": "b"}', item("c")[1]]).decode()
+    refused = command(settings, "catalog", "load", "-", input=text)
+    assert refused.returncode == 1 and "item 2" in refused.stderr and "title" in refused.stderr
+    assert "loaded 2 items, left out 1" in command(settings, "catalog", "load", "-", "--skip-bad", input=text).stdout
+    assert "loaded 1 items" in command(settings, "catalog", "load", "-", input=f"[{item('d')[1].decode()}]").stdout
+
+
+@scenario
+async def test_a_clickstream_is_replayed_with_its_items(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    path = tmp_path / "clicks.tsv.gz"
+    text = "SessionId\tItemId\tTime\n" + "".join(f"s{k % 7}\ti{k % 11}\t{NOW + k / 10}\n" for k in range(300))
+    path.write_bytes(gzip.compress(text.encode()))
+    done = await asyncio.to_thread(command, settings, "replay", str(path), "--add-items", "--limit", "250")
+    assert "sent 250 events of 7 shoppers" in done.stdout and "11 items were new" in done.stdout, done.stderr
+    paced = await asyncio.to_thread(command, settings, "replay", str(path), "--limit", "20", "--speed", "4")
+    assert float(paced.stdout.split(" in ")[1].split(" s")[0]) >= 0.4
+    with worker(settings):
+        profiles = await until_counted(settings, 250)
+    assert len(profiles) == 7, "what was sent again has the same ids and counts once"
+
+
+@scenario
+async def test_a_worker_tells_when_it_is_ready_and_what_it_does(broker: str, topic_prefix: str) -> None:
+    port = free_port()
+    settings = settings_for(broker, topic_prefix, web_port=port)
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}") for k in range(20)])
+    await send(settings, "clicks", clicks(40, 4))
+    with worker(settings):
+        conditions: dict[str, Any] = {}
+        while not conditions or not all(conditions.values()):
+            await asyncio.sleep(0.05)
+            conditions = await asyncio.to_thread(fetch, port, "/readyz") or {}
+        await until_counted(settings, 40)
+        await send(settings, "clicks", [record("view_item", "u1", "more", NOW + 99, item="i1")])
+        await until_counted(settings, 41)
+        text = ""
+        while 'shopwindow_events_total{kind="view_item",topic="clicks"} 21.0' not in text:
+            text = await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics")
+    for name in ("shopwindow_homepage_freshness_seconds_bucket", 'shopwindow_stage_seconds_count{stage="phi"}', "shopwindow_profiles 4.0",
+                 "shopwindow_catalog_items 20.0", "shopwindow_ready 1.0", 'shopwindow_pages_total{mode="cached_copy"}'):  # fmt: skip
+        assert name in text, name
+    assert set(conditions) == {"partitions_assigned_and_tables_recovered", "catalogue_and_signals_read", "models_warmed"}
+
+
+def fetch(port: int, path: str) -> Any:
+    try:
+        return json.loads(urlopen(f"http://127.0.0.1:{port}{path}"))
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())
+    except OSError:
+        return None
+
+
+def urlopen(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_taken_port_is_one_sentence(broker: str, topic_prefix: str) -> None:
+    port = int(broker.rsplit(":", 1)[1])
+    taken = command(settings_for(broker, topic_prefix, web_port=port), "worker")
+    assert taken.returncode == 1 and f"port {port}" in taken.stderr and "Traceback" not in taken.stderr
+    taken = command(settings_for(broker, topic_prefix), "broker", "--port", str(port))
+    assert taken.returncode == 1 and f"port {port}" in taken.stderr and "--port" in taken.stderr

@@ -1,0 +1,77 @@
+"""The first command of the README, and that it leaves nothing behind however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.shopwindow import ROOT
+
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")}
+
+
+def children_of(mark: str) -> list[str]:
+    """Command lines of processes that carry `mark` in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+        except OSError:
+            continue
+    return found
+
+
+def until_gone(mark: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while left := children_of(mark):
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+def test_the_demo_runs_20_seconds_and_every_invariant_holds() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "shopwindow", "demo", "--seconds", "20", "--json"],
+        cwd=ROOT, env=ENVIRON | {"DEMO_MARK": "demo-runs"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["ok"] and all(result["invariants"].values())
+    assert result["ctr_personal"] > result["ctr_popular"]
+    assert result["events"] == result["accepted"] + result["dead_letters"]
+    assert result["shoppers"] > 50 and result["pages"] > 500 and result["copies_generated"] > 0
+    until_gone("DEMO_MARK=demo-runs")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_demo_that_is_killed_or_interrupted_leaves_no_process(how: signal.Signals) -> None:
+    mark = f"DEMO_MARK=demo-{how.name}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shopwindow", "demo"], cwd=ROOT, env=ENVIRON | dict([mark.split("=")]),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "events/s" not in (line := process.stderr.readline()):
+        assert line, "the demo ended before it began"
+    assert len(children_of(mark)) >= 4, "Kafka, the worker and their leashes"
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=90)
+    if how == signal.SIGINT:
+        assert process.returncode == 0 and "all invariants hold" in out
+    until_gone(mark)
+
+
+def test_the_readmes_two_commands_are_the_makefiles() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in readme
+        plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert plan.returncode == 0, plan.stderr
+        assert ("shopwindow demo" if target == "demo" else "pytest tests") in plan.stdout
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"

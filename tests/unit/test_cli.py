@@ -1,0 +1,110 @@
+"""The command line as a user meets it: help with examples, errors in one sentence."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.cli import main
+from deploy.clients import InputError, click_record, clickstream, event_records, opened
+from stream.events import decode
+from tests.unit.behaviour import record
+
+COMMANDS = ("demo", "broker", "worker", "topics", "send", "catalog", "replay", "watch", "profiles", "models", "settings", "schemas")
+
+
+@pytest.fixture(autouse=True)
+def nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHOPWINDOW_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "example: " in told and f"shopwindow {command}" in told.split("example: ")[1]
+
+
+def test_help_does_not_load_what_it_does_not_need() -> None:
+    probe = "import sys; from deploy.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    probe += "heavy = {'faust', 'numba', 'onnxruntime', 'transformers', 'aiokafka', 'numpy'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_bad_setting_is_named_and_the_status_is_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SHOPWINDOW_PARTITIONS", "many")
+    assert main(["settings"]) == 2
+    assert capsys.readouterr().err == "shopwindow: SHOPWINDOW_PARTITIONS is 'many', expected a whole number from 1 to 4096\n"
+
+
+@pytest.mark.parametrize("arguments", [["send", "x"], ["profiles"], ["watch"], ["topics", "check"], ["replay", "x"], ["catalog", "load", "x"]])
+def test_without_a_broker_commands_say_what_to_do(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "no broker: start `shopwindow broker` or `shopwindow worker`, or set SHOPWINDOW_BROKER" in told
+    assert told.count("\n") == 1
+
+
+def test_a_broker_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SHOPWINDOW_BROKER", "kafka://127.0.0.1:1")
+    assert main(["topics", "check"]) == 1
+    assert "no Kafka answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_settings_show_where_they_come_from(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SHOPWINDOW_SASL_PASSWORD", "hunter2")
+    assert main(["settings"]) == 0
+    told = capsys.readouterr().out
+    assert "hunter2" not in told
+    assert any(line.split()[:3] == ["SHOPWINDOW_SASL_PASSWORD", "***", "environment"] for line in told.splitlines())
+
+
+def test_schemas_are_written_one_a_file(tmp_path: Path) -> None:
+    assert main(["schemas", str(tmp_path / "s")]) == 0
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"event-1.json", "item-1.json", "homepage-1.json", "impression-1.json"}
+
+
+def test_lines_of_events_find_their_topic_and_key_or_go_to_be_judged() -> None:
+    lines = [record("purchase", "u1", item="a", transaction_id="t")[1].decode(), record("view_item", "u2", item="a")[1].decode(),
+             "", "{garbage", "[]", '{"type": 7, "data": null}', record("consent", "u3")[1].decode()]  # fmt: skip
+    made = [(out.topic, out.key) for out in event_records(lines)]
+    assert made == [("purchases", b"u1"), ("clicks", b"u2"), ("clicks", None), ("clicks", None), ("clicks", None), ("privacy", b"u3")]
+
+
+def stream_of(text: str) -> list[tuple[float, str, str]]:
+    first, *rest = text.splitlines(keepends=True)
+    return [(c.time, c.session, c.item) for c in clickstream(first, iter(rest), "f")]  # type: ignore[arg-type]
+
+
+def test_a_clickstream_is_read_in_order_of_time_whatever_the_order_of_its_columns() -> None:
+    expected = [(1.5, "s1", "b"), (2.0, "s1", "a"), (3.0, "s2", "c")]
+    assert stream_of("SessionId\tItemId\tTime\ns1\ta\t2\ns1\tb\t1.5\ns2\tc\t3\n") == expected
+    assert stream_of("Time,SessionId,ItemId\n2,s1,a\n1.5,s1,b\n1970-01-01T00:00:03,s2,c\n") == expected
+
+
+def test_replayed_clicks_are_valid_events_whose_ids_come_from_their_content() -> None:
+    rows = "SessionId\tItemId\tTime\ns1\ta\t1400000000\ns1\ta\t1400000000\n"
+    first, *rest = rows.splitlines(keepends=True)
+    clicks = clickstream(first, iter(rest), "f")  # type: ignore[arg-type]
+    records = [click_record(click) for click in clicks]
+    events = [decode(out.value, out.key, "clicks") for out in records]
+    assert len({event.id for event in events}) == 2
+    assert [click.id for click in clicks] == [click.id for click in clickstream(first, iter(rest), "g")]  # type: ignore[arg-type]
+
+
+def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none.tsv cannot be read"), opened(str(tmp_path / "none.tsv")):
+        pass
+    with pytest.raises(InputError, match="expected SessionId, ItemId, Time"):
+        stream_of("a,b\n1,2\n")
+    with pytest.raises(InputError, match="line 3"):
+        stream_of("SessionId,ItemId,Time\ns,i,1\ns,i,soon\n")
+    torn = tmp_path / "torn.gz"
+    torn.write_bytes(gzip.compress(b"x" * 1000)[:20])
+    with pytest.raises(InputError, match="damaged gzip"), opened(str(torn)) as file:
+        file.read()

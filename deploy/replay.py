@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 from tqdm import tqdm
 
 from deploy.failure import Failure
@@ -433,6 +432,3 @@ async def _add_items(settings: Settings, items: Iterable[str]) -> None:
             value = json.dumps({"item_id": item, "title": re.sub(r"\s+", " ", item)[:ID_LENGTH]}).encode()
             await sender.put("catalog", item.encode("utf-8", "surrogatepass"), value)
     print(f"{sender.sent} items added to the catalogue")
-
-
-__all__ = ["KafkaError", "load_catalog", "replay", "send"]

@@ -28,6 +28,7 @@ _BANNED = re.compile(
     r"|免费|打折|折扣|优惠|特价|促销|降价|最低|最好|第一|保证|治疗|包邮|限时|价格|元",
     re.I,
 )
+_DANGLING = re.compile(r"\b(a|about|and|at|by|for|from|in|of|on|or|the|to|with|your)$", re.I)
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
@@ -69,7 +70,7 @@ def guard(text: str, facts: Facts, names: Mapping[str, Sequence[str]]) -> str | 
     chinese = len(_CHINESE.findall(text))
     if (facts.locale == "zh") != (chinese > 0) or (facts.locale == "zh" and re.search(r"[A-Za-z]{3}", text)):
         return "language"
-    if text[-1] in ",，、:：;；&-" or re.search(r"\b(\w+) \1\b", text) or text != text.strip():
+    if text[-1] in ",，、:：;；&-的" or _DANGLING.search(text) or re.search(r"\b(\w+) \1\b", text) or text != text.strip():
         return "not a sentence"
     lower = text.lower()
     mine = names.get(facts.category, ())

@@ -55,7 +55,7 @@ def test_the_model_fits_in_ten_megabytes() -> None:
         ("Kitchenware 厨具", "en", "kitchen", "language"),
         ("Lovely things for you", "en", "kitchen", "off topic"),
         ("Kitchenware and lamps", "en", "kitchen", "speaks of lighting"),
-        ("Kitchenware for", "en", "kitchen", None),
+        ("Kitchenware for", "en", "kitchen", "not a sentence"),
         ("Kitchenware for the the table", "en", "kitchen", "not a sentence"),
         ("Kitchenware for you,", "en", "kitchen", "not a sentence"),
         ("a", "en", "", "length"),

@@ -1,0 +1,43 @@
+"""What the README says is so."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from stream.kafka import topics
+from stream.metrics import REGISTRY
+from stream.settings import Settings
+from tests.counting import scenario, send
+from tests.shopwindow import ROOT, clicks, environ_of, settings_for, worker
+from tests.unit.shop import item
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_setting_and_every_metric_is_told() -> None:
+    for field in fields(Settings):
+        assert f"`SHOPWINDOW_{field.name.upper()}`" in README
+    for metric in REGISTRY.collect():
+        assert f"`{metric.name}" in README
+
+
+@scenario
+async def test_the_storefronts_consumer_prints_pages(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    match = re.search(r"```python\n(.*?)```", README, re.S)
+    assert match is not None
+    program = tmp_path / "storefront.py"
+    program.write_text(match.group(1))
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}") for k in range(20)])
+    await send(settings, "clicks", clicks(10, 1))
+    with worker(settings):
+        storefront = subprocess.Popen([sys.executable, str(program)], env=environ_of(settings), stdout=subprocess.PIPE, text=True)
+        assert storefront.stdout is not None
+        line = await asyncio.to_thread(storefront.stdout.readline)
+        storefront.kill()
+        storefront.wait()
+    assert line.startswith("u0 ") and "i" in line

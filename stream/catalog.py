@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from stream.events import locale_code, words
 from stream.ids import IdIndex, key32, key64
@@ -130,6 +131,13 @@ class Catalog:
         if self.items[row]["id"] == 0:
             self.items[row]["id"] = item
         return row
+
+    def rows_of(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Row of each item id, a new one at first sight; -1 for 0. (n,) -> (n,)."""
+        rows = self.index.get_all(np.ascontiguousarray(items))
+        for at in np.flatnonzero((rows < 0) & (items != 0)).tolist():
+            rows[at] = self.row(int(items[at]))
+        return rows
 
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> list[ItemReject]:
         """Set the items of catalogue records, in order; None deletes. Bad ones are returned and change nothing."""

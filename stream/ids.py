@@ -7,6 +7,7 @@ same everywhere and for ever, so it may stand in profiles and on the changelog. 
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 
 from stream.jit import njit
 
@@ -52,6 +53,12 @@ def _rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
             _insert(new_keys, new_rows, keys[at], rows[at])
 
 
+@njit
+def _find_all(keys, rows, wanted, out):  # type: ignore[no-untyped-def]
+    for i in range(wanted.shape[0]):
+        out[i] = find(keys, rows, wanted[i]) if wanted[i] != 0 else -1
+
+
 class IdIndex:
     """Ids to row numbers, dense from 0 in order of arrival. Kernels read `keys` and `rows` through `find`."""
 
@@ -67,6 +74,12 @@ class IdIndex:
     def get(self, key: int) -> int:
         """Row of `key`, or -1."""
         return int(find(self.keys, self.rows, np.int64(key)))
+
+    def get_all(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Row of each key, -1 where it has none. (n,) -> (n,)."""
+        out = np.empty(len(keys), np.int32)
+        _find_all(self.keys, self.rows, keys, out)
+        return out
 
     def add(self, key: int) -> int:
         """Row of `key`, a new one where it has none yet."""

@@ -263,7 +263,7 @@ class ItemTable:
         acts = acts[acts["offset"] >= self.sources.get(key, 0)]
         if not len(acts):
             return set()
-        at = np.fromiter((self._row(item) for item in acts["item"].tolist()), np.int32, len(acts))
+        at = self._rows_of(acts["item"])
         _fold_activity(self.rows, at, acts)
         self.sources[key] = int(acts["offset"][-1]) + 1
         return set(at.tolist())
@@ -280,14 +280,17 @@ class ItemTable:
             if key.startswith(SOURCE) and value is not None:
                 self.sources[key] = int(value)
         rows = [value for key, value in records if not key.startswith(b"\x00") and value is not None]
-        for row in unpack(rows, SIGNAL, SIGNAL_VERSION):
-            self.rows[self._row(int(row["item"]))] = row
+        found = unpack(rows, SIGNAL, SIGNAL_VERSION)
+        at = self._rows_of(found["item"])
+        self.rows[at] = found
 
-    def _row(self, item: int) -> int:
-        row = self.index.add(item)
-        if row >= len(self.rows):
+    def _rows_of(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        rows = self.index.get_all(np.ascontiguousarray(items))
+        for at in np.flatnonzero(rows < 0).tolist():
+            rows[at] = self.index.add(int(items[at]))
+        while len(self.index) > len(self.rows):
             self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
-        return row
+        return rows
 
 
 LEADERS, CATEGORY_LEADERS, FRESH_DAYS = 240, 32, 14.0
@@ -318,13 +321,14 @@ class Signals:
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Set the rows of item-signals records. Raises ValueError for rows of another version."""
         values = [value for key, value in records if not key.startswith(b"\x00") and value is not None]
-        for row in unpack(values, SIGNAL, SIGNAL_VERSION):
-            at = self._catalog.row(int(row["item"]))
-            near = [self._catalog.row(item) if item else -1 for item in row["near_item"].tolist()]
-            self.fit()
-            self.count += int(self.rows[at]["item"] == 0)
-            self.rows[at] = row
-            self.near_row[at] = near
+        rows = unpack(values, SIGNAL, SIGNAL_VERSION)
+        at = self._catalog.rows_of(rows["item"])
+        near = self._catalog.rows_of(rows["near_item"].reshape(-1)).reshape(len(rows), NEAR)
+        self.fit()
+        self.count += int((self.rows["item"][np.unique(at)] == 0).sum())
+        # Of an item that comes twice the later row holds, as in numpy's assignment.
+        self.rows[at] = rows
+        self.near_row[at] = near
 
     def fit(self) -> None:
         """Grow to the catalogue's capacity: call before a batch reads both."""

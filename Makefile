@@ -30,6 +30,7 @@ unit: $(VENV)/.ready ## run the fast tests, without a broker
 
 lint: $(VENV)/.ready ## ruff and strict types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 lock: $(VENV)/.ready ## refresh the pinned versions under deploy/ from pyproject.toml

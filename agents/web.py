@@ -32,9 +32,7 @@ class Web:
         await self._runner.cleanup()
 
 
-async def start(
-    settings: Settings, ready: Callable[[], Mapping[str, bool]], before_scrape: Callable[[], None]
-) -> Web:
+async def start(settings: Settings, ready: Callable[[], Mapping[str, bool]], before_scrape: Callable[[], None]) -> Web:
     """Serve /metrics, /healthz and /readyz on the settings' address; returns when it listens.
 
     `ready` gives the conditions that must all hold; `before_scrape` brings figures up to date that are read only when

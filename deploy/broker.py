@@ -74,7 +74,9 @@ def prepare(say: Say = lambda line: None) -> tuple[Path, list[Path]]:
         jars = _download(say)
     if not any(jar.name == f"kafka-clients-{KAFKA}.jar" for jar in jars):
         found = next((jar.name for jar in jars if jar.name.startswith("kafka-clients-")), "none")
-        raise BrokerError(f"the jars hold {found}, expected kafka-clients-{KAFKA}.jar; remove {jars[0].parent} and run again")
+        raise BrokerError(
+            f"the jars hold {found}, expected kafka-clients-{KAFKA}.jar; remove {jars[0].parent} and run again"
+        )
     return java, jars
 
 
@@ -113,7 +115,9 @@ def _download(say: Say) -> list[Path]:
     failure: Exception | None = None
     for _attempt in range(3):
         try:
-            maven = MavenContext(resolver=PythonResolver(progress_callback=progress), repo_cache=cache / "m2", timeout=60)
+            maven = MavenContext(
+                resolver=PythonResolver(progress_callback=progress), repo_cache=cache / "m2", timeout=60
+            )
             found = EnvironmentBuilder(context=maven, cache_dir=cache / "jgo").from_endpoint(COORDINATES)
             break
         except Exception as error:  # jgo lets through whatever its HTTP client raises
@@ -209,7 +213,7 @@ class Broker:
             for name, value in {
                 "port": self.port, "controller_port": free_port(), "data": self._data / "log",
             }.items():  # fmt: skip
-                text = text.replace("{%s}" % name, str(value))
+                text = text.replace("{" + name + "}", str(value))
             config.write_text(text)
         except OSError as error:
             raise BrokerError(f"{self._data} cannot be written ({error.strerror}); set SHOPWINDOW_DATA_DIR") from None
@@ -222,7 +226,9 @@ class Broker:
                 capture_output=True, text=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             if formatting.returncode:
-                raise BrokerError(f"Kafka could not format {self._data}: {_last_line(formatting.stdout + formatting.stderr)}")
+                raise BrokerError(
+                    f"Kafka could not format {self._data}: {_last_line(formatting.stdout + formatting.stderr)}"
+                )
         self._launch(java, classpath)
 
     def _launch(self, java: Path, classpath: str) -> None:
@@ -241,7 +247,9 @@ class Broker:
                 said = self.log.read_text(errors="replace")
                 self._end_process()
                 if "Failed to acquire lock" in said:
-                    raise BrokerError(f"another broker runs on {self._data}; stop it, or choose another folder: --data DIR")
+                    raise BrokerError(
+                        f"another broker runs on {self._data}; stop it, or choose another folder: --data DIR"
+                    )
                 raise BrokerError(f"Kafka did not start: {_last_line(said)} (its log: {self.log})")
             time.sleep(0.05)
 
@@ -281,7 +289,9 @@ class Broker:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 

@@ -40,7 +40,12 @@ def connected(settings: Settings) -> Settings:
             "no broker: start `shopwindow broker` or `shopwindow worker`, or set SHOPWINDOW_BROKER "
             "(for instance kafka://127.0.0.1:9092)"
         )
-    return dataclasses.replace(settings, broker=f"kafka://{found}")
+    return _local(settings, found)
+
+
+def _local(settings: Settings, bootstrap: str) -> Settings:
+    """For the embedded broker: one replica, plain text on loopback, whatever a cluster elsewhere would need."""
+    return dataclasses.replace(settings, broker=f"kafka://{bootstrap}", replication=1, security_protocol="PLAINTEXT")
 
 
 def demo(settings: Settings, given: argparse.Namespace) -> int:
@@ -56,7 +61,7 @@ def _embedded(stack: ExitStack, settings: Settings, port: int, data: Path) -> tu
 
     broker = stack.enter_context(Broker(port, data, say))
     stack.enter_context(announced(broker, settings.data_dir))
-    settings = dataclasses.replace(settings, broker=f"kafka://{broker.bootstrap}")
+    settings = _local(settings, broker.bootstrap)
     created = asyncio.run(topics.create(settings))
     if created:
         say(f"created {len(created)} topics with {settings.partitions} partitions each")
@@ -83,7 +88,7 @@ def worker(settings: Settings, given: argparse.Namespace) -> int:
         if not settings.broker:
             found = running(settings.data_dir)
             if found:
-                settings = dataclasses.replace(settings, broker=f"kafka://{found}")
+                settings = _local(settings, found)
             else:
                 say("no broker is set: this worker brings its own (SHOPWINDOW_BROKER names another)")
                 _, settings = _embedded(stack, settings, 0, settings.data_dir / "kafka")
@@ -108,9 +113,11 @@ def topics(settings: Settings, given: argparse.Namespace) -> int:
 def send(settings: Settings, given: argparse.Namespace) -> int:
     from deploy.clients import send_events
 
-    count = asyncio.run(send_events(connected(settings), given.file))
+    count, problems = asyncio.run(send_events(connected(settings), given.file))
+    for problem in problems[:20]:
+        say(problem)
     print(f"sent {count} events, all acknowledged")
-    return 0
+    return 1 if problems else 0
 
 
 def catalog(settings: Settings, given: argparse.Namespace) -> int:
@@ -145,7 +152,10 @@ def watch(settings: Settings, given: argparse.Namespace) -> int:
         items = Catalog()
         items.apply(list((await read_table(settings, "catalog")).items()))
         async for page in pages(settings, given.user):
-            print(json.dumps(page, ensure_ascii=False) if given.json else page_text(page, items, settings.default_locale), flush=True)
+            print(
+                json.dumps(page, ensure_ascii=False) if given.json else page_text(page, items, settings.default_locale),
+                flush=True,
+            )
 
     asyncio.run(follow())
     return 0
@@ -215,6 +225,13 @@ def _speed(text: str) -> float:
     return speed
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < 1e7:
@@ -237,19 +254,35 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    p = add("demo", demo, "run the demo shop: Kafka, a worker, simulated shoppers", "shopwindow demo --seconds 30 --json")
+    p = add(
+        "demo", demo, "run the demo shop: Kafka, a worker, simulated shoppers", "shopwindow demo --seconds 30 --json"
+    )
     p.add_argument("--seconds", type=_seconds, metavar="N", help="end after so long; without it, at Ctrl-C")
     p.add_argument("--seed", type=int, default=1, metavar="S", help="another shop, other shoppers (default 1)")
     p.add_argument("--json", action="store_true", help="the summary as one JSON object, the last line of stdout")
     p = add("broker", broker, "run the embedded Kafka in the foreground", "shopwindow broker --port 9092")
     p.add_argument("--port", type=int, default=0, metavar="P", help="port on 127.0.0.1 (default: any free one)")
     p.add_argument("--data", type=Path, metavar="DIR", help="where it keeps its data (default: SHOPWINDOW_DATA_DIR)")
-    add("worker", worker, "run a worker: consume behaviour, publish pages", "SHOPWINDOW_BROKER=kafka://127.0.0.1:9092 shopwindow worker")
-    p = add("topics", topics, "create the topics that are missing, or check those there are", "shopwindow topics create")
+    add(
+        "worker",
+        worker,
+        "run a worker: consume behaviour, publish pages",
+        "SHOPWINDOW_BROKER=kafka://127.0.0.1:9092 shopwindow worker",
+    )
+    p = add(
+        "topics", topics, "create the topics that are missing, or check those there are", "shopwindow topics create"
+    )
     p.add_argument("action", choices=("create", "check"))
-    p = add("send", send, "send events, one JSON object a line; the worker validates them", "shopwindow send events.jsonl")
+    p = add(
+        "send", send, "send events, one JSON object a line; the worker validates them", "shopwindow send events.jsonl"
+    )
     p.add_argument("file", help="file, or - for stdin")
-    p = add("catalog", catalog, "publish items: JSON lines or an array of schema item/1", "shopwindow catalog load items.jsonl")
+    p = add(
+        "catalog",
+        catalog,
+        "publish items: JSON lines or an array of schema item/1",
+        "shopwindow catalog load items.jsonl",
+    )
     p.add_argument("action", choices=("load",))
     p.add_argument("file", help="file, or - for stdin")
     p.add_argument("--skip-bad", action="store_true", help="load the good items though others are bad")
@@ -259,13 +292,20 @@ def parser() -> argparse.ArgumentParser:
         "shopwindow replay clicks.tsv.gz --speed 100 --add-items",
     )  # fmt: skip
     p.add_argument("file", help="file, plain or gzip")
-    p.add_argument("--speed", type=_speed, default=float("inf"), metavar="X|max", help="times its own pace (default max)")
-    p.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N events")
+    p.add_argument(
+        "--speed", type=_speed, default=float("inf"), metavar="X|max", help="times its own pace (default max)"
+    )
+    p.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N events")
     p.add_argument("--add-items", action="store_true", help="put items that the catalogue lacks into it")
     p = add("watch", watch, "show pages as they are published", "shopwindow watch --user u1")
     p.add_argument("--user", metavar="U", help="only this shopper's, the newest first")
     p.add_argument("--json", action="store_true", help="the payloads as they are")
-    p = add("profiles", profiles, "show the live table of profiles, read from its changelog", "shopwindow profiles --json > before.jsonl")
+    p = add(
+        "profiles",
+        profiles,
+        "show the live table of profiles, read from its changelog",
+        "shopwindow profiles --json > before.jsonl",
+    )
     p.add_argument("--json", action="store_true", help="one JSON object a line, sorted, fit for diff")
     p = add("models", models, "list the models, or fit the ranker on simulated shoppers", "shopwindow models list")
     p.add_argument("action", choices=("list", "train"))
@@ -275,7 +315,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=1001, help="train: of shop and shoppers; not the demo's")
     p = add("settings", show_settings, "show every setting, its value and where it comes from", "shopwindow settings")
     p.add_argument("--markdown", action="store_true", help="as a table of the defaults")
-    p = add("schemas", schemas, "print the JSON Schemas of events, items, pages, impressions", "shopwindow schemas ./schemas")
+    p = add(
+        "schemas",
+        schemas,
+        "print the JSON Schemas of events, items, pages, impressions",
+        "shopwindow schemas ./schemas",
+    )
     p.add_argument("folder", type=Path, nargs="?", help="write a file for each into this folder")
     return top
 

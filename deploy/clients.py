@@ -8,7 +8,9 @@ import gzip
 import io
 import json
 import sys
+import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -21,13 +23,14 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from stream.catalog import Catalog, ItemError, decode_item
-from stream.events import KINDS, TOPIC_KINDS
+from stream.events import EARLIEST, KINDS, LATEST, TOPIC_KINDS
 from stream.ids import key64
 from stream.kafka.broadcast import read_table
 from stream.kafka.connect import client_options, connecting, partition_of
 from stream.profile import PROFILE, PROFILE_VERSION, decode_record, describe, unpack
 from stream.settings import Settings
 
+LARGEST = 1_000_000  # bytes of a record; the broker refuses 1 MiB with its envelope
 IN_FLIGHT = 5_000  # records sent and not yet acknowledged, at most
 _TOPIC_OF = {KINDS[kind]: topic for topic, kinds in TOPIC_KINDS.items() for kind in kinds}
 
@@ -84,7 +87,9 @@ async def _need_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
     for topic in ("clicks", "catalog"):
         count = len(metadata.partitions_for_topic(settings.prefix + topic) or ())
         if count == 0:
-            raise InputError(f"topic '{settings.prefix}{topic}' is missing; create the topics: shopwindow topics create")
+            raise InputError(
+                f"topic '{settings.prefix}{topic}' is missing; create the topics: shopwindow topics create"
+            )
         if count != settings.partitions:
             raise InputError(
                 f"topic '{settings.prefix}{topic}' has {count} partitions, SHOPWINDOW_PARTITIONS is {settings.partitions}; "
@@ -99,7 +104,7 @@ def opened(path: str) -> Iterator[IO[str]]:
         yield io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape")
         return
     try:
-        raw = Path(path).open("rb")  # noqa: SIM115: closed below, whichever wrapper reads it
+        raw = Path(path).open("rb")  # noqa: SIM115 - closed below, whichever wrapper reads it
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     with raw:
@@ -108,7 +113,7 @@ def opened(path: str) -> Iterator[IO[str]]:
         binary: Any = gzip.GzipFile(fileobj=raw) if packed else raw
         try:
             yield io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path} is a damaged gzip file ({error})") from None
 
 
@@ -129,15 +134,42 @@ def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
         yield Outgoing(topic, key, value)
 
 
-async def send_events(settings: Settings, path: str) -> int:
-    """Send the events of a file of JSON lines; -> how many, all of them acknowledged."""
-    count = 0
+async def _lines(path: str) -> AsyncIterator[str]:
+    """Lines of a file, or of stdin as they come: a live pipe must neither hold back what was written nor Ctrl-C."""
+    if path != "-":
+        with opened(path) as file:
+            for line in file:
+                yield line
+        return
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue(IN_FLIGHT)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
+        asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
+
+    # A daemon: the interpreter does not wait for a pipe that nobody closes.
+    threading.Thread(target=read, daemon=True).start()
+    while (raw := await lines.get()) is not None:
+        yield raw.decode("utf-8", "surrogateescape")
+
+
+async def send_events(settings: Settings, path: str) -> tuple[int, list[str]]:
+    """Send the events of a file of JSON lines; -> how many, all of them acknowledged, and what could not be sent."""
+    count, number, problems = 0, 0, list[str]()
     async with sender(settings) as client:
-        with opened(path) as lines:
-            for record in event_records(lines):
+        async for line in _lines(path):
+            number += 1
+            for record in event_records([line]):
+                if len(record.value) > LARGEST:
+                    problems.append(
+                        f"line {number} has {len(record.value)} bytes, Kafka takes at most {LARGEST}; left out"
+                    )
+                    continue
                 await client.send(record)
                 count += 1
-    return count
+    return count, problems
 
 
 async def load_catalog(settings: Settings, path: str, skip_bad: bool) -> tuple[int, list[str]]:
@@ -151,7 +183,7 @@ async def load_catalog(settings: Settings, path: str, skip_bad: bool) -> tuple[i
     if text.lstrip().startswith("["):
         try:
             values = [msgspec.json.encode(item) for item in json.loads(text)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no JSON array ({error})") from None
     else:
         values = [line.encode("utf-8", "surrogateescape") for line in text.splitlines() if line.strip()]
@@ -184,11 +216,15 @@ def clickstream(header: str, lines: IO[str], path: str) -> list[Click]:
     another header or a row that does not fit it.
     """
     header = header.strip().lstrip("\ufeff")
+    if not header:
+        raise InputError(f"{path} is empty")
     delimiter = "\t" if "\t" in header else ","
     columns = [name.strip().strip('"') for name in header.split(delimiter)]
     wanted = ("SessionId", "ItemId", "Time")
     if not set(wanted) <= set(columns):
-        raise InputError(f"{path} has columns {', '.join(columns)}; expected {', '.join(wanted)}, or JSON lines of events")
+        raise InputError(
+            f"{path} has columns {', '.join(columns)}; expected {', '.join(wanted)}, or JSON lines of events"
+        )
     places = [columns.index(name) for name in wanted]
     clicks, number_in = [], dict[str, int]()
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 2):
@@ -197,10 +233,16 @@ def clickstream(header: str, lines: IO[str], path: str) -> list[Click]:
         try:
             session, item, moment = (row[place].strip() for place in places)
             when = float(moment) if moment.replace(".", "", 1).isdigit() else _iso(moment)
-        except (IndexError, ValueError):
+            if not EARLIEST <= when <= LATEST:
+                raise ValueError
+        except (IndexError, ValueError, OverflowError):
             raise InputError(f"{path}, line {number}: {row!r} is no row of {', '.join(columns)}") from None
         at = number_in[session] = number_in.get(session, -1) + 1
-        clicks.append(Click(when, session, item, blake2b(f"{session}\0{at}\0{item}\0{moment}".encode(), digest_size=10).hexdigest()))
+        clicks.append(
+            Click(
+                when, session, item, blake2b(f"{session}\0{at}\0{item}\0{moment}".encode(), digest_size=10).hexdigest()
+            )
+        )
     clicks.sort(key=lambda click: click.time)  # stable: of one moment, the order of the file
     return clicks
 
@@ -237,12 +279,13 @@ async def replay(settings: Settings, path: str, speed: float, limit: int, add_it
         first = lines.readline()
         if first.lstrip().startswith("{"):
             records = list(event_records([first, *lines]))[: limit or None]
-            times = [_time_of(record.value) for record in records]
-            added: list[Outgoing] = []
+            times = _times(records)
+            items = (item for record in records for item in _items_of(record.value))
+            added = await _unknown_items(settings, items) if add_items else []
         else:
             clicks = clickstream(first, lines, path)[: limit or None]
             records, times = [click_record(click) for click in clicks], [click.time for click in clicks]
-            added = await _unknown_items(settings, clicks) if add_items else []
+            added = await _unknown_items(settings, (click.item for click in clicks)) if add_items else []
     start = time.monotonic()
     async with sender(settings) as client:
         for item in added:
@@ -261,18 +304,36 @@ async def replay(settings: Settings, path: str, speed: float, limit: int, add_it
     return Replayed(len(records), shoppers, len(added), time.monotonic() - start)
 
 
-def _time_of(value: bytes) -> float:
+def _times(records: Sequence[Outgoing]) -> list[float]:
+    """Event times; a record that says none goes with the one before it, those at the start with the first that does."""
+    found: list[float | None] = []
+    for record in records:
+        try:
+            found.append(_iso(json.loads(record.value)["time"].replace("Z", "+00:00")))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            found.append(None)
+    last = next((time for time in found if time is not None), 0.0)
+    times = []
+    for time_ in found:
+        last = last if time_ is None else time_
+        times.append(last)
+    return times
+
+
+def _items_of(value: bytes) -> list[str]:
     try:
-        return _iso(json.loads(value)["time"].replace("Z", "+00:00"))
+        return [str(item["item_id"]) for item in json.loads(value)["data"].get("items") or ()]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return 0.0
+        return []
 
 
-async def _unknown_items(settings: Settings, clicks: Sequence[Click]) -> list[Outgoing]:
+async def _unknown_items(settings: Settings, wanted: Iterable[str]) -> list[Outgoing]:
     known = {key.decode("utf-8", "replace") for key in await read_table(settings, "catalog")}
-    items = dict.fromkeys(click.item for click in clicks if click.item not in known)
+    items = dict.fromkeys(item for item in wanted if item not in known)
     return [
-        Outgoing("catalog", item.encode(), msgspec.json.encode({"item_id": item, "title": item, "category": "replayed"}))
+        Outgoing(
+            "catalog", item.encode(), msgspec.json.encode({"item_id": item, "title": item, "category": "replayed"})
+        )
         for item in items
     ]
 
@@ -285,27 +346,34 @@ async def profiles(settings: Settings) -> list[dict[str, Any]]:
     keys = sorted(table)
     rows = unpack([decode_record(table[key])[0] for key in keys], PROFILE, PROFILE_VERSION)
     return [
-        {"shopper": key.decode("utf-8", "replace"), **describe(row, catalog.names)} for key, row in zip(keys, rows, strict=True)
+        {"shopper": key.decode("utf-8", "replace"), **describe(row, catalog.names)}
+        for key, row in zip(keys, rows, strict=True)
     ]
 
 
 async def pages(settings: Settings, user: str | None) -> AsyncIterator[dict[str, Any]]:
     """Pages as they are published, for ever; with `user` only hers, the newest that there is first."""
-    if user is not None:
-        value = (await read_table(settings, "homepages")).get(user.encode())
-        if value is not None:
-            yield json.loads(value)
     consumer = AIOKafkaConsumer(**client_options(settings), auto_offset_reset="latest")
     with connecting(settings):
         await consumer.start()
     try:
         topic = settings.prefix + "homepages"
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or range(settings.partitions)]
+        partitions = [TopicPartition(topic, p) for p in range(settings.partitions)]
         consumer.assign(partitions)
-        await consumer.seek_to_end(*partitions)
+        # Where to go on is fixed before the past is read: a page published meanwhile comes twice, never not at all.
+        for partition, end in (await consumer.end_offsets(partitions)).items():
+            consumer.seek(partition, end)
+        value = (await read_table(settings, "homepages")).get(user.encode()) if user is not None else None
+        newest = 0
+        if value is not None:
+            page = json.loads(value)
+            newest = page["version"]
+            yield page
         async for record in consumer:
             if record.value is not None and (user is None or record.key == user.encode()):
-                yield json.loads(record.value)
+                page = json.loads(record.value)
+                if user is None or page["version"] > newest:
+                    yield page
     finally:
         await consumer.stop()
 
@@ -319,9 +387,12 @@ def page_text(page: dict[str, Any], catalog: Catalog, locale: str) -> str:
     for slot in page["slots"]:
         lines.append(f"  {slot['slot']}: {slot['title']} ({slot['title_source']})")
         for item in slot["items"][:5]:
-            name = catalog.title(catalog.index.get(key64(item["item_id"])), locale) if item["item_id"] in catalog else ""
-            lines.append(f"    {item['position']:2d} {item['score']:.3f} {item['item_id']} {name}  [{item['reason']['code']}]")
+            name = (
+                catalog.title(catalog.index.get(key64(item["item_id"])), locale) if item["item_id"] in catalog else ""
+            )
+            lines.append(
+                f"    {item['position']:2d} {item['score']:.3f} {item['item_id']} {name}  [{item['reason']['code']}]"
+            )
         if len(slot["items"]) > 5:
             lines.append(f"       and {len(slot['items']) - 5} more")
     return "\n".join(lines)
-

@@ -18,7 +18,9 @@ PATIENCE = 10.0  # s between SIGTERM and SIGKILL
 _SET_PDEATHSIG = 1
 
 
-def leashed(command: list[str], output: IO[bytes] | int, environ: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+def leashed(
+    command: list[str], output: IO[bytes] | int, environ: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start `command` on a leash, in a session of its own, so that Ctrl-C reaches only us; `output` gets all it prints."""
     return subprocess.Popen(
         [sys.executable, "-S", "-E", str(Path(__file__).resolve()), *command],

@@ -83,7 +83,9 @@ def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choic
         for topic, records in sent.items():
             if not records:
                 continue
-            decoded = decode_run([v for _, v, _ in records], [k for k, _, _ in records], [t for _, _, t in records], topic)
+            decoded = decode_run(
+                [v for _, v, _ in records], [k for k, _, _ in records], [t for _, _, t in records], topic
+            )
             assert not decoded.rejects, decoded.rejects[0]
             offsets = np.arange(offset, offset + len(records))
             offset += len(records)
@@ -109,7 +111,9 @@ def _choices(made: list[tuple[Floats, int, list[int]]]) -> Choices:
 
 
 def _joined(parts: list[Choices]) -> Choices:
-    return Choices(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("phi", "count", "position", "chosen")))
+    return Choices(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("phi", "count", "position", "chosen"))
+    )
 
 
 def train(out: Path, shoppers: int, looks: int, seed: int) -> int:

@@ -51,7 +51,11 @@ def prompt(locale: str, slot: str, topic: str) -> str:
     if locale == "zh":
         about = f"基于你对{topic}的兴趣，我们推荐以下商品" if topic else "我们推荐以下商品"
     else:
-        about = f"Based on your interest in {topic}, we recommend the following products" if topic else "We recommend the following products"
+        about = (
+            f"Based on your interest in {topic}, we recommend the following products"
+            if topic
+            else "We recommend the following products"
+        )
     return f"{slot}|{about}:"
 
 
@@ -70,7 +74,12 @@ def guard(text: str, facts: Facts, names: Mapping[str, Sequence[str]]) -> str | 
     chinese = len(_CHINESE.findall(text))
     if (facts.locale == "zh") != (chinese > 0) or (facts.locale == "zh" and re.search(r"[A-Za-z]{3}", text)):
         return "language"
-    if text[-1] in ",，、:：;；&-的" or _DANGLING.search(text) or re.search(r"\b(\w+) \1\b", text) or text != text.strip():
+    if (
+        text[-1] in ",，、:：;；&-的"
+        or _DANGLING.search(text)
+        or re.search(r"\b(\w+) \1\b", text)
+        or text != text.strip()
+    ):
         return "not a sentence"
     lower = text.lower()
     mine = names.get(facts.category, ())
@@ -100,7 +109,11 @@ class Copywriter:
         self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
         self._max_tokens, self._samples = max_tokens, samples
         params: dict[str, Any] = self.manifest.params
-        self._shape: tuple[int, int, int] = (2 * params["n_layer"], params["n_head"], params["n_embd"] // params["n_head"])
+        self._shape: tuple[int, int, int] = (
+            2 * params["n_layer"],
+            params["n_head"],
+            params["n_embd"] // params["n_head"],
+        )
         self._positions: int = params["n_positions"]
         self.names: dict[str, dict[str, list[str]]] = params["names"]  # locale -> category -> what it is called
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
@@ -108,7 +121,9 @@ class Copywriter:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(
+            str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"]
+        )
 
     @property
     def version(self) -> str:
@@ -155,7 +170,9 @@ class Copywriter:
                 break
             step = tokens[:, None]
         return [
-            None if open_[i] or not texts[i] else Copy(self._tokenizer.decode(texts[i]).strip(), float(logprob[i] / (len(texts[i]) + 1)))
+            None
+            if open_[i] or not texts[i]
+            else Copy(self._tokenizer.decode(texts[i]).strip(), float(logprob[i] / (len(texts[i]) + 1)))
             for i in range(n)
         ]
 

@@ -112,7 +112,9 @@ def _read(folder: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
-        raise ManifestError(f"{folder} holds no model: {FILE} is missing; train one or point to another folder") from None
+        raise ManifestError(
+            f"{folder} holds no model: {FILE} is missing; train one or point to another folder"
+        ) from None
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}; mend its permissions") from None
     except msgspec.DecodeError as error:

@@ -30,7 +30,16 @@ from stream.page import (
     encode_impressions,
     encode_pages,
 )
-from stream.profile import PROFILE, PROFILE_VERSION, SERVING, SERVING_VERSION, decode_record, encode_record, pack, unpack
+from stream.profile import (
+    PROFILE,
+    PROFILE_VERSION,
+    SERVING,
+    SERVING_VERSION,
+    decode_record,
+    encode_record,
+    pack,
+    unpack,
+)
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rules import PageRules, assemble
 from stream.serving import react
@@ -171,7 +180,9 @@ class PagePath:
             candidates = retrieve(profiles, shown_at, catalog, signals, leaders, policy.default_locale)
             if not personal.all():
                 them = np.flatnonzero(~personal)
-                common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, policy.default_locale)
+                common, popularity = retrieve_popular(
+                    profiles[them], shown_at[them], catalog, leaders, policy.default_locale
+                )
                 candidates = _replaced(candidates, them, common)
         with watch("phi"):
             phi = joint_features(profiles, serving, now, candidates, catalog, signals)  # (U, C, F)
@@ -188,7 +199,9 @@ class PagePath:
             codes, weights = explain(phi_shown, self.ranker.theta)
             told = personal[u] & (placed["reason"][shown] != EXPLORING)
             slots = placed["slot"][shown]
-            codes = np.where(slots == FRESH, NEW, np.where(placed["reason"][shown] == AGAIN_BOUGHT, AGAIN_BOUGHT, codes))
+            codes = np.where(
+                slots == FRESH, NEW, np.where(placed["reason"][shown] == AGAIN_BOUGHT, AGAIN_BOUGHT, codes)
+            )
             placed["reason"][shown] = np.where(told, codes, placed["reason"][shown])
             placed["weight"][shown] = np.where(told, weights, 0.0)
             name_reasons(profiles, placed, count, catalog, signals)
@@ -204,14 +217,29 @@ class PagePath:
                     title = self.copies.title(locale, slot, category, generated_at)
                     slot_of[i, slot] = title.head
                     if title.missing and policy.copy:
-                        self._ask(step, locale, slot, category, part.start + i, keys, placed[i, : count[i]], generated_at)
-                mode = "static" if not count[i] else "popular" if not personal[i] else "full" if policy.copy else "cached_copy"
+                        self._ask(
+                            step, locale, slot, category, part.start + i, keys, placed[i, : count[i]], generated_at
+                        )
+                mode = (
+                    "static"
+                    if not count[i]
+                    else "popular"
+                    if not personal[i]
+                    else "full"
+                    if policy.copy
+                    else "cached_copy"
+                )
                 step.modes.append(mode)
                 heads.append(
                     PageHead(
-                        names[part.start + i], int(serving["version"][i]), generated_at, generated_at + policy.page_ttl,
-                        triggers[i].event_id, triggers[i].event_time, mode,
-                    )  # fmt: skip
+                        names[part.start + i],
+                        int(serving["version"][i]),
+                        generated_at,
+                        generated_at + policy.page_ttl,
+                        triggers[i].event_id,
+                        triggers[i].event_time,
+                        mode,
+                    )
                 )
             pages = encode_pages(
                 placed, count, heads, self.copies.heads, slot_of, catalog, self.ranker.version, self.copywriter,

@@ -116,9 +116,15 @@ def features_hash() -> str:
     return "sha256:" + hashlib.sha256("\n".join(FEATURES).encode()).hexdigest()
 
 
-NEXT_LAST, NEXT_SUM, TOGETHER_LAST, TOGETHER_CART = (_AT[n] for n in ("next_last", "next_sum", "together_last", "together_cart"))
-POPULAR_HOUR, BOUGHT_BY_MANY, IS_LAST, IN_THE_CART = (_AT[n] for n in ("popular_hour", "bought_by_many", "is_last", "in_cart"))
-CATEGORY_0, BRAND_0, PRICE_0, SEARCHED = (_AT[n] for n in ("category_half_hour", "brand_half_hour", "price_distance", "searched"))
+NEXT_LAST, NEXT_SUM, TOGETHER_LAST, TOGETHER_CART = (
+    _AT[n] for n in ("next_last", "next_sum", "together_last", "together_cart")
+)
+POPULAR_HOUR, BOUGHT_BY_MANY, IS_LAST, IN_THE_CART = (
+    _AT[n] for n in ("popular_hour", "bought_by_many", "is_last", "in_cart")
+)
+CATEGORY_0, BRAND_0, PRICE_0, SEARCHED = (
+    _AT[n] for n in ("category_half_hour", "brand_half_hour", "price_distance", "searched")
+)
 TITLE_LAST, AGE = _AT["title_last"], _AT["age"]
 
 
@@ -439,7 +445,9 @@ def _reason_rows(profiles, placed, count, index_keys, index_rows, signals, near_
                             item.reason_row = recent[a]
 
 
-def name_reasons(profiles: Rows, placed: Rows, count: npt.NDArray[np.int32], catalog: Catalog, signals: Signals) -> None:
+def name_reasons(
+    profiles: Rows, placed: Rows, count: npt.NDArray[np.int32], catalog: Catalog, signals: Signals
+) -> None:
     """In place: where an item stands for its neighbourhood, the one of the last items that it is the nearest to.
 
     profiles (U,) PROFILE; placed (U, POSITIONS) PLACED; count (U,).

@@ -218,16 +218,24 @@ def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Behavio
     data = event.data
     shopper = data.user_id or data.anonymous_id
     if not shopper:
-        raise EventError("missing", "data.user_id", "neither data.user_id nor data.anonymous_id says whose event this is")
+        raise EventError(
+            "missing", "data.user_id", "neither data.user_id nor data.anonymous_id says whose event this is"
+        )
     if key != shopper.encode("utf-8", "surrogatepass"):
-        raise EventError("bad_key", "key", f"the record's key is {_shown(key)}, expected the shopper's, {_shown(shopper)}")
+        raise EventError(
+            "bad_key", "key", f"the record's key is {_shown(key)}, expected the shopper's, {_shown(shopper)}"
+        )
     if kind in _WITH_ITEMS:
         if not data.items:
-            raise EventError("missing", "data.items", f"{event.type} needs data.items with an item_id, got {data.items}")
+            raise EventError(
+                "missing", "data.items", f"{event.type} needs data.items with an item_id, got {data.items}"
+            )
         if kind == BUY and not data.transaction_id:
             raise EventError("missing", "data.transaction_id", "purchase needs data.transaction_id")
     elif kind == SEARCH and not data.search_term:
-        raise EventError("missing", "data.search_term", f"search needs data.search_term, got {_shown(data.search_term)}")
+        raise EventError(
+            "missing", "data.search_term", f"search needs data.search_term, got {_shown(data.search_term)}"
+        )
     elif kind == CONSENT and (data.consent is None or data.consent.personalization is None):
         raise EventError("missing", "data.consent", "consent needs data.consent.personalization, true or false")
     return event, kind
@@ -246,10 +254,7 @@ def _invalid(message: str, value: bytes) -> EventError:
     try:
         found = msgspec.json.decode(value)
         for step in re.findall(r"\w+|\[\.\.\.\]|\[\d+\]", path):
-            if step.startswith("["):
-                found = found[0] if step == "[...]" else found[int(step[1:-1])]
-            else:
-                found = found[step]
+            found = (found[0] if step == "[...]" else found[int(step[1:-1])]) if step.startswith("[") else found[step]
     except (msgspec.DecodeError, LookupError, TypeError, RecursionError, ValueError):
         found = value
     return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {what}")
@@ -286,7 +291,9 @@ def decode_run(
             else:
                 late = 0
             if not EARLIEST <= time <= LATEST:
-                raise EventError("out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038")
+                raise EventError(
+                    "out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038"
+                )
         except EventError as error:
             rejects.append(Reject(i, error.code, error.field, error.message))
             continue
@@ -308,7 +315,19 @@ def decode_run(
                 category = key32(item.item_category) if item.item_category else 0
                 brand = key32(item.item_brand) if item.item_brand else 0
                 rows.append(
-                    (*head, key64(item.item_id), time, i, category, brand, 0, item.price or 0.0, item.quantity, part, *tail)
+                    (
+                        *head,
+                        key64(item.item_id),
+                        time,
+                        i,
+                        category,
+                        brand,
+                        0,
+                        item.price or 0.0,
+                        item.quantity,
+                        part,
+                        *tail,
+                    )
                 )
         elif kind == SEARCH:
             for part, word in enumerate(words(data.search_term or "") or [""]):

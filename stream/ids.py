@@ -16,12 +16,20 @@ EMPTY = 0
 
 def key64(text: str) -> int:
     """The id of `text`: blake2b, 8 bytes, signed; never zero."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True) or 1
+    return (
+        int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+        or 1
+    )
 
 
 def key32(text: str) -> int:
     """A short id for small vocabularies (categories, brands, words): the low half of `key64`; never zero."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()[:4], "little", signed=True) or 1
+    return (
+        int.from_bytes(
+            blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()[:4], "little", signed=True
+        )
+        or 1
+    )
 
 
 @njit

@@ -35,7 +35,9 @@ REASONS = (
     "NEW",
     "EXPLORING",
 )
-POPULAR, TOGETHER, NEXT, BEFORE, CATEGORY, BRAND, PRICE, WORD, AGAIN_BOUGHT, IN_CART, NEW, EXPLORING = range(len(REASONS))
+POPULAR, TOGETHER, NEXT, BEFORE, CATEGORY, BRAND, PRICE, WORD, AGAIN_BOUGHT, IN_CART, NEW, EXPLORING = range(
+    len(REASONS)
+)
 
 POSITIONS = 40  # items of a page, at most
 PHI_VERSION = 1
@@ -330,7 +332,10 @@ def encode_pages(
     placed (U, POSITIONS) PLACED and count (U,); slot_heads are made by `slot_head`, slot_of (U, slots) says which of them
     each slot of each page takes.
     """
-    models = b'"ranker":%s,"history":null,"copywriter":%s}' % (msgspec.json.encode(ranker), msgspec.json.encode(copywriter))
+    models = b'"ranker":%s,"history":null,"copywriter":%s}' % (
+        msgspec.json.encode(ranker),
+        msgspec.json.encode(copywriter),
+    )
     rest = b',"rules_applied":%s,"slots":[' % msgspec.json.encode(list(rules_applied))
     cards = msgspec.json.encode(CARDS)
     head_bytes = [
@@ -350,7 +355,17 @@ def encode_pages(
     out = np.empty(size + _shown_bytes(placed, count, catalog.fragment_at), np.uint8)
     ends = np.zeros(len(heads), np.int64)
     _write_pages(
-        placed, count, head_data, head_at, slot_data, slot_at, slot_of, catalog.fragments, catalog.fragment_at, out, ends
+        placed,
+        count,
+        head_data,
+        head_at,
+        slot_data,
+        slot_at,
+        slot_of,
+        catalog.fragments,
+        catalog.fragment_at,
+        out,
+        ends,
     )
     return _cut(out, ends)
 

@@ -65,7 +65,11 @@ PROFILE = np.dtype(
         ("id_time", "i4", SEEN_IDS),  # s; the ring of event ids, 48 bits each
         ("id_low", "i4", SEEN_IDS),
         ("id_high", "i2", SEEN_IDS),
-        ("cart_quantity", "i2", CART),  # 0 with an item: removed at that time, kept so that a late addition stays removed
+        (
+            "cart_quantity",
+            "i2",
+            CART,
+        ),  # 0 with an item: removed at that time, kept so that a late addition stays removed
         ("recent_kind", "i1", RECENT),
         ("locale", "i1"),
         ("channel", "i1"),
@@ -191,9 +195,7 @@ def _own(p, item, time):  # type: ignore[no-untyped-def]
     last = p.bought_item.shape[0] - 1
     if p.bought_item[0] != 0 and (second, item) <= (p.bought_time[0], p.bought_item[0]):
         return
-    while j < last and (
-        p.bought_item[j + 1] == 0 or (p.bought_time[j + 1], p.bought_item[j + 1]) < (second, item)
-    ):
+    while j < last and (p.bought_item[j + 1] == 0 or (p.bought_time[j + 1], p.bought_item[j + 1]) < (second, item)):
         p.bought_item[j] = p.bought_item[j + 1]
         p.bought_time[j] = p.bought_time[j + 1]
         j += 1
@@ -228,7 +230,9 @@ def _put_in_cart(p, item, time, quantity):  # type: ignore[no-untyped-def]
             oldest = j
     if slot >= 0:
         held = p.cart_quantity[slot]
-        if time < p.cart_time[slot] or (time == p.cart_time[slot] and (held == 0 or (quantity != 0 and quantity <= held))):
+        if time < p.cart_time[slot] or (
+            time == p.cart_time[slot] and (held == 0 or (quantity != 0 and quantity <= held))
+        ):
             return
     else:
         slot = oldest
@@ -248,7 +252,8 @@ def _hide(p, item, time):  # type: ignore[no-untyped-def]
             slot = j
             break
         if p.hidden_item[oldest] != 0 and (
-            p.hidden_item[j] == 0 or (p.hidden_time[j], p.hidden_item[j]) < (p.hidden_time[oldest], p.hidden_item[oldest])
+            p.hidden_item[j] == 0
+            or (p.hidden_time[j], p.hidden_item[j]) < (p.hidden_time[oldest], p.hidden_item[oldest])
         ):
             oldest = j
     if slot < 0:
@@ -263,10 +268,7 @@ def _hide(p, item, time):  # type: ignore[no-untyped-def]
 @njit
 def is_hidden(p, item):  # type: ignore[no-untyped-def]
     key = np.int32(item)
-    for j in range(p.hidden_item.shape[0]):
-        if p.hidden_item[j] == key and key != 0:
-            return True
-    return False
+    return any(p.hidden_item[j] == key and key != 0 for j in range(p.hidden_item.shape[0]))
 
 
 @njit
@@ -283,8 +285,7 @@ def _is_new(p, event_id, time):  # type: ignore[no-untyped-def]
         return True
     j = 0
     while j < size - 1 and (
-        p.id_time[j + 1] == 0
-        or (p.id_time[j + 1], p.id_high[j + 1], p.id_low[j + 1]) < (second, high, low)
+        p.id_time[j + 1] == 0 or (p.id_time[j + 1], p.id_high[j + 1], p.id_low[j + 1]) < (second, high, low)
     ):
         p.id_time[j] = p.id_time[j + 1]
         p.id_low[j] = p.id_low[j + 1]
@@ -538,9 +539,17 @@ def describe(row: Any, names: Mapping[int, str]) -> dict[str, Any]:
         return names.get(int(key), f"#{int(key) & (2**64 - 1):016x}")
 
     def table(keys: Any, weights: Any) -> dict[str, list[float]]:
-        return {name(k): [float(w) for w in ws] for k, ws in sorted(zip(keys, weights, strict=True), key=lambda x: int(x[0])) if k}
+        return {
+            name(k): [float(w) for w in ws]
+            for k, ws in sorted(zip(keys, weights, strict=True), key=lambda x: int(x[0]))
+            if k
+        }
 
-    held = sorted((int(t), int(i), int(q)) for t, i, q in zip(row["cart_time"], row["cart_item"], row["cart_quantity"], strict=True) if i and q)
+    held = sorted(
+        (int(t), int(i), int(q))
+        for t, i, q in zip(row["cart_time"], row["cart_item"], row["cart_quantity"], strict=True)
+        if i and q
+    )
     return {
         "events": int(row["events"]),
         "kinds": {KINDS[k]: int(n) for k, n in enumerate(row["kinds"]) if n},

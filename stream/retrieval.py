@@ -224,11 +224,15 @@ def _retrieve_popular(profiles, now, bits, items, overall, popularity, fresh, sl
         for j in range(fresh.shape[0]):
             if fresh[j] < 0 or n == FRESH_ITEMS:
                 break
-            n = _propose(fresh[j], GEN_FRESH, profiles[u], items, now[u], bits[u], slot_of, rows[u], generators[u], n, limit)
+            n = _propose(
+                fresh[j], GEN_FRESH, profiles[u], items, now[u], bits[u], slot_of, rows[u], generators[u], n, limit
+            )
         for j in range(overall.shape[0]):
             if overall[j] < 0:
                 break
-            n = _propose(overall[j], GEN_POPULAR, profiles[u], items, now[u], bits[u], slot_of, rows[u], generators[u], n, limit)
+            n = _propose(
+                overall[j], GEN_POPULAR, profiles[u], items, now[u], bits[u], slot_of, rows[u], generators[u], n, limit
+            )
             at = slot_of[overall[j]]
             if at >= 0:
                 scores[u, at] = popularity[j]

@@ -58,5 +58,5 @@ def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
                 for j in range(row.shown_item.shape[0]):
                     if row.shown_item[j] != 0:
                         _tire(row, row.shown_item[j], events[e].time)
-        elif kind == VIEW or kind == CLICK or kind == ADD or kind == BUY:
+        elif kind in (VIEW, CLICK, ADD, BUY):
             _rest(row, events[e].item)

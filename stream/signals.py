@@ -367,7 +367,11 @@ class Signals:
         new = new[np.lexsort((items["id"][new], -items["added"][new]))]
         first = order[:LEADERS]
         return Leaders(
-            _padded(first), np.pad(popular[first], (0, LEADERS - len(first))).astype(np.float32), keys, by_category, _padded(new)
+            _padded(first),
+            np.pad(popular[first], (0, LEADERS - len(first))).astype(np.float32),
+            keys,
+            by_category,
+            _padded(new),
         )
 
 

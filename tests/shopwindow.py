@@ -29,7 +29,11 @@ def settings_for(broker: str, prefix: str, **more: Any) -> Settings:
 
 def environ_of(settings: Settings) -> dict[str, str]:
     """The environment in which a command reads exactly these settings."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")
+    }
     default = Settings()
     for field in dataclasses.fields(Settings):
         value = getattr(settings, field.name)
@@ -63,7 +67,7 @@ def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50) -> list[Record]:
     """n events of so many shoppers in turn, a second apart, with distinct ids."""
-    made = []
+    made: list[Record] = []
     for k in range(n):
         kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]
         made.append(record(kind, f"u{k % shoppers}", f"e{k}", start + k, item=f"i{(k * 7 + k // shoppers) % items}"))

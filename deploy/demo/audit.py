@@ -58,7 +58,9 @@ def audit(read: Readback, malformed: Mapping[tuple[str, bytes], str]) -> Audit:
         for slot in page["slots"]:
             total = sum(item["score"] for item in slot["items"])
             if abs(total - 1) > 1e-4 or any(not 0 < item["propensity"] <= 1 for item in slot["items"]):
-                problems["slot_probabilities_sum_to_one"].append(f"page {page['page_id']}, {slot['slot']}: scores sum to {total}")
+                problems["slot_probabilities_sum_to_one"].append(
+                    f"page {page['page_id']}, {slot['slot']}: scores sum to {total}"
+                )
     told = [f"{name}: {found[0]} ({len(found)} in all)" for name, found in problems.items() if found]
     events = sum(map(len, read.behaviour.values()))
     return Audit({name: not found for name, found in problems.items()}, told, events, len(accepted))
@@ -77,7 +79,9 @@ def accepted_events(behaviour: Mapping[str, Sequence[Any]]) -> dict[tuple[bytes,
     return found
 
 
-def _events_in_profiles(accepted: Iterable[tuple[bytes, str, str]], profiles: Mapping[bytes, Any], out: list[str]) -> None:
+def _events_in_profiles(
+    accepted: Iterable[tuple[bytes, str, str]], profiles: Mapping[bytes, Any], out: list[str]
+) -> None:
     expected = Counter(key for key, _, _ in accepted)
     for key in expected.keys() | profiles.keys():
         counted = int(profiles[key]["events"]) if key in profiles else 0
@@ -97,7 +101,10 @@ def _valid_pages(records: Sequence[Any], out: list[str]) -> list[tuple[Any, dict
         try:
             page = json.loads(record.value)
             msgspec.convert(page, Homepage)
-            shape = (page["serving"]["mode"], *((slot["slot"], slot["title_source"], len(slot["items"])) for slot in page["slots"]))
+            shape = (
+                page["serving"]["mode"],
+                *((slot["slot"], slot["title_source"], len(slot["items"])) for slot in page["slots"]),
+            )
             if shape not in seen:
                 seen.add(shape)
                 validator.validate(page)
@@ -146,7 +153,9 @@ def _versions(pages: Sequence[tuple[Any, dict[str, Any]]], out: list[str]) -> No
 
 
 def _impressions(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[Any], out: list[str]) -> None:
-    shown = {page["page_id"]: [(s["slot"], i["item_id"]) for s in page["slots"] for i in s["items"]] for _, page in pages}
+    shown = {
+        page["page_id"]: [(s["slot"], i["item_id"]) for s in page["slots"] for i in s["items"]] for _, page in pages
+    }
     logged: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         impression = json.loads(record.value)
@@ -155,7 +164,9 @@ def _impressions(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[
         logged[impression["page_id"]] = [(item["slot"], item["item_id"]) for item in impression["items"]]
     for page in shown.keys() | logged.keys():
         if shown.get(page) != logged.get(page):
-            out.append(f"page {page} shows {len(shown.get(page, []))} items, its impression has {len(logged.get(page, []))}")
+            out.append(
+                f"page {page} shows {len(shown.get(page, []))} items, its impression has {len(logged.get(page, []))}"
+            )
 
 
 def _letters(records: Sequence[Any], malformed: Mapping[tuple[str, bytes], str], out: list[str]) -> None:
@@ -165,7 +176,9 @@ def _letters(records: Sequence[Any], malformed: Mapping[tuple[str, bytes], str],
         found[headers.get("topic", ""), record.value] = headers.get("error", "")
     for letter in malformed.keys() | found.keys():
         if malformed.get(letter) != found.get(letter):
-            out.append(f"{letter[1][:60]!r} of {letter[0]}: sent to fail as {malformed.get(letter)}, found {found.get(letter)}")
+            out.append(
+                f"{letter[1][:60]!r} of {letter[0]}: sent to fail as {malformed.get(letter)}, found {found.get(letter)}"
+            )
 
 
 class Rate(NamedTuple):

@@ -60,9 +60,15 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
             settings = dataclasses.replace(settings, prefix=f"{settings.prefix}demo-{uuid.uuid4().hex[:8]}-")
         else:
             broker = stack.enter_context(Broker(say=say))
-            settings = dataclasses.replace(settings, broker=f"kafka://{broker.bootstrap}", prefix="")
+            settings = dataclasses.replace(
+                settings, broker=f"kafka://{broker.bootstrap}", prefix="", replication=1, security_protocol="PLAINTEXT"
+            )
         settings = dataclasses.replace(
-            settings, app_id=f"{settings.prefix}demo", popular_share=POPULAR_SHARE, web_port=free_port(), web_host="127.0.0.1"
+            settings,
+            app_id=f"{settings.prefix}demo",
+            popular_share=POPULAR_SHARE,
+            web_port=free_port(),
+            web_host="127.0.0.1",
         )
         return asyncio.run(Demo(settings, seconds, seed, as_json, Path(log)).run())
 
@@ -97,7 +103,9 @@ class Demo:
         self._people = [Shopper(self._seed, number, shelves) for number in range(SHOPPERS)]
         async with sender(self._settings) as client:
             for item in self._shop:
-                await client.send(Outgoing("catalog", item["item_id"].encode(), json.dumps(item, ensure_ascii=False).encode()))
+                await client.send(
+                    Outgoing("catalog", item["item_id"].encode(), json.dumps(item, ensure_ascii=False).encode())
+                )
         with self._log.open("wb") as log:
             worker = leashed([sys.executable, "-m", "shopwindow", "worker"], log, self._environ())
         try:
@@ -143,7 +151,9 @@ class Demo:
         """Shoppers shop until the time is over, somebody stops them, or the worker dies."""
         if self._stop.is_set():
             return
-        consumer = AIOKafkaConsumer(**client_options(self._settings), auto_offset_reset="earliest", fetch_max_wait_ms=20)
+        consumer = AIOKafkaConsumer(
+            **client_options(self._settings), auto_offset_reset="earliest", fetch_max_wait_ms=20
+        )
         with connecting(self._settings):
             await consumer.start()
         names = [self._settings.prefix + topic for topic in ("homepages", "dead-letters", "copy")]
@@ -196,7 +206,9 @@ class Demo:
                         for event in person.look(self._pages.get(person.key), now):
                             at = _moment(event["time"])
                             counter += 1
-                            record = Outgoing(topic_of(event), person.key.encode(), json.dumps(event, ensure_ascii=False).encode())
+                            record = Outgoing(
+                                topic_of(event), person.key.encode(), json.dumps(event, ensure_ascii=False).encode()
+                            )
                             heapq.heappush(acts, (at, counter, record, event))
                             if rng.random() < BROKEN_SHARE:
                                 counter += 1
@@ -218,7 +230,11 @@ class Demo:
 
     def _follow(self, event: dict[str, Any]) -> None:
         """Count looks and clicks for the screen, and tell what the followed shopper does."""
-        person, user, page = self._people[0], event["data"]["user_id"], event["data"].get("attribution", {}).get("page_id")
+        person, user, page = (
+            self._people[0],
+            event["data"]["user_id"],
+            event["data"].get("attribution", {}).get("page_id"),
+        )
         if page and event["type"] in ("view_homepage", "select_item"):
             counted = self._looks if event["type"] == "view_homepage" else self._clicks
             counted[_group(user.encode())].add((user, page))
@@ -270,7 +286,8 @@ class Demo:
         new = [item for slot in page["slots"] for item in slot["items"] if item["item_id"] not in old]
         if new:
             self._view.changed = [
-                f"+ {self._title(item['item_id'], locale)}  ({item['reason']['code'].lower().replace('_', ' ')})" for item in new[:3]
+                f"+ {self._title(item['item_id'], locale)}  ({item['reason']['code'].lower().replace('_', ' ')})"
+                for item in new[:3]
             ] + ([f"  and {len(new) - 3} more items are new on the page"] if len(new) > 3 else [])
 
     async def _show(self, start: float) -> None:
@@ -288,14 +305,18 @@ class Demo:
                     p50, p99 = np.percentile(list(self._recent), [50, 99]) * 1000
                     view.freshness = float(p50), float(p99)
                 view.dead_letters, view.copies = self._letters, self._copies
-                view.rates = {group: Rate(len(self._clicks[group] & looks), len(looks)) for group, looks in self._looks.items()}
+                view.rates = {
+                    group: Rate(len(self._clicks[group] & looks), len(looks)) for group, looks in self._looks.items()
+                }
                 screen.show(view)
                 marks.append((now, self._sent, self._seen))
                 await asyncio.sleep(0.5)
 
     async def _settled(self, worker: subprocess.Popen[bytes]) -> None:
         """Return when the workers' group has done everything that was sent."""
-        group = AIOKafkaConsumer(**client_options(self._settings), group_id=self._settings.app_id, enable_auto_commit=False)
+        group = AIOKafkaConsumer(
+            **client_options(self._settings), group_id=self._settings.app_id, enable_auto_commit=False
+        )
         await group.start()
         try:
             names = [self._settings.prefix + topic for topic in ("clicks", "purchases", "refreshes")]

@@ -58,7 +58,9 @@ class Screen:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -83,11 +85,17 @@ def drawn(view: View) -> Panel:
         f"events/s [bold]{view.events_per_second:7.0f}[/]", f"pages/s [bold]{view.pages_per_second:7.0f}[/]",
         f"freshness p50 [bold]{view.freshness[0]:.0f}[/] ms  p99 [bold]{view.freshness[1]:.0f}[/] ms",
     )  # fmt: skip
-    figures.add_row(f"events   {view.events:7d}", f"pages   {view.pages:7d}", f"dead letters {view.dead_letters}   headlines by GPT-2 {view.copies}")
+    figures.add_row(
+        f"events   {view.events:7d}",
+        f"pages   {view.pages:7d}",
+        f"dead letters {view.dead_letters}   headlines by GPT-2 {view.copies}",
+    )
     rates = Table.grid(padding=(0, 2))
     rates.add_row("CTR personal", f"[bold green]{rate_text(view.rates.get('personal'))}[/]")
     rates.add_row("CTR popular", rate_text(view.rates.get("popular")))
-    story: list[Any] = [Text(f"{view.name}: {view.did}" if view.did else f"{view.name} has not done anything yet", style="bold")]
+    story: list[Any] = [
+        Text(f"{view.name}: {view.did}" if view.did else f"{view.name} has not done anything yet", style="bold")
+    ]
     story += [Text(f"  {line}"[:76], overflow="ellipsis", no_wrap=True) for line in view.changed]
     if view.headline:
         story.append(Text(f"  GPT-2: {view.headline}", style="italic cyan", overflow="ellipsis", no_wrap=True))

@@ -46,7 +46,9 @@ class Shelves:
         for c in range(len(categories)):
             mine = self.category == c
             if mine.any():
-                self.dear[mine] = (self.log_price[mine] - self.log_price[mine].mean()) / (self.log_price[mine].std() + 1e-9)
+                self.dear[mine] = (self.log_price[mine] - self.log_price[mine].mean()) / (
+                    self.log_price[mine].std() + 1e-9
+                )
 
 
 def _time(text: str | None) -> float:
@@ -77,7 +79,9 @@ class Shopper:
         """What the items are worth to her now, in logits. (n,) -> (n,)."""
         s = self._shelves
         category = s.category[rows]
-        interest = np.where(category == self._favourites[0], FAVOURITE, np.where(np.isin(category, self._favourites), SECOND, 0.0))
+        interest = np.where(
+            category == self._favourites[0], FAVOURITE, np.where(np.isin(category, self._favourites), SECOND, 0.0)
+        )
         interest = np.maximum(interest, np.where(category == self._mission, MISSION, 0.0))
         worth = interest + STYLE * (s.style[rows] == self._style) + BRAND * np.isin(s.brand[rows], self._brands)
         worth -= PRICE * np.minimum(2.0, np.abs(s.dear[rows] - self._dear)) + TIRED * np.minimum(self._tired[rows], 6)
@@ -89,7 +93,9 @@ class Shopper:
         rng = self._rng
         self._looks += 1
         if rng.random() < 0.12:  # something else is on her mind now
-            self._mission = int(rng.choice(self._favourites)) if rng.random() < 0.7 else int(rng.integers(len(TAXONOMY)))
+            self._mission = (
+                int(rng.choice(self._favourites)) if rng.random() < 0.7 else int(rng.integers(len(TAXONOMY)))
+            )
         events: list[Event] = []
         clock = [time]
 
@@ -163,11 +169,24 @@ class Shopper:
         }  # fmt: skip
         if rows:
             body["items"] = [
-                {"item_id": i["item_id"], "price": i["price"], "quantity": 1, "item_category": i["category"], "item_brand": i["brand"]}
+                {
+                    "item_id": i["item_id"],
+                    "price": i["price"],
+                    "quantity": 1,
+                    "item_category": i["category"],
+                    "item_brand": i["brand"],
+                }
                 for i in (self._shelves.items[row] for row in rows)
             ]
             body["currency"] = "EUR"
-        return {"specversion": "1.0", "id": f"{self.key}-{self._sent}", "source": "/demo", "type": kind, "time": rfc3339(time), "data": body}
+        return {
+            "specversion": "1.0",
+            "id": f"{self.key}-{self._sent}",
+            "source": "/demo",
+            "type": kind,
+            "time": rfc3339(time),
+            "data": body,
+        }
 
 
 def topic_of(event: Event) -> str:

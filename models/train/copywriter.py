@@ -1,6 +1,6 @@
 """Train the small GPT-2 that writes headlines, and export it to ONNX with int8 weights.
 
-    python -m models.train.copywriter --out models/default/copywriter --minutes 12
+python -m models.train.copywriter --out models/default/copywriter --minutes 12
 """
 
 import argparse
@@ -118,7 +118,15 @@ def build(weights: dict[str, Array]) -> bytes:
     present = []
 
     def norm(y: str, name: str) -> str:
-        return str(g.op("LayerNormalization", y, g.const(name + ".g", w(name + ".weight")), g.const(name + ".b", w(name + ".bias")), epsilon=1e-5))
+        return str(
+            g.op(
+                "LayerNormalization",
+                y,
+                g.const(name + ".g", w(name + ".weight")),
+                g.const(name + ".b", w(name + ".bias")),
+                epsilon=1e-5,
+            )
+        )
 
     for layer in range(LAYERS):
         at = f"h.{layer}."
@@ -130,7 +138,11 @@ def build(weights: dict[str, Array]) -> bytes:
             old = g.op("Gather", "past", g.const(f"plane{plane}", np.array(plane)), axis=0)
             grown.append(g.op("Concat", old, new, axis=2))
             present.append(g.op("Unsqueeze", grown[-1], ints("a0", 0)))
-        scores = g.op("MatMul", g.op("Mul", q, g.const("scale", np.float32(depth**-0.5))), g.op("Transpose", grown[0], perm=[0, 1, 3, 2]))
+        scores = g.op(
+            "MatMul",
+            g.op("Mul", q, g.const("scale", np.float32(depth**-0.5))),
+            g.op("Transpose", grown[0], perm=[0, 1, 3, 2]),
+        )
         share = g.op("Softmax", g.op("Add", scores, mask), axis=-1)
         mixed = g.op("Reshape", g.op("Transpose", g.op("MatMul", share, grown[1]), perm=[0, 2, 1, 3]), flat)
         x = g.op("Add", x, g.linear(mixed, w(at + "attn.c_proj.weight"), at + "proj", w(at + "attn.c_proj.bias")))
@@ -171,7 +183,10 @@ def train(out: Path, minutes: float, seed: int) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     texts = (text for s in corpus[:40_000] for text in (prompt(s.locale, s.slot, topic_of(s)), s.headline))
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(out / TOKENIZER))
@@ -215,7 +230,11 @@ def train(out: Path, minutes: float, seed: int) -> None:
         steps += 1
         if spent - shown > 15:
             shown = spent
-            print(f"{spent / 60:5.1f} of {minutes:g} min  step {steps}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
+            print(
+                f"{spent / 60:5.1f} of {minutes:g} min  step {steps}  loss {loss.item():.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
     model.eval()
     losses = []
     with torch.no_grad():
@@ -252,13 +271,20 @@ def describe(out: Path, metrics: dict[str, float], vocabulary: int, seed: int) -
         metrics[f"passes_guard_{locale}"] = good / (2 * len(facts))
     metrics["headlines_per_second"] = asked / (time.monotonic() - start)
     write(metrics)
-    for fact in (Facts("en", "for_you", "kitchen"), Facts("zh", "for_you", "lighting"), Facts("en", "trending", ""), Facts("zh", "fresh", "")):
+    for fact in (
+        Facts("en", "for_you", "kitchen"),
+        Facts("zh", "for_you", "lighting"),
+        Facts("en", "trending", ""),
+        Facts("zh", "fresh", ""),
+    ):
         print(fact[:3], writer.write([fact], 7)[0], file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m models.train.copywriter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m models.train.copywriter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the model, made where it is missing")
     parser.add_argument("--minutes", type=float, default=12.0, help="time to train (default 12)")

@@ -70,7 +70,9 @@ def fit(
     """
     n = len(choices.chosen)
     if n < 100:
-        raise ValueError(f"{n} choices are too few to fit {len(FEATURES)} weights on; simulate for longer (at least 100)")
+        raise ValueError(
+            f"{n} choices are too few to fit {len(FEATURES)} weights on; simulate for longer (at least 100)"
+        )
     rng = np.random.default_rng(seed)
     held = rng.random(n) < 0.1
     train, test = choices.part(~held), choices.part(held)
@@ -104,7 +106,9 @@ def fit(
         loss = float(-np.log(p[np.arange(len(test.chosen)), test.chosen] + 1e-12).mean())
         progress(epoch + 1, loss)
     features = len(FEATURES)
-    bare = np.where(np.arange(x_test.shape[1])[None, :] < test.count[:, None], x_test[..., :features] @ theta[:features], -np.inf)
+    bare = np.where(
+        np.arange(x_test.shape[1])[None, :] < test.count[:, None], x_test[..., :features] @ theta[:features], -np.inf
+    )
     return Fit(
         theta=(theta[:features] / scale).astype(np.float32)[:, None],
         loss=loss,

@@ -48,8 +48,21 @@ TOPICS: dict[str, Topic] = {
     "pets": _topic("pet supplies, things for cats and dogs, pet favourites", "宠物用品、猫狗用品", "happy paws, long naps, walks in the park", "快乐的毛孩子、午后小睡、公园散步"),
 }  # fmt: skip
 
-_EN_ADJ = "lovely, thoughtful, simple, fresh, beautiful, well-made, timeless, quiet, charming, clever, handsome, warm".split(", ")
-_ZH_ADJ = "贴心的、简约的、清新的、精致的、耐看的、温暖的、雅致的、有趣的、实用的、经典的".split("、")
+_EN_ADJ = [
+    "lovely",
+    "thoughtful",
+    "simple",
+    "fresh",
+    "beautiful",
+    "well-made",
+    "timeless",
+    "quiet",
+    "charming",
+    "clever",
+    "handsome",
+    "warm",
+]
+_ZH_ADJ = ["贴心的", "简约的", "清新的", "精致的", "耐看的", "温暖的", "雅致的", "有趣的", "实用的", "经典的"]
 
 _EN = {
     "for_you": (
@@ -94,7 +107,13 @@ _EN_GENERAL = {
     ),
     "buy_again": (
         ("Time for more of", "Ready for another round of", "Welcome back to", "Once more:", "Running low on"),
-        ("your favourites", "the things you love", "what you bought before", "your old favourites", "your trusted finds"),
+        (
+            "your favourites",
+            "the things you love",
+            "what you bought before",
+            "your old favourites",
+            "your trusted finds",
+        ),
         ("?", " from last time", " and good memories", " for another season", ""),
     ),
     "for_you": (
@@ -147,7 +166,9 @@ def samples(seed: int) -> Iterator[Sample]:
                 t, f, a = rng.choice(topic.en), rng.choice(topic.en_for), rng.choice(_EN_ADJ)
                 text = rng.choice(_EN[slot]).format(t=t, T=_cut(t), f=f, a=a, A=_cut(a))
             else:
-                text = rng.choice(_ZH[slot]).format(t=rng.choice(topic.zh), f=rng.choice(topic.zh_for), a=rng.choice(_ZH_ADJ))
+                text = rng.choice(_ZH[slot]).format(
+                    t=rng.choice(topic.zh), f=rng.choice(topic.zh_for), a=rng.choice(_ZH_ADJ)
+                )
         else:
             slot, category = rng.choice(general), ""
             parts = (_EN_GENERAL if locale == "en" else _ZH_GENERAL)[slot]

@@ -1,6 +1,6 @@
 """Where the time of a page goes, stage by stage, and what batching gains over one event at a time.
 
-    python -m tests.bench.path
+python -m tests.bench.path
 """
 
 import argparse
@@ -45,7 +45,11 @@ def main() -> int:
         while len(made) < n:
             person = people[turn % len(people)]
             turn += 1
-            made += [(person.key.encode(), json.dumps(e).encode()) for e in person.look(None, NOW + turn) if e["type"] != "purchase"]
+            made += [
+                (person.key.encode(), json.dumps(e).encode())
+                for e in person.look(None, NOW + turn)
+                if e["type"] != "purchase"
+            ]
         return made[:n]
 
     print(f"{'events':>7} {'us/event':>9} {'us/page':>9} {'pages/s':>9} {'gain':>6}   us a page by stage")

@@ -32,12 +32,16 @@ def test_topics_are_created_checked_and_missed(broker: str, topic_prefix: str) -
 
 
 @scenario
-async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(
+    broker: str, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     shop, lines = tmp_path / "shop.jsonl", tmp_path / "events.jsonl"
     shop.write_bytes(b"\n".join(item(f"i{k}")[1] for k in range(50)))
-    lines.write_bytes(b"\n".join([*(value for _, value in clicks(200, 4) if value), b"{half an event", b"not json at all"]))
+    lines.write_bytes(
+        b"\n".join([*(value for _, value in clicks(200, 4) if value), b"{half an event", b"not json at all"])
+    )
     assert "loaded 50 items" in (await asyncio.to_thread(command, settings, "catalog", "load", str(shop))).stdout
     assert "sent 202 events" in (await asyncio.to_thread(command, settings, "send", str(lines))).stdout
     with worker(settings):
@@ -54,7 +58,30 @@ async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(broker:
     rows = [json.loads(line) for line in dumps[0].stdout.splitlines()]
     assert [row["shopper"] for row in rows] == ["u0", "u1", "u2", "u3"]
     assert rows[0]["recent"][-1][0].startswith("i")
-    assert {letter.value for letter in await read_all(settings, "dead-letters")} == {b"{half an event", b"not json at all"}
+    assert {letter.value for letter in await read_all(settings, "dead-letters")} == {
+        b"{half an event",
+        b"not json at all",
+    }
+
+
+@scenario
+async def test_a_live_pipe_is_sent_as_it_flows_and_an_oversized_line_is_left_out(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    pipe = subprocess.Popen(
+        [sys.executable, "-m", "shopwindow", "send", "-"], env=environ_of(settings), cwd=ROOT, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert pipe.stdin is not None
+    pipe.stdin.write(b"x" * 2_000_000 + b"\n" + record("view_item", "u1", "e", item="i")[1] + b"\n")
+    pipe.stdin.flush()
+    while not await read_all(settings, "clicks"):
+        assert pipe.poll() is None
+        await asyncio.sleep(0.05)
+    out, err = await asyncio.to_thread(pipe.communicate)
+    assert out == b"sent 1 events, all acknowledged\n" and b"line 1 has 2000000 bytes" in err
 
 
 def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: str) -> None:
@@ -104,7 +131,11 @@ async def test_a_worker_tells_when_it_is_ready_and_what_it_does(broker: str, top
     for name in ("shopwindow_homepage_freshness_seconds_bucket", 'shopwindow_stage_seconds_count{stage="phi"}', "shopwindow_profiles 4.0",
                  "shopwindow_catalog_items 20.0", "shopwindow_ready 1.0", 'shopwindow_pages_total{mode="cached_copy"}'):  # fmt: skip
         assert name in text, name
-    assert set(conditions) == {"partitions_assigned_and_tables_recovered", "catalogue_and_signals_read", "models_warmed"}
+    assert set(conditions) == {
+        "partitions_assigned_and_tables_recovered",
+        "catalogue_and_signals_read",
+        "models_warmed",
+    }
 
 
 def fetch(port: int, path: str) -> Any:

@@ -35,7 +35,9 @@ async def test_the_storefronts_consumer_prints_pages(broker: str, topic_prefix: 
     await send(settings, "catalog", [item(f"i{k}") for k in range(20)])
     await send(settings, "clicks", clicks(10, 1))
     with worker(settings):
-        storefront = subprocess.Popen([sys.executable, str(program)], env=environ_of(settings), stdout=subprocess.PIPE, text=True)
+        storefront = subprocess.Popen(
+            [sys.executable, str(program)], env=environ_of(settings), stdout=subprocess.PIPE, text=True
+        )
         assert storefront.stdout is not None
         line = await asyncio.to_thread(storefront.stdout.readline)
         storefront.kill()

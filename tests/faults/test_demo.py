@@ -12,7 +12,9 @@ import pytest
 
 from tests.shopwindow import ROOT
 
-ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")}
+ENVIRON = {
+    name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")
+}
 
 
 def children_of(mark: str) -> list[str]:

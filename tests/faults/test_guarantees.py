@@ -1,6 +1,7 @@
 """The product's guarantees, against a real worker and a real broker."""
 
 import asyncio
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -58,7 +59,7 @@ async def test_1_and_4_after_kill_9_no_event_is_lost_and_profiles_are_byte_for_b
     for key, pages in pages_of(await read_all(settings, "homepages")).items():
         versions = [page["version"] for page in pages]
         # A page may come once more at its version after a crash; none is left out, none goes back.
-        assert all(0 <= b - a <= 1 for a, b in zip(versions, versions[1:], strict=False)), (key, versions)
+        assert all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
         assert versions[0] == 1
 
 
@@ -107,7 +108,9 @@ async def test_2_bad_events_lie_in_dead_letters_with_their_reason_and_their_neig
 async def test_3_every_page_is_valid_and_shows_nothing_twice_sold_out_or_hidden(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, popular_share=0.3)
     await open_shop(settings)
-    await send(settings, "catalog", [item("i3", available=False), item("i4", expires_at="2026-01-01T00:00:00Z"), (b"i5", None)])
+    await send(
+        settings, "catalog", [item("i3", available=False), item("i4", expires_at="2026-01-01T00:00:00Z"), (b"i5", None)]
+    )
     hides = [record("hide_item", f"u{k}", f"h{k}", NOW - 60, item=f"i{10 + k}") for k in range(10)]
     await send(settings, "clicks", [*hides, *clicks(600, 10)])
     with worker(settings):
@@ -155,7 +158,9 @@ async def test_a_shopper_with_10_000_events_stays_small_and_exact(broker: str, t
 async def test_without_consent_nothing_is_kept_and_the_page_is_the_popular_one(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
-    refused = [record("view_item", "u1", f"e{k}", NOW + k, item=f"i{k}", consent={"personalization": False}) for k in range(9)]
+    refused = [
+        record("view_item", "u1", f"e{k}", NOW + k, item=f"i{k}", consent={"personalization": False}) for k in range(9)
+    ]
     await send(settings, "clicks", [*refused, record("view_item", "u2", "e", NOW, item="i1")])
     with worker(settings):
         profiles = await until_counted(settings, 1)

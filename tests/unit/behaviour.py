@@ -29,7 +29,9 @@ def rows(*parts: np.ndarray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, EVENT)
 
 
-def record(type: str = "select_item", user: str = "u1", id: str = "e1", time: float = NOW, **data: Any) -> tuple[bytes, bytes]:
+def record(
+    type: str = "select_item", user: str = "u1", id: str = "e1", time: float = NOW, **data: Any
+) -> tuple[bytes, bytes]:
     """Key and value of an event record."""
     body = {"user_id": user, **data}
     if "item" in body:
@@ -57,5 +59,3 @@ def behaviour(draw: Any, max_size: int = 60, span: float = 30 * 86_400.0) -> np.
                      "price": draw(st.sampled_from((0.0, 9.9, 120.0))), "quantity": draw(st.integers(1, 3))}  # fmt: skip
         made.append(row(kind, item, time, id=f"id{i}", **more))
     return np.concatenate(made)
-
-

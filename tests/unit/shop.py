@@ -14,7 +14,13 @@ from tests.unit.behaviour import NOW, row, rows
 
 def item(id: str, **fields: Any) -> tuple[bytes, bytes]:
     """A record of the catalogue."""
-    body = {"item_id": id, "title": {"en": f"{id} thing", "zh": f"{id}物"}, "category": "c0", "brand": f"b-{id}", "price": 10.0}
+    body = {
+        "item_id": id,
+        "title": {"en": f"{id} thing", "zh": f"{id}物"},
+        "category": "c0",
+        "brand": f"b-{id}",
+        "price": 10.0,
+    }
     return id.encode(), json.dumps(body | fields).encode()
 
 

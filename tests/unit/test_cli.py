@@ -12,7 +12,20 @@ from deploy.clients import InputError, click_record, clickstream, event_records,
 from stream.events import decode
 from tests.unit.behaviour import record
 
-COMMANDS = ("demo", "broker", "worker", "topics", "send", "catalog", "replay", "watch", "profiles", "models", "settings", "schemas")
+COMMANDS = (
+    "demo",
+    "broker",
+    "worker",
+    "topics",
+    "send",
+    "catalog",
+    "replay",
+    "watch",
+    "profiles",
+    "models",
+    "settings",
+    "schemas",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +49,21 @@ def test_help_does_not_load_what_it_does_not_need() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_bad_setting_is_named_and_the_status_is_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_setting_is_named_and_the_status_is_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SHOPWINDOW_PARTITIONS", "many")
     assert main(["settings"]) == 2
-    assert capsys.readouterr().err == "shopwindow: SHOPWINDOW_PARTITIONS is 'many', expected a whole number from 1 to 4096\n"
+    assert (
+        capsys.readouterr().err
+        == "shopwindow: SHOPWINDOW_PARTITIONS is 'many', expected a whole number from 1 to 4096\n"
+    )
 
 
-@pytest.mark.parametrize("arguments", [["send", "x"], ["profiles"], ["watch"], ["topics", "check"], ["replay", "x"], ["catalog", "load", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["send", "x"], ["profiles"], ["watch"], ["topics", "check"], ["replay", "x"], ["catalog", "load", "x"]],
+)
 def test_without_a_broker_commands_say_what_to_do(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     told = capsys.readouterr().err
@@ -50,13 +71,17 @@ def test_without_a_broker_commands_say_what_to_do(arguments: list[str], capsys: 
     assert told.count("\n") == 1
 
 
-def test_a_broker_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broker_that_does_not_answer_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SHOPWINDOW_BROKER", "kafka://127.0.0.1:1")
     assert main(["topics", "check"]) == 1
     assert "no Kafka answers at 127.0.0.1:1" in capsys.readouterr().err
 
 
-def test_settings_show_where_they_come_from(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_show_where_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SHOPWINDOW_SASL_PASSWORD", "hunter2")
     assert main(["settings"]) == 0
     told = capsys.readouterr().out
@@ -66,14 +91,26 @@ def test_settings_show_where_they_come_from(monkeypatch: pytest.MonkeyPatch, cap
 
 def test_schemas_are_written_one_a_file(tmp_path: Path) -> None:
     assert main(["schemas", str(tmp_path / "s")]) == 0
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {"event-1.json", "item-1.json", "homepage-1.json", "impression-1.json"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {
+        "event-1.json",
+        "item-1.json",
+        "homepage-1.json",
+        "impression-1.json",
+    }
 
 
 def test_lines_of_events_find_their_topic_and_key_or_go_to_be_judged() -> None:
     lines = [record("purchase", "u1", item="a", transaction_id="t")[1].decode(), record("view_item", "u2", item="a")[1].decode(),
              "", "{garbage", "[]", '{"type": 7, "data": null}', record("consent", "u3")[1].decode()]  # fmt: skip
     made = [(out.topic, out.key) for out in event_records(lines)]
-    assert made == [("purchases", b"u1"), ("clicks", b"u2"), ("clicks", None), ("clicks", None), ("clicks", None), ("privacy", b"u3")]
+    assert made == [
+        ("purchases", b"u1"),
+        ("clicks", b"u2"),
+        ("clicks", None),
+        ("clicks", None),
+        ("clicks", None),
+        ("privacy", b"u3"),
+    ]
 
 
 def stream_of(text: str) -> list[tuple[float, str, str]]:
@@ -82,9 +119,9 @@ def stream_of(text: str) -> list[tuple[float, str, str]]:
 
 
 def test_a_clickstream_is_read_in_order_of_time_whatever_the_order_of_its_columns() -> None:
-    expected = [(1.5, "s1", "b"), (2.0, "s1", "a"), (3.0, "s2", "c")]
-    assert stream_of("SessionId\tItemId\tTime\ns1\ta\t2\ns1\tb\t1.5\ns2\tc\t3\n") == expected
-    assert stream_of("Time,SessionId,ItemId\n2,s1,a\n1.5,s1,b\n1970-01-01T00:00:03,s2,c\n") == expected
+    expected = [(1.4e9, "s1", "b"), (1.4e9 + 1, "s1", "a"), (1767225600.0, "s2", "c")]
+    assert stream_of("SessionId\tItemId\tTime\ns1\ta\t1400000001\ns1\tb\t1400000000.0\ns2\tc\t1767225600\n") == expected
+    assert stream_of("Time,SessionId,ItemId\n1400000001,s1,a\n1400000000,s1,b\n2026-01-01T00:00:00,s2,c\n") == expected
 
 
 def test_replayed_clicks_are_valid_events_whose_ids_come_from_their_content() -> None:
@@ -102,8 +139,17 @@ def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> No
         pass
     with pytest.raises(InputError, match="expected SessionId, ItemId, Time"):
         stream_of("a,b\n1,2\n")
-    with pytest.raises(InputError, match="line 3"):
-        stream_of("SessionId,ItemId,Time\ns,i,1\ns,i,soon\n")
+    for bad in ("soon", "1400000000000000000000", "1", ""):
+        with pytest.raises(InputError, match="line 3"):
+            stream_of(f"SessionId,ItemId,Time\ns,i,1400000000\ns,i,{bad}\n")
+    with pytest.raises(InputError, match="empty"):
+        stream_of("\n")
+    broken = tmp_path / "broken.gz"
+    packed = bytearray(gzip.compress(bytes(range(256)) * 400))
+    packed[len(packed) // 2] ^= 0xFF
+    broken.write_bytes(packed)
+    with pytest.raises(InputError, match="damaged gzip"), opened(str(broken)) as file:
+        file.read()
     torn = tmp_path / "torn.gz"
     torn.write_bytes(gzip.compress(b"x" * 1000)[:20])
     with pytest.raises(InputError, match="damaged gzip"), opened(str(torn)) as file:

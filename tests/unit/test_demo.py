@@ -45,7 +45,10 @@ def look_at_the_best(person: Shopper, n: int = 36) -> dict[str, Any]:
 
 
 def page_of(ids: list[str]) -> dict[str, Any]:
-    return {"page_id": "p", "slots": [{"slot": "for_you", "items": [{"item_id": i, "position": k + 1} for k, i in enumerate(ids)]}]}
+    return {
+        "page_id": "p",
+        "slots": [{"slot": "for_you", "items": [{"item_id": i, "position": k + 1} for k, i in enumerate(ids)]}],
+    }
 
 
 def test_shoppers_click_what_they_like_more_than_what_they_do_not() -> None:
@@ -101,7 +104,8 @@ def run() -> tuple[Readback, dict[tuple[str, bytes], str]]:
     path = PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(copy=False))
     stored: dict[bytes, bytes] = {}
     sent: dict[str, list[Any]] = {"clicks": [], "purchases": []}
-    pages, impressions = [], []
+    pages: list[Any] = []
+    impressions: list[Any] = []
     shown: dict[bytes, Any] = {}
     people = [Shopper(5, number, SHELVES) for number in range(6)]
     for turn in range(8):
@@ -109,7 +113,9 @@ def run() -> tuple[Readback, dict[tuple[str, bytes], str]]:
             key = person.key.encode()
             for event in person.look(shown.get(key), NOW + 20 * turn):
                 value, topic = json.dumps(event).encode(), topic_of(event)
-                step = path.step(stored, decode_run([value], [key], [NOW + 1000], topic), np.zeros(1, np.int64), NOW + 20 * turn)
+                step = path.step(
+                    stored, decode_run([value], [key], [NOW + 1000], topic), np.zeros(1, np.int64), NOW + 20 * turn
+                )
                 stored.update((k, v) for k, v in step.changelog if v is not None)
                 sent[topic].append(record(key, value, len(sent[topic])))
                 pages += [record(k, v, len(pages) + n) for n, (k, v) in enumerate(step.pages)]
@@ -172,7 +178,14 @@ def test_rates_count_looks_that_led_to_a_click() -> None:
         attribution = SimpleNamespace(page_id=page) if page else None
         return SimpleNamespace(type=kind, data=SimpleNamespace(attribution=attribution), id=str(n))
 
-    acts = [("view_homepage", "p1"), ("select_item", "p1"), ("select_item", "p1"), ("view_homepage", "p2"), ("view_homepage", None), ("select_item", "p9")]
+    acts = [
+        ("view_homepage", "p1"),
+        ("select_item", "p1"),
+        ("select_item", "p1"),
+        ("view_homepage", "p2"),
+        ("view_homepage", None),
+        ("select_item", "p9"),
+    ]
     rates = click_rates([(b"k", event(kind, page, n)) for n, (kind, page) in enumerate(acts)], lambda key: "personal")
     assert rates == {"personal": Rate(1, 2), "popular": Rate(0, 0)}
 
@@ -206,4 +219,3 @@ def test_the_summary_names_what_failed() -> None:
               "invariants": {"pages_valid": False}, "ok": False}  # fmt: skip
     text = summary(result, ["pages_valid: x (1 in all)"])
     assert "NOT  pages valid" in text and "pages_valid: x" in text and "AN INVARIANT FAILED" in text
-

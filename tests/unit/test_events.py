@@ -50,7 +50,13 @@ def changed(**changes: Any) -> bytes:
 def test_a_click_becomes_one_row() -> None:
     decoded = run(record(item="SKU1", locale="zh-CN", channel="app", consent={"personalization": True}, time=NOW - 3))
     row = decoded.rows[0]
-    assert (row["kind"], row["item"], row["time"], row["locale"], row["channel"]) == (CLICK, key64("SKU1"), NOW - 3, 2, 2)
+    assert (row["kind"], row["item"], row["time"], row["locale"], row["channel"]) == (
+        CLICK,
+        key64("SKU1"),
+        NOW - 3,
+        2,
+        2,
+    )
     assert (row["shopper"], row["id"], row["consent"]) == (key64("u1"), key64("/test\0e1"), 1)
     assert (decoded.keys, decoded.ids, decoded.rejects) == ([b"u1"], ["e1"], [])
 
@@ -72,14 +78,29 @@ def test_a_search_without_letters_is_still_one_event() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("Brass desk-lamp", ["brass", "desk", "lamp"]), ("灯", ["灯"]), ("LED台灯", ["led", "台灯"]), ("a b c d e f g h i j", list("abcdefgh")), ("", [])],
+    [
+        ("Brass desk-lamp", ["brass", "desk", "lamp"]),
+        ("灯", ["灯"]),
+        ("LED台灯", ["led", "台灯"]),
+        ("a b c d e f g h i j", list("abcdefgh")),
+        ("", []),
+    ],
 )
 def test_words_of_both_languages(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
 def test_a_locale_is_a_language_with_anything_after_it() -> None:
-    assert [locale_code(code) for code in ("en", "en-GB", "zh_CN", "ZH", "de", "", None, "eng")] == [1, 1, 2, 2, 0, 0, 0, 0]
+    assert [locale_code(code) for code in ("en", "en-GB", "zh_CN", "ZH", "de", "", None, "eng")] == [
+        1,
+        1,
+        2,
+        2,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +153,7 @@ def test_purchases_need_a_transaction_and_consent_a_word() -> None:
 
 
 def test_unknown_fields_are_ignored_and_an_anonymous_shopper_is_a_shopper() -> None:
-    key, value = record(item="a", user="x", anonymous_id="a9", colour="red", user_id=None)
+    _key, value = record(item="a", user="x", anonymous_id="a9", colour="red", user_id=None)
     event = decode(value, b"a9", "clicks")
     assert shopper_key(event) == "a9"
     assert decode(encode(event), b"a9", "clicks") == event
@@ -155,7 +176,9 @@ def test_100_000_hostile_records_raise_nothing_but_the_codecs_error() -> None:
     seeds = [
         record("purchase", items=[{"item_id": "a", "price": 9.5}, {"item_id": "b"}], transaction_id="t")[1],
         record("search", search_term="red 台灯")[1],
-        record(item="a", locale="en", consent={"personalization": True}, attribution={"page_id": "p", "position": 3})[1],
+        record(item="a", locale="en", consent={"personalization": True}, attribution={"page_id": "p", "position": 3})[
+            1
+        ],
     ]
     splices = [b"null", b"1e999", b"-1", b"\xff", b"\\ud800", b'"', b"{", b"[" * 2000, b"]", b"\x00", b"1" * 400, b"true",
                b"9" * 20, b'"2026-13-45T99:99:99Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"NaN", b"\xed\xa0\x80"]  # fmt: skip

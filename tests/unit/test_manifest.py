@@ -102,7 +102,10 @@ def test_models_are_listed_by_kind_and_a_broken_one_is_named(folder: Path) -> No
     (other / "gpt2.onnx").write_bytes(b"gpt2")
     _write(other, name="gpt2", kind="copywriter", features_hash=None)
     (folder.parent / "empty").mkdir()
-    assert [(m.kind, m.name) for m in manifest.list_models(folder.parent)] == [("copywriter", "gpt2"), ("ranker", "softmax")]
+    assert [(m.kind, m.name) for m in manifest.list_models(folder.parent)] == [
+        ("copywriter", "gpt2"),
+        ("ranker", "softmax"),
+    ]
     (other / "gpt2.onnx").write_bytes(b"gpt3")
     with pytest.raises(ManifestError, match=r"gpt2\.onnx has changed"):
         manifest.list_models(folder.parent)

@@ -90,7 +90,9 @@ def test_the_exploring_chance_is_what_simulation_finds() -> None:
     others = [set(page[page["explored"] == 0]["row"].tolist()) for page in placements.placed[:50]]
     assert all(rows == others[0] for rows in others), "no other position depends on the draw"
     chances = {int(r): float(p) for r, p in zip(drawn["row"], drawn["propensity"], strict=True)}
-    assert sum(chances.values()) == pytest.approx(1.0, abs=1e-4), "every item of the pool was drawn, and their chances are one"
+    assert sum(chances.values()) == pytest.approx(1.0, abs=1e-4), (
+        "every item of the pool was drawn, and their chances are one"
+    )
     for r, chance in chances.items():
         found = (drawn["row"] == r).mean()
         assert abs(found - chance) < 5 * np.sqrt(chance * (1 - chance) / draws), (r, found, chance)
@@ -142,7 +144,9 @@ def written(seed: int = 1, n: int = 90) -> tuple[list[bytes], Any, list[PageHead
     heads = [PageHead(f'u"{k}台', 40 + k, NOW + k, NOW + 3600, f"e{k}", NOW - 1.5, "full") for k in range(3)]
     slots = [slot_head(k, f'T{k} "台"', "gpt2" if k % 2 else "template") for k in range(1, len(SLOTS))]
     slot_of = np.tile(np.arange(-1, len(SLOTS) - 1, dtype=np.int32), (3, 1))
-    pages = encode_pages(placements.placed, placements.count, heads, slots, slot_of, catalog, "sha256:r", None, ["brand_cap:2"])
+    pages = encode_pages(
+        placements.placed, placements.count, heads, slots, slot_of, catalog, "sha256:r", None, ["brand_cap:2"]
+    )
     return pages, placements, heads, catalog
 
 

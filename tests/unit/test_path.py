@@ -24,7 +24,9 @@ SESSIONS = [[f"i{(7 * s + k) % 60}" for k in range(4)] for s in range(80)]
 
 def path_of(**policy: Any) -> PagePath:
     catalog = catalog_of(80)
-    return PagePath(catalog, signals_of(catalog, SESSIONS), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(**policy))
+    return PagePath(
+        catalog, signals_of(catalog, SESSIONS), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(**policy)
+    )
 
 
 def run_of(*records: tuple[bytes, bytes]) -> tuple[Decoded, np.ndarray]:
@@ -60,7 +62,11 @@ def test_features_are_the_same_to_the_bit_alone_and_in_a_batch() -> None:
     signals = signals_of(catalog, SESSIONS)
     profiles = blank(40)
     for s in range(40):
-        fold(profiles[s : s + 1], np.zeros(3, np.int32), rows(*(row(1, f"i{(s + k) % 60}", NOW + k + s) for k in range(3))))
+        fold(
+            profiles[s : s + 1],
+            np.zeros(3, np.int32),
+            rows(*(row(1, f"i{(s + k) % 60}", NOW + k + s) for k in range(3))),
+        )
     now, leaders = profiles["last_seen"].copy(), signals.leaders(NOW)
     serving = np.zeros(40, SERVING)
 
@@ -125,7 +131,9 @@ def test_a_look_tires_what_it_showed_and_a_click_refreshes_it() -> None:
     path = path_of()
     stored: dict[bytes, bytes] = {}
     for k, kind in enumerate(("view_item", "view_homepage", "view_homepage")):
-        step = path.step(stored, *run_of(record(kind, "u1", f"e{k}", NOW + k, **({"item": "i7"} if k == 0 else {}))), NOW + k)
+        step = path.step(
+            stored, *run_of(record(kind, "u1", f"e{k}", NOW + k, **({"item": "i7"} if k == 0 else {}))), NOW + k
+        )
         stored.update((key, value) for key, value in step.changelog if value is not None)
     from models.phi import FEATURES
 
@@ -148,15 +156,30 @@ def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
     again = path.again(stored, served, NOW + 1)
     for key, value in again.pages:
         page = json.loads(value)
-        assert (page["version"], page["slots"][0]["title"], page["slots"][0]["title_source"]) == (2, "Lamps for you", "gpt2")
-        assert page["trigger"]["event_id"] == next(t.event_id for (k, _), t in zip(step.pages, step.triggers, strict=True) if k == key)
+        assert (page["version"], page["slots"][0]["title"], page["slots"][0]["title_source"]) == (
+            2,
+            "Lamps for you",
+            "gpt2",
+        )
+        assert page["trigger"]["event_id"] == next(
+            t.event_id for (k, _), t in zip(step.pages, step.triggers, strict=True) if k == key
+        )
     assert path.copies.title("en", FOR_YOU, request.category, NOW + 61).missing, "its time is over"
 
 
 def test_copy_that_is_none_is_left_out_and_a_refused_headline_is_not_asked_for_again() -> None:
     book = CopyBook()
     assert book.apply([(b"x", b"{"), (b"y", None), (b"\xff", b"[]")]) == {}
-    refused = CopyText(segment="en|for_you|c", locale="en", slot="for_you", category="c", text=None, created=NOW, ttl=60, copywriter="v")
+    refused = CopyText(
+        segment="en|for_you|c",
+        locale="en",
+        slot="for_you",
+        category="c",
+        text=None,
+        created=NOW,
+        ttl=60,
+        copywriter="v",
+    )
     assert book.ask("en|for_you|c", b"u", ("e", NOW), NOW)
     assert not book.ask("en|for_you|c", b"u2", ("e", NOW), NOW + 1)
     assert book.apply([(b"en|for_you|c", msgspec.json.encode(refused))]) == {}

@@ -49,7 +49,7 @@ def decayed(events: np.ndarray, half_life: float, weight: Any) -> float:
     if not len(events):
         return 0.0
     now = events["time"].max()
-    return sum(weight(e) * 2.0 ** -((now - e["time"]) / half_life) for e in events)
+    return float(sum(weight(e) * 2.0 ** -((now - e["time"]) / half_life) for e in events))
 
 
 @given(behaviour())
@@ -160,7 +160,9 @@ def test_every_part_of_a_duplicate_is_ignored_and_a_purchase_of_three_counts_onc
 
 
 def test_a_refusal_erases_behaviour_and_keeps_none_until_consent_returns() -> None:
-    profile = folded(rows(row(CLICK, "a", NOW, locale=2), row(CONSENT, time=NOW + 1, consent=-1), row(CLICK, "b", NOW + 2)))
+    profile = folded(
+        rows(row(CLICK, "a", NOW, locale=2), row(CONSENT, time=NOW + 1, consent=-1), row(CLICK, "b", NOW + 2))
+    )
     kept = {name for name in PROFILE.names or () if np.any(profile[name])}
     assert kept == {"consent", "locale", "locale_time", "id_time", "id_low", "id_high"}
     back = folded(

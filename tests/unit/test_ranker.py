@@ -18,7 +18,9 @@ def test_the_worked_example_of_the_softmax_with_the_true_arithmetic() -> None:
     import onnxruntime as ort
 
     theta = np.array([[0.1], [0.2], [0.3], [0.4]], np.float32)
-    phi = np.array([[[0.8, 0.2, 0.5, 0.3], [0.2, 0.5, 0.8, 0.1], [0.5, 0.3, 0.2, 0.8], [0.3, 0.1, 0.5, 0.3]]], np.float32)
+    phi = np.array(
+        [[[0.8, 0.2, 0.5, 0.3], [0.2, 0.5, 0.8, 0.1], [0.5, 0.3, 0.2, 0.8], [0.3, 0.1, 0.5, 0.3]]], np.float32
+    )
     (p,) = ort.InferenceSession(graph()).run(None, {"phi": phi, "mask": np.ones((1, 4), bool), "theta": theta})
     assert (phi @ theta)[0, :, 0] == pytest.approx([0.39, 0.40, 0.49, 0.32])
     assert p[0] == pytest.approx([0.2471, 0.2495, 0.2730, 0.2304], abs=5e-5)
@@ -81,7 +83,14 @@ def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
 
 def test_too_few_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="too few"):
-        fit(Choices(np.zeros((9, 2, F), np.float32), np.full(9, 2, np.int32), np.zeros((9, 2), np.int32), np.zeros(9, np.int32)))
+        fit(
+            Choices(
+                np.zeros((9, 2, F), np.float32),
+                np.full(9, 2, np.int32),
+                np.zeros((9, 2), np.int32),
+                np.zeros(9, np.int32),
+            )
+        )
 
 
 def test_reasons_are_the_largest_term_that_speaks() -> None:

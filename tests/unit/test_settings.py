@@ -12,7 +12,12 @@ def test_without_variables_every_setting_has_its_default() -> None:
 
 def test_values_are_read_with_their_types() -> None:
     settings = load(
-        {"SHOPWINDOW_BROKER": "kafka://a:1,b:2", "SHOPWINDOW_COPY": "no", "SHOPWINDOW_PAGE_TTL": "60", "SHOPWINDOW_DATA_DIR": "/d"}
+        {
+            "SHOPWINDOW_BROKER": "kafka://a:1,b:2",
+            "SHOPWINDOW_COPY": "no",
+            "SHOPWINDOW_PAGE_TTL": "60",
+            "SHOPWINDOW_DATA_DIR": "/d",
+        }
     )
     assert settings.broker == "kafka://a:1,b:2"
     assert settings.copy is False
@@ -42,7 +47,9 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 
 def test_sasl_without_a_password_and_a_slow_heartbeat_are_contradictions() -> None:
     with pytest.raises(SettingsError) as told:
-        load({"SHOPWINDOW_SECURITY_PROTOCOL": "SASL_SSL", "SHOPWINDOW_HEARTBEAT": "5", "SHOPWINDOW_SSL_CA_FILE": "/none"})
+        load(
+            {"SHOPWINDOW_SECURITY_PROTOCOL": "SASL_SSL", "SHOPWINDOW_HEARTBEAT": "5", "SHOPWINDOW_SSL_CA_FILE": "/none"}
+        )
     for part in ("SASL_PASSWORD", "at most a third", "/none"):
         assert part in str(told.value)
 

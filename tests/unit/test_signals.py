@@ -49,7 +49,11 @@ def test_transitions_and_co_visits_are_those_of_the_sessions(sessions: list[list
                     follows[i, session[y]] += 1 / (y - x)
     for k in seen:
         s = signals.rows[catalog.index.get(key64(f"i{k}"))]
-        near = {int(i): (float(t), float(c)) for i, t, c in zip(s["near_item"], s["near_next"], s["near_visit"], strict=True) if i}
+        near = {
+            int(i): (float(t), float(c))
+            for i, t, c in zip(s["near_item"], s["near_next"], s["near_visit"], strict=True)
+            if i
+        }
         assert s["seen"] == pytest.approx(seen[k], rel=1e-3)
         for other in range(7):
             got = near.get(key64(f"i{other}"), (0.0, 0.0))

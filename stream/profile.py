@@ -268,7 +268,10 @@ def _hide(p, item, time):  # type: ignore[no-untyped-def]
 @njit
 def is_hidden(p, item):  # type: ignore[no-untyped-def]
     key = np.int32(item)
-    return any(p.hidden_item[j] == key and key != 0 for j in range(p.hidden_item.shape[0]))
+    for j in range(p.hidden_item.shape[0]):
+        if p.hidden_item[j] == key and key != 0:
+            return True
+    return False
 
 
 @njit

@@ -135,7 +135,7 @@ def test_replayed_clicks_are_valid_events_whose_ids_come_from_their_content() ->
 
 
 def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none.tsv cannot be read"), opened(str(tmp_path / "none.tsv")):
+    with pytest.raises(InputError, match=r"none\.tsv cannot be read"), opened(str(tmp_path / "none.tsv")):
         pass
     with pytest.raises(InputError, match="expected SessionId, ItemId, Time"):
         stream_of("a,b\n1,2\n")

@@ -14,6 +14,16 @@ def main() -> int:
     except BrokerError as error:
         say(str(error))
         return 1
+    say("compiling the kernels (once; half a minute)")
+    from models.copybook import CopyBook
+    from models.path import PagePath, Policy, warm
+    from models.ranker import Ranker
+    from stream.catalog import Catalog
+    from stream.settings import SHIPPED_MODELS
+    from stream.signals import Signals
+
+    catalog = Catalog()
+    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy()))
     return 0
 
 

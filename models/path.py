@@ -17,7 +17,7 @@ from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features, name_reasons
 from models.ranker import Ranker
 from stream.catalog import Catalog
-from stream.events import EVENT, LOCALES, VIEW, Decoded
+from stream.events import EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
 from stream.page import (
     AGAIN_BOUGHT,
@@ -43,7 +43,7 @@ from stream.profile import (
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rules import PageRules, assemble
 from stream.serving import react
-from stream.signals import ACTIVITY, Signals, fold_with_activity
+from stream.signals import ACTIVITY, ItemTable, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -304,10 +304,23 @@ def _replaced(candidates: Candidates, rows: npt.NDArray[np.int64], others: Candi
 
 
 def warm(path: PagePath) -> None:
-    """Run every stage once, so that the first shopper does not wait for a compiler. Changes nothing."""
-    event: Any = np.zeros(1, EVENT)
-    event["kind"], event["time"], event["id"], event["item"] = VIEW, 1e9, 1, 1
-    copies, path.copies = path.copies, CopyBook()
-    step = path.step({}, Decoded(event, [b"warm"], ["warm"], [], 0), np.zeros(1, np.int64), 1e9)
-    path.again({key: value for key, value in step.changelog if value is not None}, {b"warm": Refresh("", "", 1e9)}, 1e9)
-    path.copies = copies
+    """Run every kernel once, so that the first shopper does not wait for a compiler. Changes nothing in `path`."""
+    catalog = Catalog()
+    catalog.apply([(b"%d" % k, b'{"item_id":"%d","title":"warm"}' % k) for k in range(4)])
+    signals, table = Signals(catalog), ItemTable()
+    quiet = PagePath(catalog, signals, path.ranker, CopyBook(), path.policy)
+    events: Any = np.zeros(4, EVENT)
+    events["kind"], events["time"] = (HOME, VIEW, VIEW, HIDE), (1e9, 1e9, 1e9 + 1, 1e9 + 2)
+    events["id"], events["record"] = (1, 2, 3, 4), (0, 1, 2, 3)
+    events["item"][1:] = [key64(str(k)) for k in range(3)]
+    decoded = Decoded(events, [b"new", b"warm", b"warm", b"warm"], ["a", "b", "c", "d"], [], 0)
+    stored: dict[bytes, bytes] = {}
+    for _ in range(2):
+        step = quiet.step(stored, decoded, np.arange(4), 1e9)
+        stored.update((key, value) for key, value in step.changelog if value is not None)
+        source, partition, activity = decode_activity(encode_activity("clicks", 0, step.activity))
+        records = table.records(table.fold(source, partition, activity))
+        signals.apply(records)
+        ItemTable().apply(records)
+        events["id"] += 10
+    quiet.again(stored, {b"warm": Refresh("", "", 1e9)}, 1e9)

@@ -349,6 +349,8 @@ class Demo:
         for group, rate in rates.items():
             result[f"ctr_{group}_ci"] = [round(bound, 5) for bound in wilson(rate)]
         result |= {"invariants": found.invariants, "ok": all(found.invariants.values()) and found.accepted > 0}
+        if not found.accepted:
+            found.problems.append("nothing was accepted: the demo ended before a shopper came")
         print(summary(result, found.problems), file=sys.stderr if self._as_json else sys.stdout, flush=True)
         if self._as_json:
             print(json.dumps(result), flush=True)

@@ -117,5 +117,5 @@ def summary(result: dict[str, Any], problems: list[str]) -> str:
         lines.append(f"CTR         {group:9} {result[f'ctr_{group}']:.1%}  [{low:.1%}, {high:.1%}]")
     lines += [f"  {'ok ' if held else 'NOT'}  {name.replace('_', ' ')}" for name, held in result["invariants"].items()]
     lines += [f"  {problem}" for problem in problems]
-    lines.append("all invariants hold" if result["ok"] else "AN INVARIANT FAILED")
+    lines.append("all invariants hold" if result["ok"] else "THE DEMO FAILED")
     return "\n".join(lines)

@@ -218,4 +218,4 @@ def test_the_summary_names_what_failed() -> None:
               "copies_generated": 0, "ctr_personal": 0.4, "ctr_popular": 0.1, "ctr_personal_ci": [0.3, 0.5], "ctr_popular_ci": [0.0, 0.2],
               "invariants": {"pages_valid": False}, "ok": False}  # fmt: skip
     text = summary(result, ["pages_valid: x (1 in all)"])
-    assert "NOT  pages valid" in text and "pages_valid: x" in text and "AN INVARIANT FAILED" in text
+    assert "NOT  pages valid" in text and "pages_valid: x" in text and "THE DEMO FAILED" in text

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import stat
 import struct
 import subprocess
@@ -98,6 +99,7 @@ def _download(say: Say) -> list[Path]:
     from jgo.maven import MavenContext, PythonResolver
 
     logging.getLogger("jgo").setLevel(logging.CRITICAL)
+    _trust_what_the_system_trusts()
     cache = cache_dir()
     need_room(cache)
     done = 0
@@ -122,7 +124,7 @@ def _download(say: Say) -> list[Path]:
             break
         except Exception as error:  # jgo lets through whatever its HTTP client raises
             failure = error
-            say(f"  again, for: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            say(f"  again, for: {type(error).__name__}: {str(error)[:120]}")
     else:
         raise BrokerError(
             "Kafka could not be downloaded from Maven Central "
@@ -137,6 +139,18 @@ def _download(say: Say) -> list[Path]:
     for spent in (cache / "m2", cache / "jgo"):
         shutil.rmtree(spent, ignore_errors=True)
     return jars
+
+
+def _trust_what_the_system_trusts() -> None:
+    """Many a company's network has a certificate authority of its own: installed here, unknown to Python's bundle."""
+    wanted = (
+        os.environ.get("SSL_CERT_FILE"),
+        ssl.get_default_verify_paths().cafile,
+        "/etc/ssl/certs/ca-certificates.crt",
+    )
+    found = next((path for path in wanted if path and Path(path).is_file()), None)
+    if found is not None:
+        os.environ.setdefault("REQUESTS_CA_BUNDLE", found)
 
 
 def need_room(folder: Path) -> None:

@@ -74,8 +74,11 @@ def broker(settings: Settings, given: argparse.Namespace) -> int:
         say(f"Kafka answers at {kafka.bootstrap}; Ctrl-C stops it")
         print(f"export SHOPWINDOW_BROKER=kafka://{kafka.bootstrap}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        while kafka.poll() is None:
-            time.sleep(0.5)
+        try:
+            while kafka.poll() is None:
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return 0
         say(f"Kafka ended by itself; its log: {kafka.log}")
     return 1
 

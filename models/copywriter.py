@@ -118,6 +118,7 @@ class Copywriter:
         self.names: dict[str, dict[str, list[str]]] = params["names"]  # locale -> category -> what it is called
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._end = self._tokenizer.token_to_id(END)
+        ort.disable_telemetry_events()  # what happens in the shop stays in the shop
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3

@@ -35,6 +35,7 @@ class Ranker:
                 f"{folder / THETA} holds {self.theta.dtype}{self.theta.shape}, expected float32({len(FEATURES)}, 1); "
                 "fit it again: shopwindow models train"
             )
+        ort.disable_telemetry_events()  # what happens in the shop stays in the shop
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3

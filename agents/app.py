@@ -74,7 +74,10 @@ class Worker:
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
         tables = items.ItemTables()
         signals = ExactTable(self.app, "item-signals", tables)
-        self.app.listen(items.TOPICS, items.Items(tables, out, _thread("items")).live, signals, items.RUN_RECORDS)
+        self.app.listen(
+            items.TOPICS, items.Items(tables, out, _thread("items")).live, signals, limit=items.RUN_RECORDS,
+            limit_bytes=items.RUN_BYTES, pace=items.PACE,
+        )  # fmt: skip
         if settings.copy:
             from agents import copy
             from models.copywriter import Copywriter

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from agents.shopper import dead_letters
+from agents.together import OffLoop, Together
 from stream.events import Reject
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.signals import ItemTable, decode_activity
 
 TOPICS = ("item-activity",)
-# Of one run. Each record is the activity of a whole run of behaviour, and the changelog of them all is one batch.
-RUN_RECORDS = 12
-# Every click concerns a dozen items, so each would cost as many small commits. Between two runs of a partition that
-# keeps up we wait: signals reach the pages a quarter of a second later, and no page waits for them.
+# The changelog of a run is one batch of at most 16 MB: so many bytes of activity concern less than 10,000 items, of 1.1 KB.
+RUN_RECORDS, RUN_BYTES = 512, 400_000
+# Every click concerns a dozen items in all partitions, so each would cost as many small commits. A partition that keeps
+# up is read again after this time, all of them together; no page waits for signals.
 PACE = 0.25  # s
 Answer = tuple[list[tuple[bytes, bytes]], list[Output]]
-OffLoop = Callable[[Callable[[], Answer]], Awaitable[Answer]]
 
 
 class ItemTables:
@@ -39,14 +38,16 @@ class Items:
     """The agent of `item-activity`. Its changelog is `item-signals`, which everybody reads."""
 
     def __init__(self, tables: ItemTables, out: Outputs, off_loop: OffLoop) -> None:
-        self._tables, self._out, self._off_loop = tables, out, off_loop
+        self._tables, self._out = tables, out
+        self._folded: Together[Run, Answer] = Together(self._fold_all, off_loop)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         async for run in runs:
-            changelog, letters = await self._off_loop(lambda run=run: self._fold(run))  # type: ignore[misc]
+            changelog, letters = await self._folded(run)
             await self._out.commit_run(run, letters, changelog)
-            if len(run.records) < RUN_RECORDS:
-                await asyncio.sleep(PACE)
+
+    def _fold_all(self, runs: Sequence[Run]) -> list[Answer]:
+        return [self._fold(run) for run in runs]
 
     def _fold(self, run: Run) -> Answer:
         table = self._tables.partitions[run.partition]

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from agents.together import OffLoop, Together
 from models.copybook import Refresh
-from models.path import PagePath, Step
+from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Decoded, Reject, decode_run
 from stream.kafka.dead_letters import dead_letter
 from stream.kafka.outputs import Output, Outputs, Record
 from stream.kafka.transport import Run
 from stream.settings import Settings
-from stream.signals import encode_activity, owner
+from stream.signals import encode_activity, owner, split_activity
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
-OffLoop = Callable[[Callable[[], Answer]], Awaitable[Answer]]
+ACTIVITY_ROWS = 8192  # of one record, about
 
 
 class Profiles:
@@ -59,7 +60,8 @@ class Shoppers:
     """The agent of `clicks`, `purchases`, `privacy` and `refreshes`, which share the profiles' partitions."""
 
     def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
-        self._settings, self._path, self._profiles, self._out, self._off_loop = settings, path, profiles, out, off_loop
+        self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
+        self._answer = Together(self._answer_all, off_loop)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         """Fold each run into profiles and publish the refreshed pages.
@@ -67,7 +69,7 @@ class Shoppers:
         A run is acknowledged when its outputs and its profiles are, so that a crash anywhere replays it whole.
         """
         async for run in runs:
-            step, outputs = await self._off_loop(lambda run=run: self._answer(run))  # type: ignore[misc]
+            step, outputs = await self._answer(run)
             start = time.perf_counter()
             await self._out.commit_run(run, outputs, step.changelog)
             metrics.STAGE.labels("publish").observe(time.perf_counter() - start)
@@ -77,53 +79,50 @@ class Shoppers:
             for mode, count in Counter(step.modes).items():
                 metrics.PAGES.labels(mode).inc(count)
 
-    def _answer(self, run: Run) -> Answer:
-        """In the thread of the batches: the step, and what it sends."""
-        metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
-        if run.skipped:
-            metrics.SKIPPED.labels(run.topic).inc(run.skipped)
-        step, outputs = self._refreshed(run) if run.topic == "refreshes" else self._folded(run)
-        self._profiles.apply(run.partition, step.changelog)
-        for stage, seconds in step.seconds.items():
-            metrics.STAGE.labels(stage).observe(seconds)
-        if step.pages:
-            outputs.append(Output("homepages", run.partition, [Record(*page) for page in step.pages]))
-            outputs.append(Output("impressions", None, [Record(*impression) for impression in step.impressions]))
-        if step.requests:
-            asked = [Record(request.segment.encode(), msgspec.json.encode(request)) for request in step.requests]
-            outputs.append(Output("copy-requests", None, asked))
-        if len(step.activity):
-            owners = owner(step.activity["item"], self._settings.partitions)
-            outputs += [
-                Output("item-activity", int(p), [Record(None, encode_activity(run.topic, run.partition, step.activity[owners == p]))])
-                for p in np.unique(owners)
-            ]  # fmt: skip
-        return step, outputs
-
-    def _folded(self, run: Run) -> Answer:
+    def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
+        """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
         start = time.perf_counter()
-        records = run.records
+        read = [self._read(run) for run in runs]
+        decoding = time.perf_counter() - start
+        steps = self._path.steps([part for part, _ in read], time.time())
+        for stage, seconds in {"decode": decoding, **steps[0].seconds}.items():
+            metrics.STAGE.labels(stage).observe(seconds)
+        for run, (part, _), step in zip(runs, read, steps, strict=True):
+            self._profiles.apply(run.partition, step.changelog)
+            _count(run, part.decoded, step)
+        return [
+            (step, dead_letters(run.topic, run.records, rejects) + self._outputs(run, step))
+            for run, (_, rejects), step in zip(runs, read, steps, strict=True)
+        ]
+
+    def _read(self, run: Run) -> tuple[Part, list[Reject]]:
+        records, stored = run.records, self._profiles.partitions[run.partition]
+        if run.topic == "refreshes":
+            refreshes, rejects = _refreshes(records)
+            return Part(stored, refreshes=refreshes), rejects
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
         )  # fmt: skip
-        seconds = time.perf_counter() - start
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        step = self._path.step(self._profiles.partitions[run.partition], decoded, offsets, time.time())
-        step.seconds["decode"] = seconds
-        _count(run.topic, decoded, step)
-        return step, dead_letters(run.topic, records, decoded.rejects)
+        return Part(stored, decoded, offsets), decoded.rejects
 
-    def _refreshed(self, run: Run) -> Answer:
-        refreshes: dict[bytes, Refresh] = {}
-        rejects = []
-        for at, record in enumerate(run.records):
-            try:
-                refreshes[record.key] = msgspec.json.decode(record.value, type=Refresh)
-            except (msgspec.MsgspecError, TypeError) as error:
-                rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
-        step = self._path.again(self._profiles.partitions[run.partition], refreshes, time.time())
-        return step, dead_letters(run.topic, run.records, rejects)
+    def _outputs(self, run: Run, step: Step) -> list[Output]:
+        outputs = []
+        if step.pages:
+            outputs.append(Output("homepages", run.partition, [Record(*page) for page in step.pages]))
+            outputs.append(Output("impressions", None, [Record(*impression) for impression in step.impressions]))
+        asked = [request for requests in step.requests for request in requests]
+        if asked:
+            records = [Record(request.segment.encode(), msgspec.json.encode(request)) for request in asked]
+            outputs.append(Output("copy-requests", None, records))
+        if len(step.activity):
+            owners = owner(step.activity["item"], self._settings.partitions)
+            for p in np.unique(owners).tolist():
+                parts = split_activity(step.activity[owners == p], ACTIVITY_ROWS)
+                values = [Record(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
+                outputs.append(Output("item-activity", p, values))
+        return outputs
 
     async def headlines_came(self, served: dict[bytes, Refresh]) -> None:
         """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
@@ -139,10 +138,25 @@ def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) 
     return [Output("dead-letters", None, letters)] if letters else []
 
 
-def _count(topic: str, decoded: Decoded, step: Step) -> None:
+def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Reject]]:
+    refreshes: dict[bytes, Refresh] = {}
+    rejects = []
+    for at, record in enumerate(records):
+        try:
+            refreshes[record.key] = msgspec.json.decode(record.value, type=Refresh)
+        except (msgspec.MsgspecError, TypeError) as error:
+            rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
+    return refreshes, rejects
+
+
+def _count(run: Run, decoded: Decoded, step: Step) -> None:
+    metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
+    if run.skipped:
+        metrics.SKIPPED.labels(run.topic).inc(run.skipped)
     heads = decoded.rows["part"] == 0
-    kinds, counts = np.unique(decoded.rows["kind"][heads & step.fresh], return_counts=True)
-    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
-        metrics.EVENTS.labels(topic, KINDS[kind]).inc(count)
+    kinds = decoded.rows["kind"][heads & step.fresh]
+    for kind, count in enumerate(np.bincount(kinds, minlength=len(KINDS)).tolist()):
+        if count:
+            metrics.EVENTS.labels(run.topic, KINDS[kind]).inc(count)
     metrics.DUPLICATES.inc(int((heads & ~step.fresh).sum()))
     metrics.CLAMPED.inc(decoded.clamped)

@@ -28,6 +28,9 @@ TEMPLATES = {
         AGAIN: "再次购买",
     },
 }
+_TEMPLATE_HEADS = {
+    (locale, slot): slot_head(slot, text, "template") for locale, of in TEMPLATES.items() for slot, text in of.items()
+}
 PATIENCE = 60.0  # s after which an unanswered request is made again
 
 
@@ -69,7 +72,7 @@ def segment_of(locale: str, slot: int, category: str) -> str:
 
 
 class Title(NamedTuple):
-    head: int  # index of the slot's JSON head in `heads`
+    head: bytes  # the JSON of the slot up to its items
     missing: bool  # no headline of GPT-2 is there, and none was found impossible
 
 
@@ -77,9 +80,7 @@ class CopyBook:
     """Headlines by segment, kept as the JSON heads of their slots."""
 
     def __init__(self) -> None:
-        self.heads: list[bytes] = []
-        self._index: dict[bytes, int] = {}
-        self._texts: dict[str, tuple[float, int | None]] = {}  # segment -> until when, head (None: template)
+        self._texts: dict[str, tuple[float, bytes | None]] = {}  # segment -> until when, head (None: template)
         self._asked: dict[str, float] = {}  # segment -> when it was asked for
         # segment -> shoppers whose page has a template, and the trigger of that page
         self._waiting: dict[str, dict[bytes, tuple[str, float]]] = {}
@@ -92,7 +93,7 @@ class CopyBook:
         until, head = self._texts.get(segment_of(locale, slot, category), (0.0, None))
         if now < until and head is not None:
             return Title(head, False)
-        return Title(self._head(slot, TEMPLATES[locale][slot], "template"), now >= until)
+        return Title(_TEMPLATE_HEADS[locale, slot], now >= until)
 
     def ask(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> bool:
         """Note that a shopper waits. -> True where the segment is to be asked for, False where it has been."""
@@ -120,15 +121,8 @@ class CopyBook:
             if copy is None:
                 self._texts.pop(segment, None)
                 continue
-            head = None if copy.text is None else self._head(slot, copy.text, "gpt2")
+            head = None if copy.text is None else slot_head(slot, copy.text, "gpt2")
             self._texts[segment] = (copy.created + copy.ttl, head)
             if head is not None:
                 served.update((shopper, Refresh(segment, *trigger)) for shopper, trigger in waiting.items())
         return served
-
-    def _head(self, slot: int, text: str, source: str) -> int:
-        head = slot_head(slot, text, source)
-        if head not in self._index:
-            self._index[head] = len(self.heads)
-            self.heads.append(head)
-        return self._index[head]

@@ -179,13 +179,15 @@ class Copywriter:
 
     def _draw(self, logits: npt.NDArray[np.float32], rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], Any]:
         """One token of each row of (n, V) logits -> ids (n,), log-probabilities (n,) under the sampling distribution."""
-        top = np.argsort(-logits, axis=1, kind="stable")[:, : self._top_k]  # (n, k)
-        scores = np.take_along_axis(logits, top, 1).astype(np.float64) / self._temperature
+        rows = np.arange(len(logits))[:, None]
+        top = np.argpartition(logits, -self._top_k, axis=1)[:, -self._top_k :]  # (n, k)
+        top = top[rows, np.lexsort((top, -logits[rows, top]))]  # the likeliest first, of equals the lowest id
+        scores = logits[rows, top].astype(np.float64) / self._temperature
         p = np.exp(scores - scores[:, :1])
         p /= p.sum(axis=1, keepdims=True)
         # The likeliest tokens up to a total of top_p; the one that crosses it still counts.
         p[np.cumsum(p, axis=1) - p >= self._top_p] = 0.0
         p /= p.sum(axis=1, keepdims=True)
         at = (np.cumsum(p, axis=1) < rng.random((len(p), 1))).sum(axis=1).clip(max=p.shape[1] - 1)
-        rows = np.arange(len(p))
-        return top[rows, at], np.log(np.maximum(p[rows, at], 1e-12))
+        chosen = rows[:, 0], at
+        return top[chosen], np.log(np.maximum(p[chosen], 1e-12))

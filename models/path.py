@@ -5,8 +5,8 @@ A run takes one synchronous step over all of its shoppers. Serving calls it from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -14,22 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
-from models.phi import explain, features_hash, joint_features, name_reasons
+from models.phi import explain, features_hash, joint_features
 from models.ranker import Ranker
 from stream.catalog import Catalog
 from stream.events import EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
-from stream.page import (
-    AGAIN_BOUGHT,
-    EXPLORING,
-    FRESH,
-    NEW,
-    POSITIONS,
-    SLOTS,
-    PageHead,
-    encode_impressions,
-    encode_pages,
-)
+from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
 from stream.profile import (
     PROFILE,
     PROFILE_VERSION,
@@ -41,8 +31,8 @@ from stream.profile import (
     unpack,
 )
 from stream.retrieval import Candidates, retrieve, retrieve_popular
-from stream.rules import PageRules, assemble
-from stream.serving import react
+from stream.rules import PageRules, Placements, assemble
+from stream.serving import react, show
 from stream.signals import ACTIVITY, ItemTable, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
@@ -66,20 +56,29 @@ class Policy(NamedTuple):
     copy: bool = True
 
 
+class Part(NamedTuple):
+    """What a step has to do in one partition: a run of events, or pages to make once more."""
+
+    stored: Mapping[bytes, bytes]  # changelog values by shopper key
+    decoded: Decoded = Decoded(np.zeros(0, EVENT), [], [], [], 0)
+    offsets: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # (records,)
+    refreshes: Mapping[bytes, Refresh] = {}
+
+
 class Step(NamedTuple):
-    """What a run came to. Records are (key, value)."""
+    """What a part came to. The lists have an entry for each page; records are (key, value)."""
 
     fresh: npt.NDArray[np.bool_]  # (n,) of the event rows, False for duplicates
+    activity: Rows  # (m,) ACTIVITY
+    triggers: list[Trigger]
     changelog: list[tuple[bytes, bytes | None]]
     pages: list[tuple[bytes, bytes]]
     impressions: list[tuple[bytes, bytes]]
-    activity: Rows  # (m,) ACTIVITY
-    requests: list[CopyRequest]
-    triggers: list[Trigger]  # of each page
+    requests: list[list[CopyRequest]]
     modes: list[str]
-    shown: list[Rows]  # (count,) PLACED of each page
+    shown: list[Rows]  # (count,) PLACED
     phi: list[Floats]  # (count, F) of the items shown
-    seconds: dict[str, float]  # by stage
+    seconds: dict[str, float]  # by stage, of all parts together
 
 
 def popular_group(key: bytes, share: float) -> bool:
@@ -98,161 +97,141 @@ class PagePath:
     def step(
         self, stored: Mapping[bytes, bytes], decoded: Decoded, offsets: npt.NDArray[np.int64], generated_at: float
     ) -> Step:
-        """Fold a run into the profiles of its shoppers, and make each of them one page.
+        """`steps` of one run of events."""
+        return self.steps([Part(stored, decoded, offsets)], generated_at)[0]
 
-        stored: changelog values by shopper key; offsets (records,) int64; generated_at: s since the epoch, on the pages.
-        Nothing is changed in place: the changelog is the new state. A shopper all of whose events are duplicates has none.
+    def steps(self, parts: Sequence[Part], generated_at: float) -> list[Step]:
+        """Fold what has come into the profiles of its shoppers, and make each of them one page; the parts go together.
+
+        generated_at: s since the epoch, on the pages. Nothing is changed in place: the changelog is the new state. A
+        shopper all of whose events are duplicates gets no page, nor does a refresh of one who is not stored.
         """
         watch = _Stopwatch()
-        with watch("fold"):
-            heads = decoded.rows["record"]
-            places: dict[bytes, int] = {}
-            record_who = [places.setdefault(key, len(places)) if key else -1 for key in decoded.keys]
-            who = np.array(record_who, np.int32)[heads]  # (n,)
-            keys = list(places)
-            profiles, serving = _read(stored, keys)
-            fresh, activity = fold_with_activity(profiles, who, decoded.rows, offsets)
-            react(serving, who, decoded.rows, fresh)
-            triggers: list[Trigger | None] = [None] * len(keys)
-            firsts = np.flatnonzero(fresh & (decoded.rows["part"] == 0))
-            for s, record, time in zip(
-                who[firsts].tolist(), heads[firsts].tolist(), decoded.rows["time"][firsts].tolist(), strict=True
-            ):
-                known = triggers[s]
-                if known is None or time >= known.event_time:
-                    triggers[s] = Trigger(decoded.ids[record], time)
-            touched = np.array([s for s, trigger in enumerate(triggers) if trigger is not None], np.int64)
-        return self._publish(
-            watch, [keys[s] for s in touched], profiles[touched], serving[touched],
-            [trigger for trigger in triggers if trigger is not None], fresh, activity, generated_at,
-        )  # fmt: skip
-
-    def again(self, stored: Mapping[bytes, bytes], refreshes: Mapping[bytes, Refresh], generated_at: float) -> Step:
-        """Make the pages of known shoppers once more, with the headlines that have come since."""
-        watch = _Stopwatch()
-        keys = [key for key in refreshes if key in stored]
-        profiles, serving = _read(stored, keys)
-        triggers = [Trigger(refreshes[key].event_id, refreshes[key].event_time) for key in keys]
-        return self._publish(
-            watch, keys, profiles, serving, triggers, np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), generated_at
-        )
+        folded = [_fold(part) for part in parts]
+        keys = [key for one in folded for key in one.keys]
+        triggers = [trigger for one in folded for trigger in one.triggers]
+        profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
+        serving = np.concatenate([one.serving for one in folded]) if len(folded) > 1 else folded[0].serving
+        watch.lap("fold")
+        made = Step(np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), triggers, [], [], [], [], [], [], [], watch.seconds)
+        if keys:
+            self._publish(watch, made, keys, profiles, serving, generated_at)
+        steps, start = [], 0
+        for one in folded:
+            mine = slice(start, start + len(one.keys))
+            steps.append(
+                Step(
+                    one.fresh, one.activity, made.triggers[mine], made.changelog[mine], made.pages[mine],
+                    made.impressions[mine], made.requests[mine], made.modes[mine], made.shown[mine], made.phi[mine],
+                    watch.seconds,
+                )
+            )  # fmt: skip
+            start = mine.stop
+        return steps
 
     def _publish(
-        self, watch: _Stopwatch, keys: list[bytes], profiles: Rows, serving: Rows, triggers: list[Trigger],
-        fresh: npt.NDArray[np.bool_], activity: Rows, generated_at: float,
-    ) -> Step:  # fmt: skip
+        self, watch: _Stopwatch, step: Step, keys: list[bytes], profiles: Rows, serving: Rows, generated_at: float
+    ) -> None:
         serving["version"] += 1
         refused = profiles["consent"] < 0
-        for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
-            serving[field][refused] = 0
-        step = Step(fresh, [], [], [], activity, [], triggers, [], [], [], watch.seconds)
+        without_consent = bool(refused.any())
+        if without_consent:
+            for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
+                serving[field][refused] = 0
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
         shopper = np.array([key64(name) for name in names], np.int64)
         popular = (shopper & 0x7FFFFFFF) / 2.0**31 < self.policy.popular_share
-        personal = ~popular & ~refused & (profiles["recent_item"][:, -1] != 0)
         # One time a shopper, her newest event: a page is the same to the bit alone and in any batch.
-        now = np.maximum(profiles["last_seen"], [trigger.event_time for trigger in triggers])
-        with np.errstate(over="ignore"):
-            seeds = shopper ^ (serving["version"] * np.int64(-7046029254386353131))
+        now = np.maximum(profiles["last_seen"], [trigger.event_time for trigger in step.triggers])
+        batch = _Batch(
+            keys, names, profiles, serving, now, step.triggers,
+            ~popular & ~refused & (profiles["recent_item"][:, -1] != 0),
+            np.where(profiles["locale"] == 0, self.policy.default_locale, profiles["locale"]),
+            shopper ^ (serving["version"] * np.int64(-7046029254386353131)),
+        )  # fmt: skip
         for at in range(0, len(keys), CHUNK):
-            self._chunk(
-                watch, step, slice(at, at + CHUNK), keys, names, profiles, serving, now, personal, seeds, generated_at
-            )
-        with watch("encode"):
-            # Without consent not even what was shown is kept.
-            serving["shown_item"][refused] = 0
-            blobs = zip(pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True)
-            step.changelog.extend(zip(keys, (encode_record(*pair) for pair in blobs), strict=True))
-        return step
+            self._pages(watch, step, batch.part(slice(at, at + CHUNK)), generated_at)
+        if without_consent:
+            serving["shown_item"][refused] = 0  # not even what was shown is kept
+        blobs = zip(pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True)
+        step.changelog.extend(zip(keys, (encode_record(*pair) for pair in blobs), strict=True))
+        watch.lap("encode")
 
-    def _chunk(
-        self, watch: _Stopwatch, step: Step, part: slice, keys: list[bytes], names: list[str], all_profiles: Rows,
-        all_serving: Rows, all_now: npt.NDArray[np.float64], all_personal: npt.NDArray[np.bool_],
-        all_seeds: npt.NDArray[np.int64], generated_at: float,
-    ) -> None:  # fmt: skip
+    def _pages(self, watch: _Stopwatch, step: Step, batch: _Batch, generated_at: float) -> None:
         policy, catalog, signals = self.policy, self.catalog, self.signals
-        profiles, serving, now = all_profiles[part], all_serving[part], all_now[part]
-        personal, triggers = all_personal[part], step.triggers[part]
+        profiles, serving, now, personal = batch.profiles, batch.serving, batch.now, batch.personal
         # Shown after it is made: what expires between the event and the page must not be on it.
         shown_at = np.maximum(now, generated_at)
-        with watch("retrieve"):
-            leaders = signals.leaders(float(now.max()))
-            candidates = retrieve(profiles, shown_at, catalog, signals, leaders, policy.default_locale)
-            if not personal.all():
-                them = np.flatnonzero(~personal)
-                common, popularity = retrieve_popular(
-                    profiles[them], shown_at[them], catalog, leaders, policy.default_locale
-                )
-                candidates = _replaced(candidates, them, common)
-        with watch("phi"):
-            phi = joint_features(profiles, serving, now, candidates, catalog, signals)  # (U, C, F)
-        with watch("score"):
-            scores = self.ranker.score(phi, candidates.count)  # (U, C)
-            if not personal.all():
-                scores[them] = popularity
-        with watch("assemble"):
-            placements = assemble(candidates, scores, personal, all_seeds[part], catalog, policy.rules)
-            placed, count = placements.placed, placements.count
-            shown = np.arange(POSITIONS)[None, :] < count[:, None]  # (U, POSITIONS)
-            u = np.nonzero(shown)[0]
-            phi_shown = phi[u, placed["candidate"][shown]]  # (items, F)
-            codes, weights = explain(phi_shown, self.ranker.theta)
-            told = personal[u] & (placed["reason"][shown] != EXPLORING)
-            slots = placed["slot"][shown]
-            codes = np.where(
-                slots == FRESH, NEW, np.where(placed["reason"][shown] == AGAIN_BOUGHT, AGAIN_BOUGHT, codes)
+        leaders = signals.leaders(float(now.max()))
+        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, policy.default_locale)
+        everyone = bool(personal.all())
+        if not everyone:
+            them = np.flatnonzero(~personal)
+            common, popularity = retrieve_popular(
+                profiles[them], shown_at[them], catalog, leaders, policy.default_locale
             )
-            placed["reason"][shown] = np.where(told, codes, placed["reason"][shown])
-            placed["weight"][shown] = np.where(told, weights, 0.0)
-            name_reasons(profiles, placed, count, catalog, signals)
-            serving["shown_item"][:] = np.where(shown, catalog.items["id"][placed["row"]], 0)
-        with watch("encode"):
-            locales = np.where(profiles["locale"] == 0, policy.default_locale, profiles["locale"])
-            categories = self._interests(profiles)
-            slot_of = np.full((len(profiles), len(SLOTS)), -1, np.int32)
-            heads = []
-            for i in range(len(profiles)):
-                locale, category = LOCALES[locales[i]], categories[i] if personal[i] else ""
-                for slot in np.unique(placed["slot"][i, : count[i]]).tolist():
-                    title = self.copies.title(locale, slot, category, generated_at)
-                    slot_of[i, slot] = title.head
-                    if title.missing and policy.copy:
-                        self._ask(
-                            step, locale, slot, category, part.start + i, keys, placed[i, : count[i]], generated_at
-                        )
-                mode = (
-                    "static"
-                    if not count[i]
-                    else "popular"
-                    if not personal[i]
-                    else "full"
-                    if policy.copy
-                    else "cached_copy"
-                )
-                step.modes.append(mode)
-                heads.append(
-                    PageHead(
-                        names[part.start + i],
-                        int(serving["version"][i]),
-                        generated_at,
-                        generated_at + policy.page_ttl,
-                        triggers[i].event_id,
-                        triggers[i].event_time,
-                        mode,
-                    )
-                )
-            pages = encode_pages(
-                placed, count, heads, self.copies.heads, slot_of, catalog, self.ranker.version, self.copywriter,
-                policy.rules.applied(),
-            )  # fmt: skip
-            chunk_keys = keys[part]
-            step.pages.extend(zip(chunk_keys, pages, strict=True))
-            step.phi.extend(np.split(phi_shown, np.cumsum(count)[:-1]))
-            step.shown.extend(placed[i, : count[i]] for i in range(len(count)))
-            impressions = encode_impressions(
-                placed, count, heads, step.phi[-len(count) :], catalog, self.ranker.version, self._hash
+            candidates = _replaced(candidates, them, common)
+        watch.lap("retrieve")
+        phi = joint_features(profiles, serving, now, candidates, catalog, signals)  # (U, C, F)
+        watch.lap("phi")
+        scores = self.ranker.score(phi, candidates.count)  # (U, C)
+        if not everyone:
+            scores[them] = popularity
+        watch.lap("score")
+        placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
+        placed, count = placements.placed, placements.count
+        shown_phi = explain(profiles, placed, count, personal, phi, self.ranker.theta, catalog, signals)
+        show(serving, placed, count, catalog.items)
+        watch.lap("assemble")
+        slot_heads, slot_of = self._titles(step, batch, placements, generated_at)
+        heads = [
+            PageHead(
+                name, version, generated_at, generated_at + policy.page_ttl, trigger.event_id, trigger.event_time,
+                self._mode(shown, mine),
             )
-            step.impressions.extend(zip(chunk_keys, impressions, strict=True))
+            for name, version, trigger, shown, mine in zip(
+                batch.names, serving["version"].tolist(), batch.triggers, count.tolist(), personal.tolist(), strict=True
+            )
+        ]  # fmt: skip
+        step.modes.extend(head.mode for head in heads)
+        pages = encode_pages(
+            placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version, self.copywriter,
+            policy.rules.applied(),
+        )  # fmt: skip
+        step.pages.extend(zip(batch.keys, pages, strict=True))
+        impressions = encode_impressions(placed, count, heads, shown_phi, catalog, self.ranker.version, self._hash)
+        step.impressions.extend(zip(batch.keys, impressions, strict=True))
+        step.phi.extend(shown_phi[start:end] for start, end in pairwise([0, *accumulate(count.tolist())]))
+        step.shown.extend(row[:n] for row, n in zip(placed, count.tolist(), strict=True))
+        watch.lap("encode")
+
+    def _titles(
+        self, step: Step, batch: _Batch, placements: Placements, now: float
+    ) -> tuple[list[bytes], npt.NDArray[np.int32]]:
+        """The heads of the slots, and which of them each slot of each page takes; what is missing is asked for."""
+        placed, policy = placements.placed, self.policy
+        slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
+        heads: dict[bytes, int] = {}
+        categories = self._interests(batch.profiles)
+        for i, (count, code) in enumerate(zip(placements.count.tolist(), batch.locales.tolist(), strict=True)):
+            locale, category = LOCALES[code], categories[i] if batch.personal[i] else ""
+            asked: list[CopyRequest] = []
+            for slot in dict.fromkeys(placed["slot"][i, :count].tolist()):
+                title = self.copies.title(locale, slot, category, now)
+                slot_of[i, slot] = heads.setdefault(title.head, len(heads))
+                if title.missing and policy.copy:
+                    segment = segment_of(locale, slot, category)
+                    if self.copies.ask(segment, batch.keys[i], batch.triggers[i], now):
+                        asked.append(self._request(segment, locale, slot, placed[i, :count]))
+            step.requests.append(asked)
+        return list(heads), slot_of
+
+    def _mode(self, shown: int, personal: bool) -> str:
+        if not shown:
+            return "static"
+        if not personal:
+            return "popular"
+        return "full" if self.policy.copy else "cached_copy"
 
     def _interests(self, profiles: Rows) -> list[str]:
         """The category that each shopper is about now: of the last half hour the strongest; "" where unknown."""
@@ -260,36 +239,95 @@ class PagePath:
         found = profiles["category"][np.arange(len(profiles)), best].tolist()
         return [self.catalog.names.get(key, "") if key else "" for key in found]
 
-    def _ask(
-        self, step: Step, locale: str, slot: int, category: str, s: int, keys: list[bytes], placed: Rows, now: float
-    ) -> None:
-        segment = segment_of(locale, slot, category)
-        if self.copies.ask(segment, keys[s], step.triggers[s], now):
-            lead = placed["row"][placed["slot"] == slot][:TITLES].tolist()
-            titles = [self.catalog.title(row, locale) for row in lead]
-            about = segment.rsplit("|", 1)[1]
-            step.requests.append(CopyRequest(segment, locale, SLOTS[slot], about, titles))
+    def _request(self, segment: str, locale: str, slot: int, placed: Rows) -> CopyRequest:
+        lead = placed["row"][placed["slot"] == slot][:TITLES].tolist()
+        titles = [self.catalog.title(row, locale) for row in lead]
+        return CopyRequest(segment, locale, SLOTS[slot], segment.rsplit("|", 1)[1], titles)
+
+
+class _Batch(NamedTuple):
+    """Shoppers who get a page, in parallel. (U,) each."""
+
+    keys: list[bytes]
+    names: list[str]
+    profiles: Rows  # PROFILE
+    serving: Rows  # SERVING
+    now: npt.NDArray[np.float64]  # s
+    triggers: list[Trigger]
+    personal: npt.NDArray[np.bool_]
+    locales: npt.NDArray[np.int8]  # codes
+    seeds: npt.NDArray[np.int64]
+
+    def part(self, these: slice) -> _Batch:
+        return _Batch(
+            self.keys[these], self.names[these], self.profiles[these], self.serving[these], self.now[these],
+            self.triggers[these], self.personal[these], self.locales[these], self.seeds[these],
+        )  # fmt: skip
+
+
+class _Folded(NamedTuple):
+    """The shoppers of one part who get a page, in parallel."""
+
+    keys: list[bytes]
+    profiles: Rows  # (S,) PROFILE
+    serving: Rows  # (S,) SERVING
+    triggers: list[Trigger]
+    fresh: npt.NDArray[np.bool_]
+    activity: Rows
+
+
+def _fold(part: Part) -> _Folded:
+    if part.refreshes:
+        keys = [key for key in part.refreshes if key in part.stored]
+        wanted = [part.refreshes[key] for key in keys]
+        triggers = [Trigger(refresh.event_id, refresh.event_time) for refresh in wanted]
+        return _Folded(keys, *_read(part.stored, keys), triggers, np.zeros(0, np.bool_), np.zeros(0, ACTIVITY))
+    decoded, rows = part.decoded, part.decoded.rows
+    places: dict[bytes, int] = {}
+    record_who = [places.setdefault(key, len(places)) if key else -1 for key in decoded.keys]
+    heads = rows["record"]
+    who = np.array(record_who, np.int32)[heads]  # (n,)
+    keys = list(places)
+    profiles, serving = _read(part.stored, keys)
+    fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
+    react(serving, who, rows, fresh)
+    newest: list[Trigger | None] = [None] * len(keys)
+    firsts = np.flatnonzero(fresh & (rows["part"] == 0))
+    for s, record, time in zip(
+        who[firsts].tolist(), heads[firsts].tolist(), rows["time"][firsts].tolist(), strict=True
+    ):
+        known = newest[s]
+        if known is None or time >= known.event_time:
+            newest[s] = Trigger(decoded.ids[record], time)
+    triggers = [trigger for trigger in newest if trigger is not None]
+    if len(triggers) < len(keys):
+        touched = [s for s, trigger in enumerate(newest) if trigger is not None]
+        keys, profiles, serving = [keys[s] for s in touched], profiles[touched], serving[touched]
+    return _Folded(keys, profiles, serving, triggers, fresh, activity)
 
 
 class _Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
 
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap for `stage`."""
+        now = perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
 
 
 def _read(stored: Mapping[bytes, bytes], keys: Sequence[bytes]) -> tuple[Rows, Rows]:
     """Profiles (S,) and what was served (S,), blank where nothing is stored."""
+    known = [at for at, key in enumerate(keys) if key in stored]
+    pairs = [decode_record(stored[keys[at]]) for at in known]
+    old = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
+    old_serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION)
+    if len(known) == len(keys):
+        return old, old_serving
     profiles, serving = np.zeros(len(keys), PROFILE), np.zeros(len(keys), SERVING)
-    known = [(at, decode_record(stored[key])) for at, key in enumerate(keys) if key in stored]
-    if known:
-        at = [place for place, _ in known]
-        profiles[at] = unpack([pair[0] for _, pair in known], PROFILE, PROFILE_VERSION)
-        serving[at] = unpack([pair[1] for _, pair in known], SERVING, SERVING_VERSION)
+    profiles[known], serving[known] = old, old_serving
     return profiles, serving
 
 
@@ -323,4 +361,4 @@ def warm(path: PagePath) -> None:
         signals.apply(records)
         ItemTable().apply(records)
         events["id"] += 10
-    quiet.again(stored, {b"warm": Refresh("", "", 1e9)}, 1e9)
+    quiet.steps([Part(stored, refreshes={b"warm": Refresh("", "", 1e9)})], 1e9)

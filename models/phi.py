@@ -19,6 +19,7 @@ from stream.page import (
     BEFORE,
     BRAND,
     CATEGORY,
+    EXPLORING,
     GEN_CATEGORY,
     GEN_FRESH,
     GEN_POPULAR,
@@ -404,34 +405,32 @@ def joint_features(
 
 
 @njit
-def _explain(phi, theta, reason_of, codes, weights):  # type: ignore[no-untyped-def]
-    for i in range(phi.shape[0]):
-        best, code = 0.0, POPULAR
-        for f in range(phi.shape[1]):
-            weight = theta[f] * phi[i, f]
-            if reason_of[f] >= 0 and weight > best:
-                best, code = weight, reason_of[f]
-        codes[i] = code
-        weights[i] = best
-
-
-def explain(phi: Floats, theta: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """The exact reason of each shown item: the largest theta_i phi_i that speaks for it.
-
-    phi (n, F), theta (F, 1) float32. -> code (n,) of stream.page.REASONS, weight (n,) float32; POPULAR at 0 where none.
-    """
-    codes, weights = np.zeros(len(phi), np.int8), np.zeros(len(phi), np.float32)
-    _explain(np.ascontiguousarray(phi), theta.reshape(-1), REASON_OF, codes, weights)
-    return codes, weights
+def largest_term(x, theta, reason_of):  # type: ignore[no-untyped-def]
+    """-> code of stream.page.REASONS, weight: the largest theta_i x_i that speaks for an item; POPULAR, 0 where none."""
+    best, code = 0.0, POPULAR
+    for f in range(x.shape[0]):
+        weight = theta[f] * x[f]
+        if reason_of[f] >= 0 and weight > best:
+            best, code = weight, reason_of[f]
+    return code, best
 
 
 @njit
-def _reason_rows(profiles, placed, count, index_keys, index_rows, signals, near_row):  # type: ignore[no-untyped-def]
+def _explain(profiles, placed, count, personal, phi, theta, reason_of, index_keys, index_rows, signals,  # type: ignore[no-untyped-def]
+             near_row, shown):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
+    n = 0
     for u in range(placed.shape[0]):
         r = distinct_recent(profiles[u], index_keys, index_rows, recent)
         for j in range(count[u]):
             item = placed[u, j]
+            shown[n, :] = phi[u, item.candidate]
+            n += 1
+            if not personal[u] or item.reason == EXPLORING:
+                continue
+            code, item.weight = largest_term(phi[u, item.candidate], theta, reason_of)
+            if item.reason != NEW and item.reason != AGAIN_BOUGHT:
+                item.reason = code
             if item.reason != NEXT and item.reason != TOGETHER:
                 continue
             best = 0.0
@@ -445,11 +444,25 @@ def _reason_rows(profiles, placed, count, index_keys, index_rows, signals, near_
                             item.reason_row = recent[a]
 
 
-def name_reasons(
-    profiles: Rows, placed: Rows, count: npt.NDArray[np.int32], catalog: Catalog, signals: Signals
-) -> None:
-    """In place: where an item stands for its neighbourhood, the one of the last items that it is the nearest to.
+def explain(
+    profiles: Rows,
+    placed: Rows,
+    count: npt.NDArray[np.int32],
+    personal: npt.NDArray[np.bool_],
+    phi: Floats,
+    theta: Floats,
+    catalog: Catalog,
+    signals: Signals,
+) -> Floats:
+    """In place: the exact reason of each item of a personal page. -> phi of the items shown (count.sum(), F) float32.
 
-    profiles (U,) PROFILE; placed (U, POSITIONS) PLACED; count (U,).
+    profiles (U,) PROFILE; placed (U, POSITIONS) PLACED; count (U,); personal (U,); phi (U, C, F); theta (F, 1). The
+    reason is the largest theta_i phi_i that speaks for the item, but where the slot is one. Where an item stands for
+    its neighbourhood, the reason names the one of the last items that it is the nearest to.
     """
-    _reason_rows(profiles, placed, count, catalog.index.keys, catalog.index.rows, signals.rows, signals.near_row)
+    shown = np.empty((int(count.sum()), F), np.float32)
+    _explain(
+        profiles, placed, count, personal, phi, theta.reshape(-1), REASON_OF, catalog.index.keys, catalog.index.rows,
+        signals.rows, signals.near_row, shown,
+    )  # fmt: skip
+    return shown

@@ -116,6 +116,7 @@ class Catalog:
         # `{"item_id":"SKU1","kind":"product"` of each row, as pages and impressions say it.
         self.fragments = np.zeros(1 << 16, np.uint8)
         self.fragment_at = np.zeros((1024, 2), np.int64)  # (capacity, 2) start and end in `fragments`
+        self.longest_fragment = 0  # bytes
         self._used = 0
         self._items: dict[int, Item] = {}
 
@@ -215,4 +216,5 @@ class Catalog:
             self.fragments = np.concatenate([self.fragments, np.zeros_like(self.fragments)])
         self.fragments[self._used : end] = np.frombuffer(fragment, np.uint8)
         self.fragment_at[row] = self._used, end
+        self.longest_fragment = max(self.longest_fragment, len(fragment))
         self._used = end

@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from stream.catalog import Catalog, Item
 from stream.events import Behaviour
 from stream.jit import njit
-from stream.profile import pack, unpack
+from stream.profile import cut, pack_all, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -171,8 +172,7 @@ def page_id(user_key: str, version: int) -> str:
 
 def rfc3339(time: float) -> str:
     """UTC with milliseconds."""
-    whole, millis = divmod(round(time * 1000), 1000)
-    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{millis:03d}Z"
+    return datetime.fromtimestamp(round(time * 1000) / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def slot_head(slot: int, title: str, source: str) -> bytes:
@@ -184,9 +184,7 @@ def slot_head(slot: int, title: str, source: str) -> bytes:
 
 def _packed(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Byte strings as one array and where each starts and the last ends. (bytes,), (n + 1,)."""
-    ends = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([len(part) for part in parts], out=ends[1:])
-    return np.frombuffer(b"".join(parts) or b"\0", np.uint8), ends
+    return np.frombuffer(b"".join(parts) or b"\0", np.uint8), np.array([0, *accumulate(map(len, parts))], np.int64)
 
 
 def _table(parts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -286,7 +284,7 @@ def _write_pages(placed, count, heads, head_at, slots, slot_at, slot_of, fragmen
         if slot >= 0:
             at = _token(out, at, _END_LIST)
         at = _token(out, at, _END_LIST)
-        ends[u] = at
+        ends[u + 1] = at
 
 
 @njit
@@ -305,15 +303,12 @@ def _write_impressions(placed, count, heads, head_at, fragments, fragment_at, ou
             out[at] = 125
             at += 1
         at = _token(out, at, _END_LIST)
-        ends[u] = at
+        ends[u + 1] = at
 
 
-def _shown_bytes(placed: Rows, count: npt.NDArray[np.int32], fragment_at: npt.NDArray[np.int64]) -> int:
-    """Upper bound of what the items of U pages take in JSON."""
-    size = fragment_at[:, 1] - fragment_at[:, 0]
-    shown = np.arange(placed.shape[1])[None, :] < count[:, None]
-    rows, reasons = placed["row"][shown], placed["reason_row"][shown]
-    return int(size[rows].sum() + size[reasons[reasons >= 0]].sum() + 260 * shown.sum())
+def _shown_bytes(count: npt.NDArray[np.int32], catalog: Catalog) -> int:
+    """Upper bound of what the items of U pages take in JSON: each its id, its reason's, and figures."""
+    return int(count.sum()) * (2 * catalog.longest_fragment + 260)
 
 
 def encode_pages(
@@ -352,30 +347,23 @@ def encode_pages(
     slot_data, slot_at = _packed(slot_heads)
     longest = max((len(head) for head in slot_heads), default=0)
     size = int(head_at[-1]) + len(heads) * (len(SLOTS) * (longest + 4) + 4)
-    out = np.empty(size + _shown_bytes(placed, count, catalog.fragment_at), np.uint8)
-    ends = np.zeros(len(heads), np.int64)
+    out = np.empty(size + _shown_bytes(count, catalog), np.uint8)
+    ends = np.zeros(len(heads) + 1, np.int64)
     _write_pages(
-        placed,
-        count,
-        head_data,
-        head_at,
-        slot_data,
-        slot_at,
-        slot_of,
-        catalog.fragments,
-        catalog.fragment_at,
-        out,
-        ends,
-    )
-    return _cut(out, ends)
+        placed, count, head_data, head_at, slot_data, slot_at, slot_of, catalog.fragments, catalog.fragment_at, out, ends,
+    )  # fmt: skip
+    return cut(out[: ends[-1]].tobytes(), ends.tolist())
 
 
-def packed_phi(phi: npt.NDArray[np.float32]) -> bytes:
-    """(n, F) float32 to float16, little-endian, each row without its zeros (`profile.pack`), one after the other."""
+def packed_phi(phi: npt.NDArray[np.float32]) -> tuple[bytes, list[int]]:
+    """(n, F) float32 to float16, little-endian, each row without its zeros (`profile.pack`), one after the other.
+
+    -> the bytes, and where each row starts and the last ends (n + 1).
+    """
     n, f = phi.shape
     halves = np.zeros((n, f + f % 2), "<f2")
     halves[:, :f] = phi
-    return b"".join(pack(halves.reshape(-1).view([("words", "<i4", halves.shape[1] // 2)]), PHI_VERSION))
+    return pack_all(halves.reshape(-1).view([("words", "<i4", halves.shape[1] // 2)]), PHI_VERSION)
 
 
 def unpacked_phi(data: bytes, features: int) -> npt.NDArray[np.float32]:
@@ -394,31 +382,26 @@ def encode_impressions(
     placed: Rows,
     count: npt.NDArray[np.int32],
     heads: Sequence[PageHead],
-    phi: Sequence[npt.NDArray[np.float32]],
+    phi: npt.NDArray[np.float32],
     catalog: Catalog,
     ranker: str,
     features_hash: str,
 ) -> list[bytes]:
-    """What U pages showed as JSON of schema impression/1; phi[u] is (count[u], F) float32 of the shown items in order."""
+    """What U pages showed as JSON of schema impression/1; phi (count.sum(), F) is of the items shown, in order."""
+    packed, starts = packed_phi(phi)
+    mine = pairwise([starts[n] for n in (0, *accumulate(count.tolist()))])
     models = b'"ranker":%s,"features_hash":%s' % (msgspec.json.encode(ranker), msgspec.json.encode(features_hash))
     head_data, head_at = _packed(
         [
             b'{"schema":"impression/1","page_id":"%s","user_key":%s,"version":%d,"time":"%s",%s,"phi":"%s","items":['
             % (
                 page_id(h.user_key, h.version).encode(), msgspec.json.encode(h.user_key), h.version,
-                rfc3339(h.event_time).encode(), models, b64encode(packed_phi(phi[u])),
+                rfc3339(h.event_time).encode(), models, b64encode(packed[start:end]),
             )
-            for u, h in enumerate(heads)
+            for h, (start, end) in zip(heads, mine, strict=True)
         ]
     )  # fmt: skip
-    out = np.empty(int(head_at[-1]) + 4 * len(heads) + _shown_bytes(placed, count, catalog.fragment_at), np.uint8)
-    ends = np.zeros(len(heads), np.int64)
+    out = np.empty(int(head_at[-1]) + 4 * len(heads) + _shown_bytes(count, catalog), np.uint8)
+    ends = np.zeros(len(heads) + 1, np.int64)
     _write_impressions(placed, count, head_data, head_at, catalog.fragments, catalog.fragment_at, out, ends)
-    return _cut(out, ends)
-
-
-def _cut(out: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> list[bytes]:
-    if not len(ends):
-        return []
-    data = out[: ends[-1]].tobytes()
-    return [data[start:end] for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+    return cut(out[: ends[-1]].tobytes(), ends.tolist())

@@ -1,6 +1,7 @@
 """Profiles: the rolling features phi(U) of one shopper, one bounded record row, folded from events alone."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -439,20 +440,20 @@ def fold(profiles: Rows, who: npt.NDArray[np.int32], events: Rows) -> npt.NDArra
 
 
 @njit
-def _packed_sizes(words, sizes):  # type: ignore[no-untyped-def]
+def _packed_ends(words, ends):  # type: ignore[no-untyped-def]
     for i in range(words.shape[0]):
         count = 0
         for j in range(words.shape[1]):
             if words[i, j] != 0:
                 count += 1
-        sizes[i] = 1 + (words.shape[1] + 7) // 8 + 4 * count
+        ends[i + 1] = ends[i] + 1 + (words.shape[1] + 7) // 8 + 4 * count
 
 
 @njit
 def _pack(words, raw, version, ends, out):  # type: ignore[no-untyped-def]
     bitmap = (words.shape[1] + 7) // 8
-    at = 0
     for i in range(words.shape[0]):
+        at = ends[i]
         out[at] = version
         put = at + 1 + bitmap
         for j in range(words.shape[1]):
@@ -461,43 +462,48 @@ def _pack(words, raw, version, ends, out):  # type: ignore[no-untyped-def]
                 for b in range(4):
                     out[put + b] = raw[i, 4 * j + b]
                 put += 4
-        at = ends[i]
 
 
 @njit
-def _unpack(data, starts, ends, raw):  # type: ignore[no-untyped-def]
+def _unpack(data, ends, raw):  # type: ignore[no-untyped-def]
     """-> the first blob whose length does not fit its bitmap, or -1."""
     n_words = raw.shape[1] // 4
     bitmap = (n_words + 7) // 8
-    for i in range(starts.shape[0]):
-        at = starts[i] + 1
+    for i in range(raw.shape[0]):
+        at, end = ends[i] + 1, ends[i + 1]
         get = at + bitmap
-        if get > ends[i]:
+        if get > end:
             return i
         for j in range(n_words):
             if data[at + (j >> 3)] & (1 << (j & 7)):
-                if get + 4 > ends[i]:
+                if get + 4 > end:
                     return i
                 for b in range(4):
                     raw[i, 4 * j + b] = data[get + b]
                 get += 4
-        if get != ends[i]:
+        if get != end:
             return i
     return -1
 
 
+def pack_all(rows: Rows, version: int) -> tuple[bytes, list[int]]:
+    """What `pack` makes of each row, one after the other, and where each starts and the last ends (n + 1)."""
+    words = rows.view(np.int32).reshape(len(rows), rows.itemsize // 4)  # (n, W) int32
+    ends = np.zeros(len(rows) + 1, np.int64)
+    _packed_ends(words, ends)
+    out = np.zeros(int(ends[-1]), np.uint8)
+    _pack(words, rows.view(np.uint8).reshape(len(rows), rows.itemsize), version, ends, out)
+    return out.tobytes(), ends.tolist()
+
+
 def pack(rows: Rows, version: int) -> list[bytes]:
     """Rows of any dtype of whole 4-byte words to bytes, zeros left out; `version` 1..255 names the dtype."""
-    if not len(rows):
-        return []
-    words = rows.view(np.int32).reshape(len(rows), -1)  # (n, W) int32
-    sizes = np.empty(len(rows), np.int64)
-    _packed_sizes(words, sizes)
-    ends = np.cumsum(sizes)
-    out = np.zeros(int(ends[-1]), np.uint8)
-    _pack(words, rows.view(np.uint8).reshape(len(rows), -1), version, ends, out)
-    data = out.tobytes()
-    return [data[start:end] for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+    return cut(*pack_all(rows, version))
+
+
+def cut(data: bytes, ends: Sequence[int]) -> list[bytes]:
+    """The n pieces of `data`; ends (n + 1) says where each starts and the last ends."""
+    return [data[start:end] for start, end in pairwise(ends)]
 
 
 def unpack(blobs: Sequence[bytes], dtype: np.dtype[Any], version: int) -> Rows:
@@ -511,9 +517,8 @@ def unpack(blobs: Sequence[bytes], dtype: np.dtype[Any], version: int) -> Rows:
     rows = np.zeros(len(blobs), dtype)
     if not len(blobs):
         return rows
-    ends = np.cumsum(np.fromiter(map(len, blobs), np.int64, len(blobs)))
-    starts = np.concatenate([[0], ends[:-1]])
-    torn = _unpack(np.frombuffer(b"".join(blobs), np.uint8), starts, ends, rows.view(np.uint8).reshape(len(rows), -1))
+    ends = np.array([0, *accumulate(map(len, blobs))])
+    torn = _unpack(np.frombuffer(b"".join(blobs), np.uint8), ends, rows.view(np.uint8).reshape(len(rows), -1))
     if torn >= 0:
         raise ValueError(f"a row at rest is torn: {len(blobs[torn])} bytes do not fit its bitmap")
     return rows

@@ -64,14 +64,14 @@ class Placements:
     count: npt.NDArray[np.int32]  # (U,)
 
 
-def uniform(seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each seed, the same for ever: splitmix64 (Steele, Lea, Flood 2014). (n,) -> (n,)."""
-    with np.errstate(over="ignore"):
-        z = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+@njit
+def uniform(seed):  # type: ignore[no-untyped-def]
+    """A number in [0, 1) for the int64 `seed`, the same for ever: splitmix64 (Steele, Lea, Flood 2014)."""
+    z = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return np.float64(z >> np.uint64(11)) * 2.0**-53
 
 
 @njit
@@ -94,7 +94,7 @@ def _place(at, row, candidate, score, slot, position, reason):  # type: ignore[n
 
 
 @njit
-def _assemble(rows, generators, count, scores, personal, draws, items, layout, cap, explore, placed, placed_count):  # type: ignore[no-untyped-def]
+def _assemble(rows, generators, count, scores, personal, seeds, items, layout, cap, explore, placed, placed_count):  # type: ignore[no-untyped-def]
     used = np.zeros(rows.shape[1], np.bool_)
     for u in range(rows.shape[0]):
         n, out, total = count[u], placed[u], 0
@@ -143,7 +143,7 @@ def _assemble(rows, generators, count, scores, personal, draws, items, layout, c
                     out[j] = out[j + 1]
                 total -= 1
             else:
-                left = draws[u]
+                left = uniform(seeds[u])
                 for c in range(n):
                     if used[c] or generators[u, c] & GEN_BOUGHT or _brand_full(out, start, explored_end, items, rows[u, c], cap):  # fmt: skip
                         continue
@@ -188,7 +188,7 @@ def assemble(
     placed = np.zeros((len(personal), POSITIONS), PLACED)
     count = np.zeros(len(personal), np.int32)
     _assemble(
-        candidates.rows, candidates.generators, candidates.count, scores, personal, uniform(seeds), catalog.items, _LAYOUT,
+        candidates.rows, candidates.generators, candidates.count, scores, personal, seeds, catalog.items, _LAYOUT,
         rules.brand_cap, rules.explore, placed, count,
     )  # fmt: skip
     return Placements(placed, count)

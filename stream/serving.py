@@ -43,6 +43,14 @@ def _rest(row, item):  # type: ignore[no-untyped-def]
 
 
 @njit
+def show(serving, placed, count, items):  # type: ignore[no-untyped-def]
+    """In place: remember the items of each page. serving (S,) SERVING; placed (S, POSITIONS) PLACED; count (S,)."""
+    for u in range(serving.shape[0]):
+        for j in range(serving[u].shown_item.shape[0]):
+            serving[u].shown_item[j] = items[placed[u, j].row].id if j < count[u] else 0
+
+
+@njit
 def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
     """In place: a look at the homepage tires the items that it showed; an item that is taken is fresh again.
 

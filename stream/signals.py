@@ -227,6 +227,19 @@ def encode_activity(source: str, partition: int, rows: Rows) -> bytes:
     return _HEAD.pack(ACTIVITY_VERSION, len(name), partition, len(rows)) + name + rows.tobytes()
 
 
+def split_activity(rows: Rows, most: int) -> list[Rows]:
+    """Activity in order of offset as stretches of about `most` rows that never part what one source record caused.
+
+    The owner of the items skips, record by record, the offsets that it has counted.
+    """
+    if len(rows) <= most:
+        return [rows]
+    offsets = rows["offset"]
+    # (k,) the first row of a new offset at or after each multiple of `most`.
+    cuts = np.searchsorted(offsets, offsets[most::most], side="left")
+    return [part for part in np.split(rows, np.unique(cuts)) if len(part)]
+
+
 def decode_activity(value: bytes | None) -> tuple[str, int, Rows]:
     """-> source topic, its partition, (n,) ACTIVITY. Raises ValueError for anything that `encode_activity` did not write."""
     if value is None or len(value) < _HEAD.size:

@@ -118,7 +118,7 @@ def total(counts: Counts) -> int:
 
 def die_at(app: BatchApp, point: str, runs: int) -> None:
     """Make the process kill itself (-9) in its `runs`-th run: before `outputs`, before `changelog`, before `ack`."""
-    step = {"outputs": (app.outputs, "send"), "changelog": (app.outputs, "_write_changelog")}
+    step = {"outputs": (app.outputs, "_send"), "changelog": (app.outputs, "_write_changelog")}
     owner, name = step.get(point, (app.feed, "finish"))
     original = getattr(owner, name)
     calls = iter(range(1, 1 << 30))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import heapq
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.broker import Broker, BrokerError, free_port
@@ -66,6 +66,7 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
         settings = dataclasses.replace(
             settings,
             app_id=f"{settings.prefix}demo",
+            partitions=4,
             popular_share=POPULAR_SHARE,
             web_port=free_port(),
             web_host="127.0.0.1",
@@ -103,9 +104,7 @@ class Demo:
         self._people = [Shopper(self._seed, number, shelves) for number in range(SHOPPERS)]
         async with sender(self._settings) as client:
             for item in self._shop:
-                await client.send(
-                    Outgoing("catalog", item["item_id"].encode(), json.dumps(item, ensure_ascii=False).encode())
-                )
+                await client.send(Outgoing("catalog", item["item_id"].encode(), orjson.dumps(item)))
         with self._log.open("wb") as log:
             worker = leashed([sys.executable, "-m", "shopwindow", "worker"], log, self._environ())
         try:
@@ -152,7 +151,7 @@ class Demo:
         if self._stop.is_set():
             return
         consumer = AIOKafkaConsumer(
-            **client_options(self._settings), auto_offset_reset="earliest", fetch_max_wait_ms=20
+            **client_options(self._settings), auto_offset_reset="earliest", fetch_max_wait_ms=100
         )
         with connecting(self._settings):
             await consumer.start()
@@ -206,9 +205,7 @@ class Demo:
                         for event in person.look(self._pages.get(person.key), now):
                             at = _moment(event["time"])
                             counter += 1
-                            record = Outgoing(
-                                topic_of(event), person.key.encode(), json.dumps(event, ensure_ascii=False).encode()
-                            )
+                            record = Outgoing(topic_of(event), person.key.encode(), orjson.dumps(event))
                             heapq.heappush(acts, (at, counter, record, event))
                             if rng.random() < BROKEN_SHARE:
                                 counter += 1
@@ -255,10 +252,10 @@ class Demo:
             if topic == "dead-letters":
                 self._letters += 1
             elif topic == "copy":
-                self._copies += json.loads(record.value)["text"] is not None
+                self._copies += orjson.loads(record.value)["text"] is not None
             else:
                 self._seen += 1
-                self._page(json.loads(record.value), time.time())
+                self._page(orjson.loads(record.value), time.time())
 
     def _page(self, page: dict[str, Any], now: float) -> None:
         user, trigger = page["user_key"], page["trigger"]
@@ -353,7 +350,7 @@ class Demo:
             found.problems.append("nothing was accepted: the demo ended before a shopper came")
         print(summary(result, found.problems), file=sys.stderr if self._as_json else sys.stdout, flush=True)
         if self._as_json:
-            print(json.dumps(result), flush=True)
+            print(orjson.dumps(result).decode(), flush=True)
         return 0 if result["ok"] else 1
 
     async def _read_back(self) -> Readback:

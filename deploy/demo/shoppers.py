@@ -67,11 +67,16 @@ class Shopper:
         self._channel = str(rng.choice(["web", "app", "social"], p=[0.5, 0.4, 0.1]))
         self._favourites = rng.choice(len(TAXONOMY), 3, replace=False)
         self._style = int(rng.integers(len(STYLES)))
-        self._brands = rng.choice(len(shelves.brands), 5, replace=False)
+        brands = rng.choice(len(shelves.brands), 5, replace=False)
+        self._interest = np.zeros(len(TAXONOMY))  # by category
+        self._interest[self._favourites] = SECOND
+        self._interest[self._favourites[0]] = FAVOURITE
+        self._liked_brand = np.zeros(len(shelves.brands), np.bool_)
+        self._liked_brand[brands] = True
         self._dear = rng.normal(0.0, 0.8)
         self._mission = int(self._favourites[0])
         self._tired = np.zeros(len(shelves.items), np.int16)
-        self._owned: set[int] = set()
+        self._owned = np.zeros(len(shelves.items), np.bool_)
         self._cart: list[int] = []
         self._looks = self._sent = 0
 
@@ -79,14 +84,10 @@ class Shopper:
         """What the items are worth to her now, in logits. (n,) -> (n,)."""
         s = self._shelves
         category = s.category[rows]
-        interest = np.where(
-            category == self._favourites[0], FAVOURITE, np.where(np.isin(category, self._favourites), SECOND, 0.0)
-        )
-        interest = np.maximum(interest, np.where(category == self._mission, MISSION, 0.0))
-        worth = interest + STYLE * (s.style[rows] == self._style) + BRAND * np.isin(s.brand[rows], self._brands)
+        interest = np.maximum(self._interest[category], np.where(category == self._mission, MISSION, 0.0))
+        worth = interest + STYLE * (s.style[rows] == self._style) + BRAND * self._liked_brand[s.brand[rows]]
         worth -= PRICE * np.minimum(2.0, np.abs(s.dear[rows] - self._dear)) + TIRED * np.minimum(self._tired[rows], 6)
-        owned = np.isin(rows, list(self._owned)) if self._owned else np.zeros(len(rows), bool)
-        return worth - OWNED * owned - RELUCTANCE  # type: ignore[no-any-return]
+        return worth - OWNED * self._owned[rows] - RELUCTANCE  # type: ignore[no-any-return]
 
     def look(self, page: dict[str, Any] | None, time: float) -> list[Event]:
         """Look at the homepage (None: none was ever published), act on it, browse. -> events in order, from `time` (s) on."""
@@ -112,7 +113,7 @@ class Shopper:
             self._browse(clock[0], act)
         if self._cart and rng.random() < 0.3:
             act("purchase", self._cart, transaction_id=f"t{self.key}-{self._looks}")
-            self._owned.update(self._cart)
+            self._owned[self._cart] = True
             self._cart = []
         elif self._cart and rng.random() < 0.05:
             act("remove_from_cart", [self._cart.pop()])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from aiokafka.errors import ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust.transport.drivers.aiokafka import Producer
 
@@ -34,37 +35,78 @@ class Output(NamedTuple):
     records: Sequence[Record]
 
 
+class _Post:
+    """Records that somebody waits for, and how many of their batches are still on the way."""
+
+    __slots__ = ("acknowledged", "open")
+
+    def __init__(self, groups: int) -> None:
+        self.open = groups
+        self.acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, error: BaseException | None) -> None:
+        self.open -= 1
+        if self.acknowledged.done():  # failed before, or its sender was cancelled
+            return
+        if error is not None:
+            self.acknowledged.set_exception(error)
+        elif self.open == 0:
+            self.acknowledged.set_result(None)
+
+
 class Outputs:
-    """What agents publish through. Sends return when the broker has acknowledged; a failed send raises."""
+    """What agents publish through. Sends return when the broker has acknowledged; a failed send raises.
+
+    What several runs have to send at one moment goes in common batches, one for each partition that is written to.
+    """
 
     def __init__(self, app: BatchApp) -> None:
         self._app = app
+        self._waiting: dict[tuple[str, int], list[tuple[list[Record], _Post]]] = {}
+        self._sender: asyncio.Task[None] | None = None
 
-    async def send(self, topic: str, partition: int | None, records: Iterable[Record]) -> None:
-        """Send all as few record batches as fit, and wait for their acknowledgement.
+    async def send(self, topic: str, partition: int | None, records: Sequence[Record]) -> None:
+        """Send all in as few record batches as fit, and wait for their acknowledgement.
 
         Raises the Kafka error of the first batch that failed; others of the call may have arrived.
         """
-        name = self._app.settings.prefix + topic
-        producer = self._producer()
-        groups: dict[int, list[Record]] = defaultdict(list)
-        if partition is None:
-            count = len(await producer.partitions_for(name))
-            for record in records:
-                groups[partition_of(record.key or b"", count)].append(record)
-        else:
-            groups[partition].extend(records)
-        sent = []
-        for target, group in groups.items():
-            batch = _batch(BATCH_BYTES)
-            for record in group:
-                if not _append(batch, record):
-                    sent.append(await producer.send_batch(batch, name, partition=target))
-                    batch = _batch(BATCH_BYTES)
-                    _append(batch, record)  # an empty batch takes a record of any size; the broker has the last word
-            if batch.record_count():
-                sent.append(await producer.send_batch(batch, name, partition=target))
-        await asyncio.gather(*sent)
+        await self._send([Output(topic, partition, records)])
+
+    async def _send(self, outputs: Iterable[Output]) -> None:
+        groups: dict[tuple[str, int], list[Record]] = {}
+        count = self._app.settings.partitions  # of every topic: nothing starts where the cluster has it otherwise
+        for output in outputs:
+            name = self._app.settings.prefix + output.topic
+            if output.partition is not None:
+                groups.setdefault((name, output.partition), []).extend(output.records)
+            else:
+                for record in output.records:
+                    groups.setdefault((name, partition_of(record.key or b"", count)), []).append(record)
+        groups = {place: records for place, records in groups.items() if records}
+        if not groups:
+            return
+        post = _Post(len(groups))
+        for place, records in groups.items():
+            self._waiting.setdefault(place, []).append((records, post))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_waiting())
+        await post.acknowledged
+
+    async def _send_waiting(self) -> None:
+        try:
+            while self._waiting:
+                waiting, self._waiting = self._waiting, {}
+                for (name, partition), groups in waiting.items():
+                    for batch, posts in _batches(groups):
+                        try:
+                            sent = await self._producer().send_batch(batch, name, partition=partition)
+                        except Exception as error:
+                            for post in posts:
+                                post.settle(error)
+                        else:
+                            sent.add_done_callback(partial(_settle, posts))
+        finally:
+            self._sender = None
 
     async def commit_run(
         self, run: Run, outputs: Iterable[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
@@ -84,7 +126,7 @@ class Outputs:
         transport drops the state of the partition. Raises ValueError where the changelog exceeds one batch, the
         Kafka error where a send failed: both stop the worker, and the run is done again after its restart.
         """
-        await asyncio.gather(*(self.send(*output) for output in outputs))
+        await self._send(outputs)
         if run.table is not None:
             await self._write_changelog(run, changelog)
         elif changelog:
@@ -115,6 +157,27 @@ class Outputs:
 
     def _producer(self) -> Any:
         return cast(Producer, self._app.producer)._ensure_producer()
+
+
+def _batches(groups: Sequence[tuple[list[Record], _Post]]) -> list[tuple[BatchBuilder, list[_Post]]]:
+    """All records in order, each batch with the posts that wait for it."""
+    batch = _batch(BATCH_BYTES)
+    made: list[tuple[BatchBuilder, list[_Post]]] = [(batch, [])]
+    for records, post in groups:
+        made[-1][1].append(post)
+        for record in records:
+            if not _append(batch, record):
+                batch = _batch(BATCH_BYTES)
+                _append(batch, record)  # an empty batch takes a record of any size; the broker has the last word
+                made.append((batch, [post]))
+                post.open += 1
+    return made
+
+
+def _settle(posts: Sequence[_Post], sent: asyncio.Future[Any]) -> None:
+    error = ProducerClosed() if sent.cancelled() else sent.exception()
+    for post in posts:
+        post.settle(error)
 
 
 def _batch(size: int) -> BatchBuilder:

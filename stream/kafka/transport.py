@@ -136,7 +136,30 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
             for tp in fetched.keys() & consumer.assignment():
                 consumer.seek(tp, fetched[tp][0].offset)
             return {}
+        self._rest(consumer, fetched)
         return fetched
+
+    def _rest(self, consumer: Any, fetched: Mapping[TP, Sequence[Any]]) -> None:
+        """Let partitions of paced topics that keep up be, till the next beat of their pace, the same for all of them.
+
+        Each answer of the broker would else wake us for a record or two. aiokafka itself must pause: a partition whose
+        records lie untaken would keep it from fetching any other.
+        """
+        loop = asyncio.get_running_loop()
+        resting: dict[float, list[TopicPartition]] = {}
+        for tp, records in fetched.items():
+            lanes = cast(BatchConsumer, self.consumer).app.lanes_of.get(tp.topic)
+            if lanes is not None and lanes.pace and len(records) < lanes.limit:
+                beat = (loop.time() // lanes.pace + 1) * lanes.pace
+                resting.setdefault(beat, []).append(TopicPartition(*tp))
+        for beat, partitions in resting.items():
+            consumer.pause(*partitions)
+            loop.call_at(beat, self._resume, consumer, partitions)
+
+    @staticmethod
+    def _resume(consumer: Any, partitions: list[TopicPartition]) -> None:
+        ours = consumer.assignment()  # a rebalance may have taken some; new ones begin unpaused
+        consumer.resume(*(tp for tp in partitions if tp in ours))
 
     async def on_start(self) -> None:
         await super().on_start()
@@ -208,7 +231,7 @@ class BatchConsumer(driver.Consumer):
     def _take(self, tp: TP, fetched: list[Any], recovery: Any) -> None:
         if not fetched:
             return
-        if tp.topic not in self.app.run_limits:
+        if tp.topic not in self.app.lanes_of:
             recovery.apply_records(tp, fetched)
             return
         wanted = self._read_offset[tp]
@@ -220,15 +243,21 @@ class BatchConsumer(driver.Consumer):
             self._deliver_next(tp)
 
     def _full(self, tp: TP) -> bool:
-        return len(self._backlog.get(tp, ())) >= PREFETCH_RUNS * self.app.run_limits.get(tp.topic, 1)
+        backlog = self._backlog.get(tp)
+        if not backlog:
+            return False
+        lanes = self.app.lanes_of[tp.topic]
+        if lanes.limit_bytes:
+            return lanes.run_length(backlog) < len(backlog)
+        return len(backlog) >= PREFETCH_RUNS * lanes.limit
 
     def _deliver_next(self, tp: TP) -> None:
         """Make a run of what waits in the partition, unless one is out: so batches form by draining, not by a timer."""
         backlog = self._backlog.get(tp)
         if not backlog or tp in self._delivered:
             return
-        limit = self.app.run_limits[tp.topic]
-        records, self._backlog[tp] = backlog[:limit], backlog[limit:]
+        length = self.app.lanes_of[tp.topic].run_length(backlog)
+        records, self._backlog[tp] = backlog[:length], backlog[length:]
         last = records[-1]
         message = BatchMessage(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, None, None, b"", None, 0,
@@ -316,7 +345,7 @@ class BatchConsumer(driver.Consumer):
         self._backlog.clear()
         await super().perform_seek()
         # aiokafka's seek_to_committed() leaves a partition without a commit wherever it is.
-        sources = [tp for tp in self.assignment() if tp.topic in self.app.run_limits]
+        sources = [tp for tp in self.assignment() if tp.topic in self.app.lanes_of]
         fresh = [TopicPartition(*tp) for tp in sources if not self._read_offset[tp]]
         if fresh:
             await self._thread.seek_to_beginning(*fresh)
@@ -346,7 +375,7 @@ class BatchConsumer(driver.Consumer):
     # which is resumed after the seek.
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
-        sources = {tp for tp in tps if tp.topic in self.app.run_limits}
+        sources = {tp for tp in tps if tp.topic in self.app.lanes_of}
         self._withheld |= sources
         super().resume_partitions(set(tps) - sources)
 
@@ -392,8 +421,22 @@ class Lanes(NamedTuple):
 
     body: AgentBody
     table: ExactTable | None
+    limit: int  # records of a run, at most
+    limit_bytes: int  # of a run's values, about, 0 for any; a single record may have more
+    pace: float  # s between two looks at a partition that keeps up; 0: what comes is taken at once
     queues: dict[int, asyncio.Queue[BatchMessage]]
     tasks: dict[int, asyncio.Task[None]]
+
+    def run_length(self, backlog: Sequence[Any]) -> int:
+        """How many of the records that wait go into the next run."""
+        if not self.limit_bytes:
+            return self.limit
+        size = 0
+        for length, record in enumerate(backlog[: self.limit]):
+            size += len(record.value or b"")
+            if size > self.limit_bytes:
+                return max(1, length)
+        return self.limit
 
 
 class BatchApp(faust.App):
@@ -401,23 +444,23 @@ class BatchApp(faust.App):
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         self.settings = settings
-        self.run_limits: dict[str, int] = {}  # topic (as the cluster names it) -> most records of a run
         self.lanes_of: dict[str, Lanes] = {}  # topic (as the cluster names it) -> its agent
         self._when_ready: list[Callable[[], None]] = []
         super().__init__(settings.app_id, **options)
         self.outputs = Outputs(self)
 
-    def listen(self, topics: Sequence[str], body: AgentBody, table: ExactTable | None = None, limit: int = 0) -> None:
+    def listen(
+        self, topics: Sequence[str], body: AgentBody, table: ExactTable | None = None, limit: int = 0,
+        limit_bytes: int = 0, pace: float = 0.0,
+    ) -> None:  # fmt: skip
         """Declare an agent: `body` takes the runs of `topics` (logical names) and commits each before the next.
 
         The body runs once per partition number, all of them at once; runs of the same number come one after the
-        other, of whichever topic. `limit` (records; 0: the setting) bounds a run.
+        other, of whichever topic. `limit` (records; 0: the setting), `limit_bytes` and `pace` are as in `Lanes`.
         """
         names = [self.settings.prefix + topic for topic in topics]
-        lanes = Lanes(body, table, {}, {})
-        for name in names:
-            self.run_limits[name] = limit or self.settings.run_records
-            self.lanes_of[name] = lanes
+        lanes = Lanes(body, table, limit or self.settings.run_records, limit_bytes, pace, {}, {})
+        self.lanes_of.update((name, lanes) for name in names)
         source = self.topic(*names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
         async def sort_into_lanes(stream: Any) -> None:

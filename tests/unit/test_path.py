@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from models.copybook import CopyBook, CopyText, Refresh, segment_of
-from models.path import PagePath, Policy, Step
+from models.path import PagePath, Part, Policy, Step
 from models.phi import F, joint_features
 from models.ranker import Ranker
 from stream.events import Decoded, decode_run
@@ -144,16 +144,17 @@ def test_a_look_tires_what_it_showed_and_a_click_refreshes_it() -> None:
 def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
     path = path_of()
     step = path.step({}, *run_of(*views(4, 1)), NOW)
-    segments = [request.segment for request in step.requests]
+    asked = [request for requests in step.requests for request in requests]
+    segments = [request.segment for request in asked]
     assert len(segments) == len(set(segments))
     assert segment_of("zh", TRENDING, "c1") == "zh|trending|" in segments
-    request = next(r for r in step.requests if r.locale == "en" and r.slot == "for_you")
+    request = next(r for r in asked if r.locale == "en" and r.slot == "for_you")
     text = CopyText(segment=request.segment, locale="en", slot="for_you", category=request.category, text="Lamps for you",
                     created=NOW, ttl=60, copywriter="sha256:x")  # fmt: skip
     served = path.copies.apply([(request.segment.encode(), msgspec.json.encode(text))])
     assert served and all(isinstance(refresh, Refresh) for refresh in served.values())
     stored = {k: v for k, v in step.changelog if v is not None}
-    again = path.again(stored, served, NOW + 1)
+    (again,) = path.steps([Part(stored, refreshes=served)], NOW + 1)
     for key, value in again.pages:
         page = json.loads(value)
         assert (page["version"], page["slots"][0]["title"], page["slots"][0]["title_source"]) == (

@@ -38,9 +38,11 @@ from stream.profile import PROFILE, PROFILE_VERSION, decode_record, unpack
 from stream.settings import Settings
 
 SHOPPERS = 120
+PARTITIONS = 4  # one worker on one machine: more of them only cost more requests
 POPULAR_SHARE = 0.5
 BROKEN_SHARE = 0.01  # of what is sent
 PAUSE = (1.5, 4.5)  # s between a shopper's last act and her next look
+OPENING = 8.0  # s in which the shoppers come in
 READY_SECONDS, SETTLE_SECONDS = 90.0, 60.0
 
 
@@ -66,7 +68,7 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
         settings = dataclasses.replace(
             settings,
             app_id=f"{settings.prefix}demo",
-            partitions=4,
+            partitions=PARTITIONS,
             popular_share=POPULAR_SHARE,
             web_port=free_port(),
             web_host="127.0.0.1",
@@ -129,7 +131,8 @@ class Demo:
 
     def _last_words(self) -> str:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        told = [line.removeprefix("shopwindow: ") for line in lines if line.startswith("shopwindow: ")]
+        return (told or lines or ["it said nothing"])[-1]
 
     async def _until_ready(self, worker: subprocess.Popen[bytes]) -> None:
         say("starting the worker")
@@ -190,7 +193,7 @@ class Demo:
     async def _shopping(self, start: float) -> None:
         """Send each act at its moment; a shopper looks again some seconds after her last act."""
         rng = np.random.default_rng([self._seed, 11])
-        turns = [(start + float(rng.uniform(0.0, PAUSE[1])), number) for number in range(SHOPPERS)]
+        turns = [(start + float(rng.uniform(0.0, OPENING)), number) for number in range(SHOPPERS)]
         heapq.heapify(turns)
         acts: list[tuple[float, int, Outgoing, Any]] = []
         counter = 0

@@ -116,6 +116,12 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
     #: When (monotonic) the last heartbeat was sent that the group's coordinator answered.
     heartbeat_at = 0.0
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._wanted: set[TP] = set()
+        self._resting: set[TP] = set()
+        self._assigned: Any = None  # the assignment that is chosen from
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
@@ -130,6 +136,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         more, and the position would stand behind them: they were never processed. No await lies between the taking
         and the seek, so nothing else moves the position in between.
         """
+        self._choose(consumer, active_partitions)
         fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
         feed = cast(BatchConsumer, self.consumer)
         if feed.fetch_epoch != feed.epoch:
@@ -139,27 +146,45 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         self._rest(consumer, fetched)
         return fetched
 
+    # While records of any partition lie untaken, aiokafka fetches nothing for 100 ms. So it must itself pause what we do
+    # not want now: changelogs that are recovered, partitions that have enough waiting, those of paced topics that rest.
+
+    def _choose(self, consumer: Any, wanted: set[TP]) -> None:
+        ours = consumer.assignment()
+        if wanted == self._wanted and ours is self._assigned:
+            return
+        self._wanted, self._assigned = set(wanted), ours
+        self._pause_others(consumer)
+
+    def _pause_others(self, consumer: Any) -> None:
+        states = consumer._subscription.subscription.assignment
+        for tp in consumer.assignment():
+            state = states.state_value(tp)
+            if tp in self._wanted and tp not in self._resting:
+                state.resume()
+            else:
+                state.pause()
+
     def _rest(self, consumer: Any, fetched: Mapping[TP, Sequence[Any]]) -> None:
         """Let partitions of paced topics that keep up be, till the next beat of their pace, the same for all of them.
 
-        Each answer of the broker would else wake us for a record or two. aiokafka itself must pause: a partition whose
-        records lie untaken would keep it from fetching any other.
+        Each answer of the broker would else wake us for a record or two.
         """
         loop = asyncio.get_running_loop()
-        resting: dict[float, list[TopicPartition]] = {}
         for tp, records in fetched.items():
             lanes = cast(BatchConsumer, self.consumer).app.lanes_of.get(tp.topic)
             if lanes is not None and lanes.pace and len(records) < lanes.limit:
                 beat = (loop.time() // lanes.pace + 1) * lanes.pace
-                resting.setdefault(beat, []).append(TopicPartition(*tp))
-        for beat, partitions in resting.items():
-            consumer.pause(*partitions)
-            loop.call_at(beat, self._resume, consumer, partitions)
+                if not self._resting:
+                    loop.call_at(beat, self._wake, consumer)
+                self._resting.add(tp)
+        if self._resting:
+            self._pause_others(consumer)
 
-    @staticmethod
-    def _resume(consumer: Any, partitions: list[TopicPartition]) -> None:
-        ours = consumer.assignment()  # a rebalance may have taken some; new ones begin unpaused
-        consumer.resume(*(tp for tp in partitions if tp in ours))
+    def _wake(self, consumer: Any) -> None:
+        self._resting.clear()
+        if consumer._subscription.subscription is not None and consumer.assignment():
+            self._pause_others(consumer)
 
     async def on_start(self) -> None:
         await super().on_start()

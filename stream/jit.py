@@ -9,6 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,15 @@ def sources_hash() -> str:
 def cache_dir() -> Path | None:
     """The first writable place for compiled kernels, or None."""
     wanted = os.environ.get("SHOPWINDOW_CACHE")
-    home = Path(wanted) if wanted else ROOT / ".cache"
-    for base in (home, Path(os.path.expanduser("~/.cache/shopwindow")), Path(tempfile.gettempdir()) / "shopwindow"):
+    bases = [Path(wanted) if wanted else ROOT / ".cache", Path(os.path.expanduser("~/.cache/shopwindow"))]
+    with suppress(OSError):  # raised where no temporary folder can be written either
+        bases.append(Path(tempfile.gettempdir()) / "shopwindow")
+    for base in bases:
         path = base / "kernels" / sources_hash()
-        try:
+        with suppress(OSError):
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".probe{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError:
-            continue
-        return path
+            with tempfile.TemporaryFile(dir=path):
+                return path
     return None
 
 

@@ -521,3 +521,69 @@ async def test_sigterm_lets_a_worker_process_finish_and_commit(broker: str, topi
         process.kill()
     counted = sum(int(count) for count in (await read_table(settings, "profiles")).values())
     assert 0 < counted == await committed(settings, "clicks")
+
+
+@scenario
+async def test_a_paced_topic_is_looked_at_in_beats_and_another_beside_it_at_once(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app, runs_of = make_app(settings), {"item-activity": list[Run](), "clicks": list[Run]()}
+
+    async def look(runs: Any) -> None:
+        async for run in runs:
+            runs_of[run.topic].append(run)
+            run.done()
+
+    app.listen(["item-activity"], look, limit=50, pace=0.5)
+    app.listen(["clicks"], look)
+    start = asyncio.get_running_loop().time()
+    async with running(app):
+        for n in range(60):
+            await send(settings, "item-activity", [(b"%d" % k, b"%d" % n) for k in range(4)])
+            await send(settings, "clicks", [(b"%d" % n, b"x")])
+        await until(lambda: sum(len(run.records) for run in runs_of["item-activity"]) == 240, "all activity")
+        await until(lambda: sum(len(run.records) for run in runs_of["clicks"]) == 60, "all clicks")
+        beats = 2 + (asyncio.get_running_loop().time() - start) / 0.5
+    assert len(runs_of["item-activity"]) <= beats * settings.partitions * 2, "many records a run, at most two a beat"
+    assert len(runs_of["clicks"]) > 30, "a topic without a pace is taken as it comes"
+    for partition in range(settings.partitions):
+        offsets = [r.offset for run in runs_of["item-activity"] if run.partition == partition for r in run.records]
+        assert offsets == list(range(len(offsets)))
+
+
+@scenario
+async def test_a_run_is_bounded_in_bytes_where_its_agent_says_so(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", [(b"k", bytes(1000)) for _ in range(95)] + [(b"k", bytes(9000))] * 2)
+    seen: list[Run] = []
+    app = make_app(settings)
+
+    async def look(runs: Any) -> None:
+        async for run in runs:
+            seen.append(run)
+            run.done()
+
+    app.listen(["clicks"], look, limit_bytes=5000)
+    async with running(app):
+        await until(lambda: sum(len(run.records) for run in seen) == 97, "all")
+    assert max(len(run.records) for run in seen) == 5
+    assert [len(run.records) for run in seen][-2:] == [1, 1], "a single record may have more"
+
+
+@scenario
+async def test_what_is_not_wanted_now_is_paused_in_the_client_itself(broker: str, topic_prefix: str) -> None:
+    # A changelog fetched after its recovery would lie untaken, and aiokafka fetches nothing beside what lies untaken.
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app, counts = counting_app(settings)
+    async with running(app):
+        await send(settings, "clicks", keys(200))
+        await until(lambda: total(counts) == 200, "200 counted")
+        client = app.feed._thread._ensure_consumer()
+        changelog = {TopicPartition(settings.prefix + "profiles", p) for p in range(settings.partitions)}
+        assert changelog <= client.paused()
+        assert not any(tp.topic.endswith("clicks") for tp in client.paused())
+        assert not changelog & client._fetcher._records.keys()

@@ -19,6 +19,7 @@ from stream.signals import (
     encode_activity,
     fold_with_activity,
     owner,
+    split_activity,
 )
 from tests.unit.behaviour import NOW, row, rows
 from tests.unit.shop import catalog_of, item, signals_of
@@ -139,3 +140,24 @@ def test_leaders_are_the_popular_that_can_be_shown() -> None:
     shown = {catalog.item_id(r) for r in leaders.overall if r >= 0}
     assert shown == {f"i{k}" for k in range(10)} - {"i5", "i9"}
     assert leaders.fresh[0] == -1, "items that say no date are not new"
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=80), st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_activity_is_split_between_source_records_and_counts_the_same(made: list[tuple[int, int]], most: int) -> None:
+    acts = np.zeros(len(made), ACTIVITY)
+    acts["offset"] = np.sort([offset for offset, _ in made])
+    acts["item"] = [key64(f"i{item}") for _, item in made]
+    acts["time"], acts["kind"], acts["event"], acts["first"] = NOW, 1, VIEW, 1
+    parts = split_activity(acts, most)
+    assert np.concatenate(parts).tobytes() == acts.tobytes()
+    seen: set[int] = set()
+    for part in parts:
+        offsets = set(part["offset"].tolist())
+        assert not seen & offsets, "what one record caused stays together"
+        seen |= offsets
+    whole, piecewise = ItemTable(), ItemTable()
+    whole.fold("clicks", 0, acts)
+    for part in parts:
+        piecewise.fold("clicks", 0, part)
+    assert piecewise.rows.tobytes() == whole.rows.tobytes() and piecewise.sources == whole.sources

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
-from agents import items, shopper, web
+from agents import copy, items, shopper, web
+from agents.scribe import Sampling, Scribe
 from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
@@ -41,20 +40,14 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
-def _thread(name: str, nice: int = 0) -> Callable[[Callable[[], Any]], Awaitable[Any]]:
-    """Calls run one after the other in a thread of their own. Linux has a niceness for each thread."""
-    executor = ThreadPoolExecutor(1, name, initializer=(lambda: _yield(nice)) if nice else None)
+def _thread(name: str) -> Callable[[Callable[[], Any]], Awaitable[Any]]:
+    """Calls run one after the other in a thread of their own."""
+    executor = ThreadPoolExecutor(1, name)
 
     async def off_loop(call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(executor, call)
 
     return off_loop
-
-
-def _yield(nice: int) -> None:
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.nice(nice)
 
 
 class Worker:
@@ -79,18 +72,15 @@ class Worker:
             items.TOPICS, items.Items(tables, out, _thread("items")).live, signals, limit=items.RUN_RECORDS,
             limit_bytes=items.RUN_BYTES, pace=items.PACE,
         )  # fmt: skip
+        self.scribe: Scribe | None = None
         if settings.copy:
-            from agents import copy
-            from models.copywriter import Copywriter
-
-            writer = Copywriter(
-                settings.models_dir / "copywriter", temperature=settings.copy_temperature, top_k=settings.copy_top_k,
-                top_p=settings.copy_top_p, max_tokens=settings.copy_max_tokens, samples=settings.copy_samples,
+            sampling = Sampling(
+                settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens,
+                settings.copy_samples,
             )  # fmt: skip
-            self.path.copywriter = writer.version
-            self.app.listen(
-                copy.TOPICS, copy.Copies(settings, writer, out, _thread("copy", nice=10)).live, limit=copy.RUN_RECORDS
-            )
+            self.scribe = Scribe(settings.models_dir / "copywriter", sampling)
+            self.path.copywriter = self.scribe.version
+            self.app.listen(copy.TOPICS, copy.Copies(settings, self.scribe, out).live, limit=copy.RUN_RECORDS)
         self._warm = False
 
     def conditions(self) -> dict[str, bool]:
@@ -121,7 +111,7 @@ class Worker:
         endpoint = await web.start(self.settings, self.conditions, self.update_gauges)
         follower: asyncio.Task[None] | None = None
         try:
-            await self.world.start()
+            await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
             # What has come to stay is no garbage: looking through it all would hold up a click for tens of milliseconds.
             gc.collect()
@@ -138,6 +128,8 @@ class Worker:
             if follower is not None:
                 await cancelled(follower)
             await self.world.stop()
+            if self.scribe:
+                await self.scribe.stop()
             await endpoint.stop()
 
 

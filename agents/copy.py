@@ -1,16 +1,17 @@
-"""The writer of headlines: GPT-2, a batch of segments at a time, in a thread that yields to everything else."""
+"""The writer of headlines: GPT-2, a batch of segments at a time, in a process beside the worker."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
+from agents.scribe import Scribe
 from agents.shopper import dead_letters
 from models.copybook import CopyRequest, CopyText
-from models.copywriter import Copywriter, Facts
+from models.copywriter import Facts
 from stream import metrics
 from stream.events import Reject
 from stream.ids import key64
@@ -20,21 +21,21 @@ from stream.settings import Settings
 
 TOPICS = ("copy-requests",)
 RUN_RECORDS = 8  # nine tenths of the throughput of a large batch, and the first headline does not wait for the last
-OffLoop = Callable[[Callable[[], list[Output]]], Awaitable[list[Output]]]
 
 
 class Copies:
     """The agent of `copy-requests`; it publishes to `copy`, which everybody reads."""
 
-    def __init__(self, settings: Settings, writer: Copywriter, out: Outputs, off_loop: OffLoop) -> None:
-        self._settings, self._writer, self._out, self._off_loop = settings, writer, out, off_loop
+    def __init__(self, settings: Settings, scribe: Scribe, out: Outputs) -> None:
+        self._settings, self._scribe, self._out = settings, scribe, out
         self._written: dict[str, float] = {}  # segment -> until when its headline holds
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         async for run in runs:
-            await self._out.commit_run(run, await self._off_loop(lambda run=run: self._write(run)))  # type: ignore[misc]
+            requests, letters = self._read(run)
+            await self._out.commit_run(run, [*letters, *await self._copies(requests)])
 
-    def _write(self, run: Run) -> list[Output]:
+    def _read(self, run: Run) -> tuple[list[CopyRequest], list[Output]]:
         requests: dict[str, CopyRequest] = {}
         rejects = []
         now = time.time()
@@ -46,16 +47,17 @@ class Copies:
                 continue
             if self._written.get(request.segment, 0.0) <= now:
                 requests[request.segment] = request
-        letters = dead_letters(run.topic, run.records, rejects)
+        return list(requests.values()), dead_letters(run.topic, run.records, rejects)
+
+    async def _copies(self, requests: list[CopyRequest]) -> list[Output]:
         if not requests:
-            return letters
-        asked = list(requests.values())
+            return []
         start = time.perf_counter()
-        facts = [Facts(r.locale, r.slot, r.category, tuple(r.titles)) for r in asked]
-        seed = key64("\n".join(r.segment for r in asked)) & 0x7FFFFFFF
-        copies = self._writer.write(facts, seed)
+        facts = [Facts(r.locale, r.slot, r.category, tuple(r.titles)) for r in requests]
+        copies = await self._scribe.write(facts, key64("\n".join(r.segment for r in requests)) & 0x7FFFFFFF)
         metrics.COPY_SECONDS.observe(time.perf_counter() - start)
-        return [*letters, Output("copy", None, [self._record(r, c, now) for r, c in zip(asked, copies, strict=True)])]
+        now = time.time()
+        return [Output("copy", None, [self._record(r, c, now) for r, c in zip(requests, copies, strict=True)])]
 
     def _record(self, request: CopyRequest, copy: Any, now: float) -> Record:
         metrics.COPIES.labels(request.locale, "refused" if copy is None else "written").inc()
@@ -63,6 +65,6 @@ class Copies:
         text = CopyText(
             segment=request.segment, locale=request.locale, slot=request.slot, category=request.category,
             text=None if copy is None else copy.text, created=now, ttl=self._settings.copy_ttl,
-            copywriter=self._writer.version, logprob=None if copy is None else copy.logprob,
+            copywriter=self._scribe.version, logprob=None if copy is None else copy.logprob,
         )  # fmt: skip
         return Record(request.segment.encode(), msgspec.json.encode(text))

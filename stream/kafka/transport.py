@@ -188,7 +188,11 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         await super().on_start()
-        coordinator = self._ensure_consumer()._coordinator
+        consumer = self._ensure_consumer()
+        # aiokafka's fetcher sleeps so long (by default 200 ms) where a fetch ends in the very moment in which something
+        # else wakes it: it then takes the fetch to be still under way.
+        consumer._fetcher._fetcher_timeout = FETCH_WAIT_MS / 1000
+        coordinator = consumer._coordinator
         beat = coordinator._do_heartbeat
 
         async def noted_beat() -> bool:

@@ -1,0 +1,128 @@
+"""The copywriter in a process of its own, so that it never keeps the interpreter from a click.
+
+A thread that yields to everything else would still hold the interpreter's lock while it waits for a processor. Requests and
+answers are lines of JSON on the process's pipes; it ends when its stdin does, however the worker ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from models import manifest
+from models.copywriter import Copy, Copywriter, Facts
+
+NICE = 10
+PATIENCE = 60.0  # s for an answer, or to be ready; then it is taken to be stuck
+LINE_BYTES = 1 << 20
+log = logging.getLogger(__name__)
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """As `Copywriter` takes it."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    samples: int
+
+
+class _Request(msgspec.Struct, frozen=True):
+    number: int
+    facts: list[Facts]
+    seed: int
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    number: int
+    copies: list[Copy | None]
+
+
+class Scribe:
+    """`Copywriter.write` as an awaitable call. Raises ManifestError where a file of the model is missing or changed."""
+
+    def __init__(self, folder: Path, sampling: Sampling) -> None:
+        self.version = manifest.load(folder, "copywriter").version  # `sha256:...`
+        self._folder, self._sampling = folder, sampling
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+        self._number = 0
+
+    async def start(self) -> None:
+        """Return when the model is loaded and warm. Raises RuntimeError where it does not come up."""
+        await self.stop()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agents.scribe", str(self._folder), msgspec.json.encode(self._sampling).decode(),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
+            cwd=Path(__file__).resolve().parent.parent,
+        )  # fmt: skip
+        try:
+            await self._answer(0)
+        except (EOFError, TimeoutError) as error:
+            raise RuntimeError(f"the copywriter's process does not come up: {error}") from None
+
+    async def write(self, facts: Sequence[Facts], seed: int) -> list[Copy | None]:
+        """A headline for each, None where there is none. A process that died or hangs is replaced."""
+        async with self._turn:
+            for _ in range(2):
+                self._number += 1
+                try:
+                    return await self._ask(_Request(self._number, list(facts), seed))
+                except (EOFError, TimeoutError, ConnectionError) as error:
+                    log.error("the copywriter's process is started again: %s", error)
+                    await self.start()
+        return [None] * len(facts)
+
+    async def stop(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    async def _ask(self, request: _Request) -> list[Copy | None]:
+        assert self._process is not None and self._process.stdin is not None, "start first"
+        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+        await self._process.stdin.drain()
+        return await self._answer(request.number)
+
+    async def _answer(self, number: int) -> list[Copy | None]:
+        assert self._process is not None and self._process.stdout is not None, "start first"
+        async with asyncio.timeout(PATIENCE):
+            # An answer whose caller was cancelled is still to come; it is passed over.
+            while line := await self._process.stdout.readline():
+                answer = msgspec.json.decode(line, type=_Answer)
+                if answer.number == number:
+                    return answer.copies
+        raise EOFError(f"it ended with status {await self._process.wait()}")
+
+
+def main(folder: str, sampling: str) -> None:
+    """In the process: answer requests until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends us
+    if sys.platform == "linux":
+        os.nice(NICE)
+    writer = Copywriter(Path(folder), **msgspec.to_builtins(msgspec.json.decode(sampling, type=Sampling)))
+    copies = writer.write([Facts("en", "for_you", "")], 0)
+    request = _Request(0, [], 0)
+    while True:
+        sys.stdout.buffer.write(msgspec.json.encode(_Answer(request.number, copies)) + b"\n")
+        sys.stdout.buffer.flush()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        request = msgspec.json.decode(line, type=_Request)
+        copies = writer.write(request.facts, request.seed)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -190,15 +190,17 @@ def answers(bootstrap: str, timeout: float = 1.0) -> bool:
 class Broker:
     """One Kafka on loopback, as a context manager or by `start` and `stop`; it dies with this process.
 
-    port 0: any free one. data None: a temporary folder, removed at `stop`.
+    port 0: any free one. data None: a temporary folder, removed at `stop`. extra: more lines of server.properties, of
+    which the last word holds.
     """
 
     def __init__(
-        self, port: int = 0, data: Path | None = None, say: Say = lambda line: None, heap_mb: int = 256
+        self, port: int = 0, data: Path | None = None, say: Say = lambda line: None, heap_mb: int = 256, extra: str = ""
     ) -> None:
         self._wanted_port = port
         self._say = say
         self._heap_mb = heap_mb
+        self._extra = extra
         self._temporary = data is None
         self._data = data
         self._process: subprocess.Popen[bytes] | None = None
@@ -223,7 +225,7 @@ class Broker:
             self._data.mkdir(parents=True, exist_ok=True)
             need_room(self._data)
             config = self._data / "server.properties"
-            text = (FILES / "server.properties").read_text()
+            text = (FILES / "server.properties").read_text() + self._extra
             for name, value in {
                 "port": self.port, "controller_port": free_port(), "data": self._data / "log",
             }.items():  # fmt: skip

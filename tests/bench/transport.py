@@ -1,19 +1,21 @@
 """What the transport itself costs: an agent that only counts by key, one output a key and run.
 
-    python -m tests.bench.transport BROKER [RECORDS [SHOPPERS]]
+    python -m tests.bench.transport [--broker HOST:PORT] [--records N] [--shoppers N]
 
 Prints records/s under backlog (worker's CPU per record beside it), recovery of the table in records/s, and the latency
 of a single record on an idle worker, from just before its send to its output in the hands of a consumer.
 """
 
+import argparse
 import asyncio
 import json
-import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from deploy.broker import Broker
 from stream.kafka import topics
 from stream.kafka.connect import client_options, partition_of
 from stream.kafka.outputs import Output, Record
@@ -106,5 +108,11 @@ async def main(broker: str, n: int, shoppers: int) -> None:
 
 
 if __name__ == "__main__":
-    sizes = [int(argument) for argument in sys.argv[2:]]
-    asyncio.run(main(sys.argv[1], *(sizes + [400_000, 20_000][len(sizes) :])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", help="host:port of a Kafka (default: an embedded one)")
+    parser.add_argument("--records", type=int, default=400_000)
+    parser.add_argument("--shoppers", type=int, default=20_000)
+    given = parser.parse_args()
+    with ExitStack() as stack:
+        bootstrap = given.broker or stack.enter_context(Broker()).bootstrap
+        asyncio.run(main(bootstrap, given.records, given.shoppers))

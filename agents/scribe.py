@@ -52,7 +52,7 @@ class Scribe:
 
     def __init__(self, folder: Path, sampling: Sampling) -> None:
         self.version = manifest.load(folder, "copywriter").version  # `sha256:...`
-        self._folder, self._sampling = folder, sampling
+        self._folder, self._sampling = folder.resolve(), sampling
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._number = 0
@@ -109,14 +109,16 @@ class Scribe:
 def main(folder: str, sampling: str) -> None:
     """In the process: answer requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends us
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not come between the answers
     if sys.platform == "linux":
         os.nice(NICE)
     writer = Copywriter(Path(folder), **msgspec.to_builtins(msgspec.json.decode(sampling, type=Sampling)))
     copies = writer.write([Facts("en", "for_you", "")], 0)
     request = _Request(0, [], 0)
     while True:
-        sys.stdout.buffer.write(msgspec.json.encode(_Answer(request.number, copies)) + b"\n")
-        sys.stdout.buffer.flush()
+        answers.write(msgspec.json.encode(_Answer(request.number, copies)) + b"\n")
+        answers.flush()
         line = sys.stdin.buffer.readline()
         if not line:
             return

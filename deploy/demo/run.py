@@ -42,7 +42,7 @@ PARTITIONS = 4  # one worker on one machine: more of them only cost more request
 POPULAR_SHARE = 0.5
 BROKEN_SHARE = 0.01  # of what is sent
 PAUSE = (1.5, 4.5)  # s between a shopper's last act and her next look
-OPENING = 8.0  # s in which the shoppers come in
+OPENING = 10.0  # s in which the shop fills, slowly at first
 READY_SECONDS, SETTLE_SECONDS = 90.0, 60.0
 
 
@@ -193,7 +193,7 @@ class Demo:
     async def _shopping(self, start: float) -> None:
         """Send each act at its moment; a shopper looks again some seconds after her last act."""
         rng = np.random.default_rng([self._seed, 11])
-        turns = [(start + float(rng.uniform(0.0, OPENING)), number) for number in range(SHOPPERS)]
+        turns = [(start + OPENING * float(rng.uniform()) ** 0.5, number) for number in range(SHOPPERS)]
         heapq.heapify(turns)
         acts: list[tuple[float, int, Outgoing, Any]] = []
         counter = 0

@@ -57,6 +57,27 @@ def test_a_page_is_the_same_alone_and_in_any_batch() -> None:
         assert dict(alone.changelog)[mine[0][0]] == dict(together.changelog)[mine[0][0]]
 
 
+def test_parts_that_go_together_come_to_what_each_comes_to_alone() -> None:
+    path, sent = path_of(popular_share=0.3), views(50, 2)
+    before = path.step({}, *run_of(*sent), NOW + 5)
+    stored = {key: value for key, value in before.changelog if value is not None}
+    refreshes = {f"u{s}".encode(): Refresh("", f"e{s}", NOW) for s in (3, 4, 999)}
+    parts = [
+        Part({}, *run_of(*sent)),
+        Part(stored, refreshes=refreshes),
+        Part(stored, *run_of(*sent)),  # nothing but duplicates
+        Part({}, *run_of(*sent[:7], (b"u1", b"{"))),  # the same shoppers in another partition are other rows
+    ]
+    together = path.steps(parts, NOW + 5)
+    assert [len(step.pages) for step in together] == [50, 2, 0, 7]
+    for part, step in zip(parts, together, strict=True):
+        (alone,) = path.steps([part], NOW + 5)
+        assert (step.changelog, step.pages, step.impressions) == (alone.changelog, alone.pages, alone.impressions)
+        assert (step.triggers, step.modes, step.fresh.tolist()) == (alone.triggers, alone.modes, alone.fresh.tolist())
+        assert step.activity.tobytes() == alone.activity.tobytes()
+        assert all(one.tobytes() == other.tobytes() for one, other in zip(step.phi, alone.phi, strict=True))
+
+
 def test_features_are_the_same_to_the_bit_alone_and_in_a_batch() -> None:
     catalog = catalog_of(80)
     signals = signals_of(catalog, SESSIONS)

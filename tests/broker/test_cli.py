@@ -48,7 +48,10 @@ async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(
         await until_counted(settings, 200)
         dumps = [await asyncio.to_thread(command, settings, "profiles", "--json") for _ in range(2)]
         watch = subprocess.Popen(
-            [sys.executable, "-m", "shopwindow", "watch", "--user", "u1"], env=environ_of(settings), cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "shopwindow", "watch", "--user", "u1"], env=environ_of(settings), cwd=ROOT,
+            stdout=subprocess.PIPE, text=True,
+            # Where the tests run in the background of a shell, Ctrl-C is ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert watch.stdout is not None
         assert (await asyncio.to_thread(watch.stdout.readline)).startswith("u1  version ")

@@ -297,6 +297,10 @@ class Broker:
         """None while Kafka runs, else its exit status."""
         return self._process.poll() if self._process is not None else 0
 
+    def last_words(self) -> str:
+        """The line of its log that says most."""
+        return _last_line(self.log.read_text(errors="replace"))
+
     def __enter__(self) -> Broker:
         try:
             self.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import heapq
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +45,7 @@ POPULAR_SHARE = 0.5
 BROKEN_SHARE = 0.01  # of what is sent
 PAUSE = (1.5, 4.5)  # s between a shopper's last act and her next look
 OPENING = 10.0  # s in which the shop fills, slowly at first
-READY_SECONDS, SETTLE_SECONDS = 90.0, 60.0
+READY_SECONDS, SETTLE_SECONDS, GIVE_UP_SECONDS = 90.0, 60.0, 10.0
 
 
 def say(line: str) -> None:
@@ -57,6 +59,7 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
     """
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryDirectory(prefix="shopwindow-demo-"))
+        broker: Broker | None = None
         if settings.broker:
             # Not among the topics of somebody's real shop.
             settings = dataclasses.replace(settings, prefix=f"{settings.prefix}demo-{uuid.uuid4().hex[:8]}-")
@@ -73,7 +76,20 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
             web_port=free_port(),
             web_host="127.0.0.1",
         )
-        return asyncio.run(Demo(settings, seconds, seed, as_json, Path(log)).run())
+        return asyncio.run(_guarded(Demo(settings, seconds, seed, as_json, Path(log)).run(), broker))
+
+
+async def _guarded(run: Coroutine[Any, Any, int], broker: Broker | None) -> int:
+    """The run, given up when the embedded Kafka ends before it. Raises BrokerError then."""
+    work = asyncio.create_task(run)
+    while not (await asyncio.wait([work], timeout=0.5))[0]:
+        if broker is not None and broker.poll() is not None:
+            for name in ("aiokafka", "asyncio"):  # every client would tell the same, again and again
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            work.cancel()
+            await asyncio.wait([work], timeout=GIVE_UP_SECONDS)
+            raise BrokerError(f"Kafka ended by itself while the demo ran: {broker.last_words()}; start it again")
+    return work.result()
 
 
 class Demo:
@@ -116,7 +132,7 @@ class Demo:
         finally:
             status = await asyncio.to_thread(release, worker)
         if status:
-            raise BrokerError(f"the worker ended with status {status}: {self._last_words()}")
+            raise BrokerError(self._ended(worker))
         return await self._report()
 
     def _environ(self) -> dict[str, str]:
@@ -129,10 +145,13 @@ class Demo:
         environ["SHOPWINDOW_PREFIX"] = self._settings.prefix
         return environ
 
+    def _ended(self, worker: subprocess.Popen[bytes]) -> str:
+        return f"the worker ended with status {worker.poll()}; the last that it said: {self._last_words()}"
+
     def _last_words(self) -> str:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         told = [line.removeprefix("shopwindow: ") for line in lines if line.startswith("shopwindow: ")]
-        return (told or lines or ["it said nothing"])[-1]
+        return (told or lines or ["nothing"])[-1]
 
     async def _until_ready(self, worker: subprocess.Popen[bytes]) -> None:
         say("starting the worker")
@@ -140,7 +159,7 @@ class Demo:
         async with aiohttp.ClientSession() as session:
             while not self._stop.is_set():
                 if worker.poll() is not None:
-                    raise BrokerError(f"the worker ended: {self._last_words()}")
+                    raise BrokerError(self._ended(worker))
                 with suppress(aiohttp.ClientError, asyncio.TimeoutError):
                     async with session.get(f"http://127.0.0.1:{self._settings.web_port}/readyz") as answer:
                         if answer.status == 200:
@@ -167,7 +186,7 @@ class Demo:
             deadline = None if self._seconds is None else start + self._seconds
             while not self._stop.is_set() and (deadline is None or time.time() < deadline):
                 if worker.poll() is not None:
-                    raise BrokerError(f"the worker ended: {self._last_words()}")
+                    raise BrokerError(self._ended(worker))
                 for task in tasks:
                     if task.done():
                         task.result()

@@ -18,13 +18,13 @@ ENVIRON = {
 }
 
 
-def children_of(mark: str) -> list[str]:
-    """Command lines of processes that carry `mark` in their environment."""
-    found = []
+def children_of(mark: str) -> dict[int, str]:
+    """Command lines by process of those that carry `mark` in their environment."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
     return found
@@ -33,7 +33,7 @@ def children_of(mark: str) -> list[str]:
 def until_gone(mark: str, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while left := children_of(mark):
-        assert time.monotonic() < deadline, f"still running: {left}"
+        assert time.monotonic() < deadline, f"still running: {[line[-100:] for line in left.values()]}"
         time.sleep(0.05)
 
 
@@ -78,3 +78,28 @@ def test_the_readmes_two_commands_are_the_makefiles() -> None:
         assert plan.returncode == 0, plan.stderr
         assert ("shopwindow demo" if target == "demo" else "pytest tests") in plan.stdout
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
+@pytest.mark.parametrize(
+    ("victim", "sentence"),
+    [("-m shopwindow worker", "shopwindow: the worker ended"), ("kafka.Kafka", "shopwindow: Kafka ended by itself")],
+    ids=["worker", "broker"],
+)
+def test_a_demo_whose_worker_or_broker_dies_says_so_and_leaves_no_process(victim: str, sentence: str) -> None:
+    mark = f"DEMO_MARK=demo-{victim.split()[-1]}-dies"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shopwindow", "demo"], cwd=ROOT, env=ENVIRON | dict([mark.split("=")]),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while not re.search(r"[1-9]\d* pages/s", line := process.stderr.readline()):
+        assert line, "the demo ended before it began"
+    for pid, line in children_of(mark).items():
+        if victim in line and "leash" not in line:
+            os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert any(line.startswith(sentence) for line in err.splitlines()), err[-2000:]
+    assert "Traceback" not in err
+    until_gone(mark)

@@ -20,9 +20,9 @@ from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
 from stream import metrics
 from stream.events import LOCALES
+from stream.kafka.app import BatchApp, make_app, serve
 from stream.kafka.connect import NoBroker
 from stream.kafka.table import ExactTable
-from stream.kafka.transport import BatchApp, make_app, serve
 from stream.rules import PageRules
 from stream.settings import Settings
 

@@ -20,17 +20,9 @@ from stream.catalog import Catalog
 from stream.events import EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
 from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
-from stream.profile import (
-    PROFILE,
-    PROFILE_VERSION,
-    SERVING,
-    SERVING_VERSION,
-    decode_record,
-    encode_record,
-    pack,
-    unpack,
-)
+from stream.profile import PROFILE, PROFILE_VERSION, SERVING, SERVING_VERSION, decode_record, encode_record
 from stream.retrieval import Candidates, retrieve, retrieve_popular
+from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import react, show
 from stream.signals import ACTIVITY, ItemTable, Signals, decode_activity, encode_activity, fold_with_activity

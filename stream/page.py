@@ -14,7 +14,7 @@ import numpy.typing as npt
 from stream.catalog import Catalog, Item
 from stream.events import Behaviour
 from stream.jit import njit
-from stream.profile import cut, pack_all, unpack
+from stream.rows import cut, pack_all, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -356,7 +356,7 @@ def encode_pages(
 
 
 def packed_phi(phi: npt.NDArray[np.float32]) -> tuple[bytes, list[int]]:
-    """(n, F) float32 to float16, little-endian, each row without its zeros (`profile.pack`), one after the other.
+    """(n, F) float32 to float16, little-endian, each row without its zeros (`rows.pack`), one after the other.
 
     -> the bytes, and where each row starts and the last ends (n + 1).
     """

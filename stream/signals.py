@@ -11,7 +11,8 @@ from stream.catalog import AVAILABLE, Catalog
 from stream.events import ADD, BUY, CLICK, VIEW
 from stream.ids import IdIndex
 from stream.jit import njit
-from stream.profile import fold_event, pack, unpack
+from stream.profile import fold_event
+from stream.rows import pack, unpack
 
 Rows = npt.NDArray[np.void]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from stream.kafka.app import BatchApp, make_app, serve
 from stream.kafka.connect import client_options, partition_of
 from stream.kafka.outputs import Output, Record
 from stream.kafka.table import ExactTable
-from stream.kafka.transport import BatchApp, make_app, run_worker, serve
 
 
 def settings_for(broker: str, prefix: str, **more: Any) -> Any:
@@ -129,6 +129,23 @@ def die_at(app: BatchApp, point: str, runs: int) -> None:
         return original(*args)
 
     setattr(owner, name, fatal)
+
+
+def run_worker(app: BatchApp) -> int:
+    """Run the app as this process until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(app, stop)
+
+    try:
+        asyncio.run(until_told())
+    except Exception as error:
+        print(f"shopwindow: the worker stopped: {error or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stream.kafka.broadcast import read_table, read_topic
-from stream.profile import PROFILE, PROFILE_VERSION, decode_record, unpack
+from stream.profile import PROFILE, PROFILE_VERSION, decode_record
+from stream.rows import unpack
 from stream.settings import Settings
 from tests.unit.behaviour import NOW, record
 

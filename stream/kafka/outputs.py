@@ -15,7 +15,8 @@ from stream.kafka.connect import partition_of
 from stream.kafka.topics import CHANGELOG_BYTES
 
 if TYPE_CHECKING:
-    from stream.kafka.transport import BatchApp, Run
+    from stream.kafka.app import BatchApp
+    from stream.kafka.transport import Run
 
 # Of one record batch of output; below the broker's message.max.bytes (1 MiB) with room for the batch's header.
 BATCH_BYTES = 900_000

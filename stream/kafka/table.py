@@ -12,7 +12,7 @@ from faust.types import TP
 from mode import Service
 
 if TYPE_CHECKING:
-    from stream.kafka.transport import BatchApp
+    from stream.kafka.app import BatchApp
 
 # A changelog key that starts so is no row: it says up to where a source is counted. Every reader skips it.
 WATERMARK = b"\x00wm:"

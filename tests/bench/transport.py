@@ -17,10 +17,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from deploy.broker import Broker
 from stream.kafka import topics
+from stream.kafka.app import BatchApp, make_app
 from stream.kafka.connect import client_options, partition_of
 from stream.kafka.outputs import Output, Record
 from stream.kafka.table import ExactTable
-from stream.kafka.transport import BatchApp, make_app
 from tests.counting import Counts, running, settings_for, total, until
 
 SINGLES = 500

@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 from stream.kafka import topics
+from stream.kafka.app import make_app
 from stream.kafka.outputs import Record
-from stream.kafka.transport import make_app
 from tests.counting import running, scenario, settings_for
 from tests.shopwindow import read_all
 

@@ -7,10 +7,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from stream.kafka import outputs, topics
+from stream.kafka.app import make_app
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import client_options
 from stream.kafka.table import ExactTable
-from stream.kafka.transport import make_app
 from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
 
 

@@ -12,14 +12,15 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream.kafka import topics, transport
+from stream.kafka.app import make_app, serve
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import NoBroker, client_options
 from stream.kafka.dead_letters import dead_letter
 from stream.kafka.outputs import Output, Record
 from stream.kafka.table import ExactTable
 from stream.kafka.topics import WrongTopics
-from stream.kafka.transport import Run, make_app, run_worker, serve
-from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
+from stream.kafka.transport import Run
+from tests.counting import Counts, counting_app, run_worker, running, scenario, send, settings_for, total, until
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,9 +26,8 @@ from stream.profile import (
     encode_record,
     fold,
     is_hidden,
-    pack,
-    unpack,
 )
+from stream.rows import pack, unpack
 from tests.unit.behaviour import NOW, behaviour, row, rows
 
 GOLDEN = Path(__file__).parent / "golden"

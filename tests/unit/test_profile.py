@@ -52,7 +52,7 @@ def decayed(events: np.ndarray, half_life: float, weight: Any) -> float:
 
 
 @given(behaviour())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
     profile = folded(events)
     counted = events[np.isin(events["kind"], list(COUNTED))]
@@ -82,7 +82,7 @@ def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
 
 
 @given(behaviour(), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_a_profile_forgets_the_order_of_arrival(events: np.ndarray, random: Any) -> None:
     order = list(range(len(events)))
     random.shuffle(order)

@@ -50,7 +50,7 @@ def test_a_model_that_is_not_there_is_refused_before_any_process_starts() -> Non
 
 PARENT = """
 import asyncio, sys
-from tests.unit.test_scribe import FOLDER, SAMPLING
+from tests.faults.test_scribe import FOLDER, SAMPLING
 from agents.scribe import Scribe
 
 async def main():

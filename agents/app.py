@@ -8,12 +8,13 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agents import copy, items, shopper, web
 from agents.scribe import Sampling, Scribe
+from agents.together import OffLoop
 from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
@@ -40,7 +41,7 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
-def _thread(name: str) -> Callable[[Callable[[], Any]], Awaitable[Any]]:
+def _thread(name: str) -> OffLoop:
     """Calls run one after the other in a thread of their own."""
     executor = ThreadPoolExecutor(1, name)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from agents.together import OffLoop
 from models.copybook import CopyBook, Refresh
 from stream import metrics
 from stream.catalog import Catalog
@@ -14,7 +15,6 @@ from stream.settings import Settings
 from stream.signals import Signals
 
 TOPICS = ("catalog", "item-signals", "copy")
-OffLoop = Callable[[Callable[[], object]], Awaitable[object]]
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ class World:
             news = self._broadcast.drain()
             served = await off_loop(lambda news=news: self.apply(news))  # type: ignore[misc]
             if served:
-                await on_copy(served)  # type: ignore[arg-type]
+                await on_copy(served)
 
     async def stop(self) -> None:
         await self._broadcast.stop()

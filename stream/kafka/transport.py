@@ -159,7 +159,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
 
         Each answer of the broker would else wake us for a record or two.
         """
-        loop = asyncio.get_running_loop()
+        loop, resting = asyncio.get_running_loop(), len(self._resting)
         for tp, records in fetched.items():
             lanes = cast(BatchConsumer, self.consumer).app.lanes_of.get(tp.topic)
             if lanes is not None and lanes.pace and len(records) < lanes.limit:
@@ -167,7 +167,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
                 if not self._resting:
                     loop.call_at(beat, self._wake, consumer)
                 self._resting.add(tp)
-        if self._resting:
+        if len(self._resting) > resting:
             self._pause_others(consumer)
 
     def _wake(self, consumer: Any) -> None:

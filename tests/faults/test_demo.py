@@ -37,6 +37,18 @@ def until_gone(mark: str, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+def demo_at_work(mark: str) -> subprocess.Popen[str]:
+    """A demo whose shoppers see pages; its processes carry `mark` in their environment."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shopwindow", "demo"], cwd=ROOT, env=ENVIRON | dict([mark.split("=")]),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while not re.search(r"[1-9]\d* pages/s", line := process.stderr.readline()):
+        assert line, "the demo ended before it began"
+    return process
+
+
 def test_the_demo_runs_20_seconds_and_every_invariant_holds() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shopwindow", "demo", "--seconds", "20", "--json"],
@@ -55,13 +67,7 @@ def test_the_demo_runs_20_seconds_and_every_invariant_holds() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_demo_that_is_killed_or_interrupted_leaves_no_process(how: signal.Signals) -> None:
     mark = f"DEMO_MARK=demo-{how.name}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shopwindow", "demo"], cwd=ROOT, env=ENVIRON | dict([mark.split("=")]),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    while not re.search(r"[1-9]\d* pages/s", line := process.stderr.readline()):
-        assert line, "the demo ended before it began"
+    process = demo_at_work(mark)
     assert len(children_of(mark)) >= 4, "Kafka, the worker and their leashes"
     process.send_signal(how)
     out, _ = process.communicate(timeout=90)
@@ -88,13 +94,7 @@ def test_the_readmes_two_commands_are_the_makefiles() -> None:
 )
 def test_a_demo_whose_worker_or_broker_dies_says_so_and_leaves_no_process(victim: str, sentence: str) -> None:
     mark = f"DEMO_MARK=demo-{victim.split()[-1]}-dies"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shopwindow", "demo"], cwd=ROOT, env=ENVIRON | dict([mark.split("=")]),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    while not re.search(r"[1-9]\d* pages/s", line := process.stderr.readline()):
-        assert line, "the demo ended before it began"
+    process = demo_at_work(mark)
     for pid, line in children_of(mark).items():
         if victim in line and "leash" not in line:
             os.kill(pid, signal.SIGKILL)

@@ -21,6 +21,7 @@ from stream.settings import Settings, SettingsError, describe, load
 if TYPE_CHECKING:
     from deploy.broker import Broker
 
+BENCHMARKS = ("stream", "page", "latency", "recovery")
 Command = Callable[[Settings, argparse.Namespace], int]
 
 
@@ -193,6 +194,17 @@ def models(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
+def bench(settings: Settings, given: argparse.Namespace) -> int:
+    import importlib
+
+    from deploy.bench.common import Plan
+
+    measured = importlib.import_module(f"deploy.bench.{given.what}")
+    figures = measured.measure(settings, Plan(given.seconds or measured.SECONDS, given.rounds))
+    print(json.dumps(figures) if given.json else measured.table(figures))
+    return 0
+
+
 def show_settings(settings: Settings, given: argparse.Namespace) -> int:
     rows = describe(settings, os.environ)
     if given.markdown:
@@ -316,6 +328,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shoppers", type=int, default=240, help="train: simulated shoppers")
     p.add_argument("--looks", type=int, default=60, help="train: looks of each")
     p.add_argument("--seed", type=int, default=1001, help="train: of shop and shoppers; not the demo's")
+    p = add(
+        "bench", bench, "measure speed against a baseline in the same run; medians of several rounds",
+        "shopwindow bench page --json",
+    )  # fmt: skip
+    p.add_argument("what", choices=BENCHMARKS)
+    p.add_argument("--seconds", type=_seconds, metavar="N", help="how long it may take, about")
+    p.add_argument(
+        "--rounds", type=_count, default=5, metavar="N", help="rounds, of which the median counts (default 5)"
+    )
+    p.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line of stdout")
     p = add("settings", show_settings, "show every setting, its value and where it comes from", "shopwindow settings")
     p.add_argument("--markdown", action="store_true", help="as a table of the defaults")
     p = add(

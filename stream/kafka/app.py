@@ -167,6 +167,13 @@ class BatchApp(faust.App):
                 behind[tp.topic.removeprefix(self.settings.prefix), tp.partition] = max(0, end - done)
         return behind
 
+    def lag_seconds(self, now: float) -> dict[tuple[str, int], float]:
+        """Age (s) of the oldest record not yet done, by (logical topic, partition); 0 where none waits."""
+        ages = dict.fromkeys(self.lag(), 0.0)
+        for tp, since in self.feed.waiting_since().items():
+            ages[tp.topic.removeprefix(self.settings.prefix), tp.partition] = max(0.0, now - since)
+        return ages
+
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
 

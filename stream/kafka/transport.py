@@ -214,6 +214,7 @@ class BatchConsumer(driver.Consumer):
         self.in_flight: dict[TP, Run] = {}  # runs that agents work on
         self._backlog: dict[TP, list[Any]] = {}  # fetched, not yet in a run
         self._delivered: set[TP] = set()  # partitions with a run on its way or at work: they get no second
+        self._since: dict[TP, float] = {}  # timestamp (s) of the first record of the run that is out
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
         self._done: dict[TP, int] = {}  # next offset to commit
         self._withheld: set[TP] = set()  # resumed, but not before the seek
@@ -284,6 +285,7 @@ class BatchConsumer(driver.Consumer):
         message.records = records
         message.epoch = self.epoch
         self._delivered.add(tp)
+        self._since[tp] = records[0].timestamp / 1000
         self._outbox.put_nowait(message)
 
     @Service.task
@@ -300,6 +302,7 @@ class BatchConsumer(driver.Consumer):
         self.in_flight.pop(tp, None)
         self._done[tp] = next_offset
         self._delivered.discard(tp)
+        self._since.pop(tp, None)
         self._deliver_next(tp)
 
     # Acknowledgement: Faust keeps a list of offsets and looks for gaps; runs of a partition end in order.
@@ -332,6 +335,7 @@ class BatchConsumer(driver.Consumer):
         self.epoch += 1
         self._backlog.clear()
         self._delivered.clear()
+        self._since.clear()
         at_work = list(self.in_flight.values())
         if at_work:
             await asyncio.wait([asyncio.ensure_future(run.ending()) for run in at_work], timeout=PATIENCE)
@@ -412,6 +416,10 @@ class BatchConsumer(driver.Consumer):
         """Where the next fetch of the partition starts; None while not known."""
         state = self._state(tp)
         return None if state is None or not state.has_valid_position else int(state.position)
+
+    def waiting_since(self) -> dict[TP, float]:
+        """Timestamp (s since the epoch) of the oldest record that waits or is worked on, of partitions that have one."""
+        return dict(self._since)
 
     def fetched_at(self) -> float | None:
         """When (s since the epoch) the broker last answered a fetch; None before. It ages when we have gone deaf."""

@@ -62,6 +62,18 @@ def _rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
 
 
 @njit
+def _add_all(keys, rows, wanted, count, out):  # type: ignore[no-untyped-def]
+    """`keys` has room for all. -> how many there are then."""
+    for i in range(wanted.shape[0]):
+        out[i] = find(keys, rows, wanted[i])
+        if out[i] < 0:
+            out[i] = count
+            _insert(keys, rows, wanted[i], count)
+            count += 1
+    return count
+
+
+@njit
 def _find_all(keys, rows, wanted, out):  # type: ignore[no-untyped-def]
     for i in range(wanted.shape[0]):
         out[i] = find(keys, rows, wanted[i]) if wanted[i] != 0 else -1
@@ -94,10 +106,23 @@ class IdIndex:
         row = self.get(key)
         if row >= 0:
             return row
-        if 2 * (self.count + 1) > self.keys.shape[0]:
-            keys, rows = np.zeros(2 * self.keys.shape[0], np.int64), np.zeros(2 * self.rows.shape[0], np.int32)
-            _rehash(self.keys, self.rows, keys, rows)
-            self.keys, self.rows = keys, rows
+        self._make_room(1)
         _insert(self.keys, self.rows, np.int64(key), np.int32(self.count))
         self.count += 1
         return self.count - 1
+
+    def add_all(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """`add` of each key, none of which is EMPTY, in order. (n,) -> (n,)."""
+        self._make_room(len(keys))
+        out = np.empty(len(keys), np.int32)
+        self.count = int(_add_all(self.keys, self.rows, keys, self.count, out))
+        return out
+
+    def _make_room(self, more: int) -> None:
+        size = self.keys.shape[0]
+        while 2 * (self.count + more) > size:
+            size *= 2
+        if size > self.keys.shape[0]:
+            keys, rows = np.zeros(size, np.int64), np.zeros(size, np.int32)
+            _rehash(self.keys, self.rows, keys, rows)
+            self.keys, self.rows = keys, rows

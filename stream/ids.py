@@ -45,7 +45,8 @@ def find(keys, rows, key):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
+def insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
+    """Put a `key` that is not there in a table that has room, for `find`."""
     mask = keys.shape[0] - 1
     at = (key ^ (key >> 29)) & mask
     while keys[at] != 0:
@@ -58,7 +59,7 @@ def _insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
 def _rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
     for at in range(keys.shape[0]):
         if keys[at] != 0:
-            _insert(new_keys, new_rows, keys[at], rows[at])
+            insert(new_keys, new_rows, keys[at], rows[at])
 
 
 @njit
@@ -68,7 +69,7 @@ def _add_all(keys, rows, wanted, count, out):  # type: ignore[no-untyped-def]
         out[i] = find(keys, rows, wanted[i])
         if out[i] < 0:
             out[i] = count
-            _insert(keys, rows, wanted[i], count)
+            insert(keys, rows, wanted[i], count)
             count += 1
     return count
 
@@ -107,7 +108,7 @@ class IdIndex:
         if row >= 0:
             return row
         self._make_room(1)
-        _insert(self.keys, self.rows, np.int64(key), np.int32(self.count))
+        insert(self.keys, self.rows, np.int64(key), np.int32(self.count))
         self.count += 1
         return self.count - 1
 

@@ -40,7 +40,7 @@ from stream.profile import (
 from stream.retrieval import retrieve
 from stream.rows import pack, unpack
 from stream.settings import SHIPPED_MODELS, Settings
-from stream.signals import NEAR, Signals
+from stream.signals import NEAR, SIGNAL, Signals
 
 SECONDS = 60.0
 NOW = 1_767_225_600.0  # 2026-01-01
@@ -159,7 +159,7 @@ def shop_of(n: int) -> Shop:
     near = np.concatenate([own, other], axis=1)
     near = np.take_along_axis(near, rng.random((n, NEAR), np.float32).argsort(axis=1), axis=1)
     signals = Signals(catalog)
-    rows: Any = signals.rows[:n]
+    rows: Any = np.zeros(n, SIGNAL)
     weight = (40.0 / (1.0 + np.arange(NEAR)))[None, :] * rng.uniform(0.5, 1.5, (n, 1))
     rows["item"], rows["time"] = catalog.items["id"][:n], NOW - rng.uniform(0, 3600, n)
     rows["near_item"] = catalog.items["id"][near]
@@ -168,8 +168,7 @@ def shop_of(n: int) -> Shop:
     rows["popular"] = fame[:, None] * np.array([20.0, 300.0, 3000.0])
     rows["seen"], rows["next_out"], rows["strict_out"] = 1000 * fame + 60, weight.sum(axis=1), weight.sum(axis=1) / 2
     rows["repeat"], rows["buys"], rows["carts"], rows["count"] = 5 * fame, 50 * fame, 90 * fame, 3000 * fame
-    signals.near_row[:n] = near
-    signals.count = n
+    signals.put(np.arange(n, dtype=np.int32), rows, near.astype(np.int32))
     return Shop(catalog, signals, [f"SKU{k:07d}" for k in range(n)], categories)
 
 

@@ -113,7 +113,7 @@ _WORDS = 128  # slots of the hash of the last items' title words
 _PLACES = 1024  # slots of the hash of the candidates' rows
 assert _PLACES > 2 * CANDIDATES
 _MARKS = 1024  # slots of the sieve of items that a shopper has to do with
-_RECENT, _CART, _BOUGHT, _TIRED = 1, 2, 4, 8
+_RECENT, _CART, _BOUGHT, _TIRED, _CATEGORY, _BRAND = 1, 2, 4, 8, 16, 32
 
 
 def features_hash() -> str:
@@ -152,30 +152,30 @@ def _table_shares(keys, weights, at, now, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _alike(x, k, wanted, keys, shares, recent_keys, weights, r, weight_sum):  # type: ignore[no-untyped-def]
-    """Five features from x[k] on: shares of `wanted` in a table, whether the last item has it, its share of the last r."""
+def _alike(phi, i, k, wanted, keys, shares, recent_keys, weights, r, weight_sum):  # type: ignore[no-untyped-def]
+    """Five features from phi[i, k] on: shares of `wanted` in a table, whether the last item has it, its share of the last r."""
     # Zero is no key. Of a key that stands there twice the later share holds.
     for j in range(keys.shape[0] - 1, -1, -1):
         if keys[j] == wanted:
             for life in range(3):
-                x[k + life] = shares[j, life]
+                phi[i, k + life] = shares[j, life]
             break
     for a in range(r):
         if recent_keys[a] == wanted:
-            x[k + 4] += weights[a] / weight_sum
+            phi[i, k + 4] += weights[a] / weight_sum
             if a == 0:
-                x[k + 3] = 1.0
+                phi[i, k + 3] = 1.0
 
 
 @njit
-def _mark(marks, item, sign):  # type: ignore[no-untyped-def]
-    """Note in a small sieve that `item` may be in the ring of `sign` (a bit): most candidates are in none."""
-    marks[item & (marks.shape[0] - 1)] |= sign
+def _mark(marks, key, sign):  # type: ignore[no-untyped-def]
+    """Note in a small sieve that `key` may be in the list of `sign` (a bit): most candidates are in none."""
+    marks[key & (marks.shape[0] - 1)] |= sign
 
 
 @njit
 def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,  # type: ignore[no-untyped-def]
-                    near_row, figures, phi):  # fmt: skip
+                    near_row, figures, seen_of, phi):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     weights = np.empty(RECENT_ITEMS)
     recent_category, recent_brand = np.empty(RECENT_ITEMS, np.int32), np.empty(RECENT_ITEMS, np.int32)
@@ -187,6 +187,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
     keys, places = np.empty(_PLACES, np.int32), np.empty(_PLACES, np.int32)
     # Sums over the walk, before their logarithms: next last, strict, sum, second; together last, second, sum; hop, cart.
     raw = np.zeros((limit, 9))
+    its, figs, backs = np.empty(limit, items.dtype), np.empty(limit, figures.dtype), np.empty(limit, np.int64)
     for u in range(rows.shape[0]):
         p, served, time, n = profiles[u], serving[u], now[u], count[u]
         keys[:] = -1
@@ -228,7 +229,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                             raw[places[slot], 7] += follows * o.near_next[k] / hop_out
                 if c < 0:
                     continue
-                together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * figures[row].seen, 1e-9))
+                together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
                 if a == 0:
                     raw[c, 0] = follows
                     raw[c, 1] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
@@ -253,7 +254,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                     continue
                 slot = slot_of(keys, row)
                 if keys[slot] == row:
-                    raw[places[slot], 8] += s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * figures[row].seen, 1e-9))
+                    raw[places[slot], 8] += s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
         for j in range(p.recent_item.shape[0]):
             if p.recent_item[j] != 0:
                 _mark(marks, p.recent_item[j], _RECENT)
@@ -263,6 +264,13 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
         for j in range(served.fatigue_item.shape[0]):
             if served.fatigue_item[j] != 0:
                 _mark(marks, served.fatigue_item[j], _TIRED)
+        for j in range(p.category.shape[0]):
+            _mark(marks, p.category[j], _CATEGORY)
+        for j in range(p.brand.shape[0]):
+            _mark(marks, p.brand[j], _BRAND)
+        for a in range(r):
+            _mark(marks, recent_category[a], _CATEGORY)
+            _mark(marks, recent_brand[a], _BRAND)
         # Title words of the last items, hashed.
         words[:] = 0
         for a in range(r):
@@ -306,44 +314,48 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
         last, last_price = -1, np.float32(0.0)
         if r > 0:
             last, last_price = recent[0], items[recent[0]].log_price
+        # Fetch what lies anywhere in memory in a loop of its own: the processor waits for many lines at once there.
+        for c in range(n):
+            its[c], figs[c] = items[rows[u, c]], figures[rows[u, c]]
+            back = near_row.shape[1]
+            for j in range(near_row.shape[1]):
+                if near_row[rows[u, c], j] == last:
+                    back = min(back, j)
+            backs[c] = back
         for c in range(n):
             row = rows[u, c]
-            item, s, x, w = items[row], figures[row], phi[u, c], raw[c]
+            item, s, i = its[c], figs[c], u * limit + c
             k = NEXT_LAST
-            if w[2] > 0.0:  # zero where the walk did not come by, as what is left out here
-                x[k] = _log_share(w[0], 3e-4)
-                x[k + 1] = _log_share(w[1], 3e-4)
-                x[k + 2] = _log_share(w[2], 3e-4)
-                x[k + 3] = _log_share(w[3], 3e-4)
-                x[k + 4] = x[k] * support
-                x[k + 5] = x[k + 2] * log_length
-            if w[6] > 0.0:
-                x[k + 6] = _log_share(w[4], 3e-3)
-                x[k + 7] = _log_share(w[5], 3e-3)
-                x[k + 8] = _log_share(w[6], 3e-3)
-                x[k + 9] = x[k + 6] * visits
-            if last >= 0 and s.known != 0:
-                for j in range(near_row.shape[1]):
-                    if near_row[row, j] == last:
-                        x[k + 10] = _log_share(
-                            np.float64(signals[row].near_next[j] / max(s.next_out, np.float32(1e-9))), 3e-4
-                        )
-                        break
-            if w[7] > 0.0:
-                x[k + 11] = _log_share(w[7], 3e-4)
-            if w[8] > 0.0:
-                x[TOGETHER_CART] = _log_share(w[8], 3e-3)
+            if raw[c, 2] > 0.0:  # zero where the walk did not come by, as what is left out here
+                phi[i, k] = _log_share(raw[c, 0], 3e-4)
+                phi[i, k + 1] = _log_share(raw[c, 1], 3e-4)
+                phi[i, k + 2] = _log_share(raw[c, 2], 3e-4)
+                phi[i, k + 3] = _log_share(raw[c, 3], 3e-4)
+                phi[i, k + 4] = phi[i, k] * support
+                phi[i, k + 5] = phi[i, k + 2] * log_length
+            if raw[c, 6] > 0.0:
+                phi[i, k + 6] = _log_share(raw[c, 4], 3e-3)
+                phi[i, k + 7] = _log_share(raw[c, 5], 3e-3)
+                phi[i, k + 8] = _log_share(raw[c, 6], 3e-3)
+                phi[i, k + 9] = phi[i, k + 6] * visits
+            if last >= 0 and s.known != 0 and backs[c] < near_row.shape[1]:
+                follows = np.float64(signals[row].near_next[backs[c]] / max(s.next_out, np.float32(1e-9)))
+                phi[i, k + 10] = _log_share(follows, 3e-4)
+            if raw[c, 7] > 0.0:
+                phi[i, k + 11] = _log_share(raw[c, 7], 3e-4)
+            if raw[c, 8] > 0.0:
+                phi[i, TOGETHER_CART] = _log_share(raw[c, 8], 3e-3)
             if s.known != 0:
                 gap = max(0.0, time - s.time)
                 stock = 0.0
                 for life in range(3):
                     stock = 2.0 ** -(gap / _POPULAR_LIVES[life])
-                    x[POPULAR_HOUR + life] = np.log1p(np.float64(s.popular[life]) * stock)
-                x[POPULAR_HOUR + 3] = x[POPULAR_HOUR + 1] / (1.0 + p.events)
+                    phi[i, POPULAR_HOUR + life] = np.log1p(np.float64(s.popular[life]) * stock)
+                phi[i, POPULAR_HOUR + 3] = phi[i, POPULAR_HOUR + 1] / (1.0 + p.events)
                 k = BOUGHT_BY_MANY
-                x[k] = np.log1p(np.float64(s.buys) * stock)
-                x[k + 1] = np.log1p(np.float64(s.carts) * stock)
-                x[k + 2] = np.log((s.buys * stock + 1.0) / (s.popular[2] * stock + 20.0) * 20.0)
+                phi[i, k] = np.log1p(np.float64(s.buys) * stock)
+                phi[i, k + 1] = np.log1p(np.float64(s.carts) * stock)
+                phi[i, k + 2] = np.log((s.buys * stock + 1.0) / (s.popular[2] * stock + 20.0) * 20.0)
             mark = marks[item.id & (_MARKS - 1)]
             if mark & _RECENT:
                 k = IS_LAST
@@ -358,42 +370,51 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                             carted = 1.0
                 if times > 0:
                     rate = s.repeat / max(s.strict_out, np.float32(1.0))
-                    x[k] = 1.0 if last == row else 0.0
-                    x[k + 1] = 1.0
-                    x[k + 2] = 1.0 / (1.0 + back)
-                    x[k + 3] = np.log1p(np.float64(times))
-                    x[k + 4] = np.log1p(max(0.0, since) / 60.0)
-                    x[k + 5] = rate * x[k]
-                    x[k + 6] = rate
-                    x[k + 7] = carted
+                    phi[i, k] = 1.0 if last == row else 0.0
+                    phi[i, k + 1] = 1.0
+                    phi[i, k + 2] = 1.0 / (1.0 + back)
+                    phi[i, k + 3] = np.log1p(np.float64(times))
+                    phi[i, k + 4] = np.log1p(max(0.0, since) / 60.0)
+                    phi[i, k + 5] = rate * phi[i, k]
+                    phi[i, k + 6] = rate
+                    phi[i, k + 7] = carted
             if mark & _CART:
                 for j in range(p.cart_item.shape[0]):
                     if p.cart_item[j] == item.id and p.cart_quantity[j] > 0:
-                        x[IN_THE_CART] = 1.0
+                        phi[i, IN_THE_CART] = 1.0
             if mark & _BOUGHT:
                 for j in range(p.bought_item.shape[0] - 1, -1, -1):
                     if p.bought_item[j] == item.id:
-                        x[IN_THE_CART + 1] = 1.0
-                        x[IN_THE_CART + 2] = np.log1p(max(0.0, time - p.bought_time[j]) / 86_400.0)
+                        phi[i, IN_THE_CART + 1] = 1.0
+                        phi[i, IN_THE_CART + 2] = np.log1p(max(0.0, time - p.bought_time[j]) / 86_400.0)
                         break
-            if item.category != 0:
+            if marks[item.category & (_MARKS - 1)] & _CATEGORY and item.category != 0:
                 _alike(
-                    x, CATEGORY_0, item.category, p.category, category_shares, recent_category, weights, r, weight_sum
+                    phi,
+                    i,
+                    CATEGORY_0,
+                    item.category,
+                    p.category,
+                    category_shares,
+                    recent_category,
+                    weights,
+                    r,
+                    weight_sum,
                 )
             k = BRAND_0
-            if item.brand != 0:
-                _alike(x, k, item.brand, p.brand, brand_shares, recent_brand, weights, r, weight_sum)
-            x[k + 5] = np.sqrt(x[CATEGORY_0 + 4] * x[BRAND_0 + 4])
+            if marks[item.brand & (_MARKS - 1)] & _BRAND and item.brand != 0:
+                _alike(phi, i, k, item.brand, p.brand, brand_shares, recent_brand, weights, r, weight_sum)
+            phi[i, k + 5] = np.sqrt(phi[i, CATEGORY_0 + 4] * phi[i, BRAND_0 + 4])
             k = PRICE_0
             if item.log_price != 0.0:
                 if priced:
                     far = (item.log_price - mean) / spread
-                    x[k] = min(abs(far), 6.0)
-                    x[k + 1] = min(far * far, 36.0) / 6.0
-                    x[k + 2] = min(max(far, 0.0), 6.0)
-                    x[k + 3] = min(max(-far, 0.0), 6.0)
+                    phi[i, k] = min(abs(far), 6.0)
+                    phi[i, k + 1] = min(far * far, 36.0) / 6.0
+                    phi[i, k + 2] = min(max(far, 0.0), 6.0)
+                    phi[i, k + 3] = min(max(-far, 0.0), 6.0)
                 if last_price != 0.0:
-                    x[k + 4] = min(abs(item.log_price - last_price), 5.0)
+                    phi[i, k + 4] = min(abs(item.log_price - last_price), 5.0)
             k = TITLE_LAST
             n_words = 0
             for j in range(item.word.shape[0]):
@@ -402,39 +423,39 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                     break
                 n_words += 1
                 if searches:
-                    for i in range(p.word.shape[0]):
-                        if p.word[i] == word:
-                            x[SEARCHED] += p.word_weight[i] * word_decay
-                            x[SEARCHED + 1] = max(x[SEARCHED + 1], p.word_weight[i] / searched_total)
+                    for m in range(p.word.shape[0]):
+                        if p.word[m] == word:
+                            phi[i, SEARCHED] += p.word_weight[m] * word_decay
+                            phi[i, SEARCHED + 1] = max(phi[i, SEARCHED + 1], p.word_weight[m] / searched_total)
                 at = word & (_WORDS - 1)
                 while words[at] != 0 and words[at] != word:
                     at = (at + 1) & (_WORDS - 1)
                 if words[at] == word:
-                    x[k] += word_last[at]
-                    x[k + 1] += word_recent[at]
+                    phi[i, k] += word_last[at]
+                    phi[i, k + 1] += word_recent[at]
             if n_words > 0:
-                x[k] /= n_words
-                x[k + 1] /= n_words * weight_sum if weight_sum > 0.0 else 1.0
-            x[k + 2] = x[k + 1] * x[CATEGORY_0 + 4]
+                phi[i, k] /= n_words
+                phi[i, k + 1] /= n_words * weight_sum if weight_sum > 0.0 else 1.0
+            phi[i, k + 2] = phi[i, k + 1] * phi[i, CATEGORY_0 + 4]
             k = AGE
             if item.added > 0.0:
                 days = max(0.0, time - item.added) / 86_400.0
-                x[k] = np.log1p(days)
-                x[k + 1] = 1.0 if days < 7.0 else 0.0
-            x[k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
+                phi[i, k] = np.log1p(days)
+                phi[i, k + 1] = 1.0 if days < 7.0 else 0.0
+            phi[i, k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
             if mark & _TIRED:
                 for j in range(served.fatigue_item.shape[0]):
                     if served.fatigue_item[j] == item.id:
                         rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
-                        x[k + 3] = np.log1p(served.fatigue_count[j] * rest)
+                        phi[i, k + 3] = np.log1p(served.fatigue_count[j] * rest)
                         break
-            x[k + 4] = x[k + 3] * x[POPULAR_HOUR + 1]
+            phi[i, k + 4] = phi[i, k + 3] * phi[i, POPULAR_HOUR + 1]
             g = generators[u, c]
-            x[k + 5] = 1.0 if g & GEN_CATEGORY else 0.0
-            x[k + 6] = 1.0 if g & GEN_FRESH else 0.0
-            x[k + 7] = 1.0 if g & GEN_POPULAR else 0.0
-            x[k + 8] = 1.0 if s.known != 0 else 0.0
-            x[k + 9] = x[CATEGORY_0] * activity
+            phi[i, k + 5] = 1.0 if g & GEN_CATEGORY else 0.0
+            phi[i, k + 6] = 1.0 if g & GEN_FRESH else 0.0
+            phi[i, k + 7] = 1.0 if g & GEN_POPULAR else 0.0
+            phi[i, k + 8] = 1.0 if s.known != 0 else 0.0
+            phi[i, k + 9] = phi[i, CATEGORY_0] * activity
 
 
 def joint_features(
@@ -454,7 +475,8 @@ def joint_features(
     signals.fit()
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
-        catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures, phi,
+        catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures,
+        signals.seen, phi.reshape(-1, F),
     )  # fmt: skip
     return phi
 

@@ -136,7 +136,7 @@ def _walk(source, weight, kind, signals, near_row, seen_of, keys, places, gens, 
         if row < 0:
             continue
         follows = s.near_next[j] / out
-        together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row].seen, 1e-9))
+        together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
         if follows <= 0.0 and together <= 0.0:
             continue
         generators = kind
@@ -182,7 +182,7 @@ def _tastes(p, recent, r, items, keys):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, signals, near_row, figures,  # type: ignore[no-untyped-def]
+def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, signals, near_row, seen_of,  # type: ignore[no-untyped-def]
               overall, categories, by_category, fresh, limit, rows, generators, count):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     cap = (RECENT_ITEMS + CART) * near_row.shape[1]
@@ -208,7 +208,7 @@ def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, sign
         for a in range(r):
             anchor = GEN_ANCHOR if a == 0 else 0
             w = _walk(
-                recent[a], 1.0 / (a + 1.0), anchor, signals, near_row, figures, keys, places, gens, walked, strength, kinds, w,
+                recent[a], 1.0 / (a + 1.0), anchor, signals, near_row, seen_of, keys, places, gens, walked, strength, kinds, w,
             )  # fmt: skip
         for a in range(p.cart_item.shape[0]):
             if p.cart_quantity[a] == 0 or p.cart_item[a] == 0:
@@ -216,7 +216,7 @@ def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, sign
             source = find(index_keys, index_rows, p.cart_item[a])
             if source >= 0:
                 w = _walk(
-                    source, 0.5, GEN_CART, signals, near_row, figures, keys, places, gens, walked, strength, kinds, w,
+                    source, 0.5, GEN_CART, signals, near_row, seen_of, keys, places, gens, walked, strength, kinds, w,
                 )  # fmt: skip
         # The strongest first: a heap sorts no more of them than are taken.
         for j in range(w):
@@ -301,7 +301,7 @@ def retrieve(
     rows, generators, count = np.empty((u, limit), np.int32), np.empty((u, limit), np.int32), np.empty(u, np.int32)
     _retrieve(
         profiles, now, default_locale, catalog.index.keys, catalog.index.rows, catalog.items, signals.rows,
-        signals.near_row, signals.figures, leaders.overall, leaders.categories, leaders.by_category, leaders.fresh, limit,
+        signals.near_row, signals.seen, leaders.overall, leaders.categories, leaders.by_category, leaders.fresh, limit,
         rows, generators, count,
     )  # fmt: skip
     return Candidates(rows, generators, count)

@@ -343,6 +343,8 @@ class Signals:
         self.rows = np.zeros(len(catalog.items), SIGNAL)  # (capacity,) SIGNAL; item 0 where there is none
         self.near_row = np.full((len(catalog.items), NEAR), -1, np.int32)  # (capacity, NEAR) rows of the neighbours
         self.figures = np.zeros(len(catalog.items), FIGURES)  # (capacity,) FIGURES
+        # (capacity,) sessions of each once more, by itself: a walk asks it of a thousand neighbours.
+        self.seen = np.zeros(len(catalog.items), np.float32)
         self.count = 0
         self._leaders: Leaders | None = None
         self._leaders_at, self._leaders_version = 0.0, -1
@@ -370,7 +372,7 @@ class Signals:
             if name in (SIGNAL.names or ()):
                 figures[name] = rows[name]
         figures["known"] = 1
-        self.figures[at] = figures
+        self.figures[at], self.seen[at] = figures, rows["seen"]
 
     def fit(self) -> None:
         """Grow to the catalogue's capacity: call before a batch reads both."""
@@ -379,6 +381,7 @@ class Signals:
             self.rows = np.concatenate([self.rows, np.zeros(missing, SIGNAL)])
             self.near_row = np.concatenate([self.near_row, np.full((missing, NEAR), -1, np.int32)])
             self.figures = np.concatenate([self.figures, np.zeros(missing, FIGURES)])
+            self.seen = np.concatenate([self.seen, np.zeros(missing, np.float32)])
 
     def leaders(self, now: float) -> Leaders:
         """What leads at `now` (s, event time).

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
+from models.copybook import ABOUT_A_CATEGORY, CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
 from models.ranker import Ranker
 from stream.catalog import Catalog
@@ -204,14 +204,21 @@ class PagePath:
         placed, policy = placements.placed, self.policy
         slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
         heads: dict[bytes, int] = {}
-        categories = self._interests(batch.profiles)
+        titles: dict[
+            tuple[int, int, str], tuple[int, bool]
+        ] = {}  # by locale, slot, category: its head, if it is missing
+        categories, slots = self._interests(batch.profiles), placed["slot"].tolist()
         for i, (count, code) in enumerate(zip(placements.count.tolist(), batch.locales.tolist(), strict=True)):
             locale, category = LOCALES[code], categories[i] if batch.personal[i] else ""
             asked: list[CopyRequest] = []
-            for slot in dict.fromkeys(placed["slot"][i, :count].tolist()):
-                title = self.copies.title(locale, slot, category, now)
-                slot_of[i, slot] = heads.setdefault(title.head, len(heads))
-                if title.missing and policy.copy:
+            for slot in dict.fromkeys(slots[i][:count]):
+                about = code, slot, category if slot in ABOUT_A_CATEGORY else ""
+                if about not in titles:
+                    title = self.copies.title(locale, slot, category, now)
+                    titles[about] = heads.setdefault(title.head, len(heads)), title.missing
+                head, missing = titles[about]
+                slot_of[i, slot] = head
+                if missing and policy.copy:
                     segment = segment_of(locale, slot, category)
                     if self.copies.ask(segment, batch.keys[i], batch.triggers[i], now):
                         asked.append(self._request(segment, locale, slot, placed[i, :count]))

@@ -29,7 +29,7 @@ from stream.signals import ACTIVITY, ItemTable, Signals, decode_activity, encode
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
-CHUNK = 32  # shoppers at a time: phi of 256 falls out of the cache
+CHUNK = 64  # shoppers at a time: phi of 256 falls out of the cache
 TITLES = 3  # leading items that a headline is told of
 
 

@@ -24,7 +24,7 @@ from tests.counting import lasting, scenario, send, settings_for, until
 from tests.faults.test_guarantees import open_shop
 
 ROOT = Path(__file__).parents[2]
-EVENTS, SHOPPERS = 800, 40  # events for each life of the worker; shoppers in all
+EVENTS, SHOPPERS = 400, 40  # events for each life of the worker; shoppers in all
 
 
 @lasting(3600)
@@ -57,14 +57,14 @@ async def test_kills_at_random_moments_of_a_replay_leave_profiles_byte_for_byte_
         )
     await send(settings, "clicks", sent[kills * EVENTS :])
     with shopwindow.worker(settings):
-        profiles = await shopwindow.until_counted(settings, len(sent))
+        profiles = await shopwindow.until_counted(settings, len(sent), 60 + len(sent) / 200)
     await shopwindow.assert_answered(settings, sent)
 
     quiet = shopwindow.settings_for(broker, topic_prefix + "calm-")
     await open_shop(quiet)
     await send(quiet, "clicks", sent)
     with shopwindow.worker(quiet):
-        calm = await shopwindow.until_counted(quiet, len(sent))
+        calm = await shopwindow.until_counted(quiet, len(sent), 60 + len(sent) / 200)
     assert profiles.keys() == calm.keys()
     for key in calm:
         assert profiles[key].tobytes() == calm[key].tobytes(), (describe(profiles[key], {}), describe(calm[key], {}))

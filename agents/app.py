@@ -105,11 +105,17 @@ class Worker:
         metrics.SIGNAL_ITEMS.set(self.world.signals.count)
         metrics.READY.set(all(self.conditions().values()))
         if self.app.started:
-            lag: dict[str, int] = {}
+            # Anew each time: a topic whose partitions have all gone elsewhere must not show what it had here.
+            metrics.LAG.clear()
+            metrics.LAG_SECONDS.clear()
             for (topic, _), records in self.app.lag().items():
-                lag[topic] = lag.get(topic, 0) + records
-            for topic, records in lag.items():
-                metrics.LAG.labels(topic).set(records)
+                metrics.LAG.labels(topic).inc(records)
+            oldest: dict[str, float] = {}
+            for (topic, _), age in self.app.lag_seconds(time.time()).items():
+                oldest[topic] = max(age, oldest.get(topic, 0.0))
+            for topic, age in oldest.items():
+                metrics.LAG_SECONDS.labels(topic).set(age)
+            metrics.RECOVERING.set(self.app.recovery_remaining())
             metrics.FETCH_SILENCE.set(self.watch.longest)
             metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
 

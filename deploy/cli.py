@@ -241,6 +241,19 @@ def show_settings(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
+def show_metrics(settings: Settings, given: argparse.Namespace) -> int:
+    from stream.metrics import DESCRIBED
+
+    if given.markdown:
+        print("| metric | kind | labels | meaning |\n|---|---|---|---|")
+    for name, kind, labels, meaning in DESCRIBED:
+        if given.markdown:
+            print(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |")
+        else:
+            print(f"{name}{'{' + ', '.join(labels) + '}' if labels else ''}\n    {kind}: {meaning}")
+    return 0
+
+
 def schemas(settings: Settings, given: argparse.Namespace) -> int:
     from stream.page import schemas
 
@@ -390,6 +403,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line of stdout")
     p = add("settings", show_settings, "show every setting, its value and where it comes from", "shopwindow settings")
     p.add_argument("--markdown", action="store_true", help="as a table of the defaults")
+    p = add("metrics", show_metrics, "list the metrics of a worker, their labels and meaning", "shopwindow metrics")
+    p.add_argument("--markdown", action="store_true", help="as the README's table")
     p = add(
         "schemas",
         schemas,

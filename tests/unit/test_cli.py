@@ -28,6 +28,7 @@ COMMANDS = (
     "dead-letters redrive",
     "models",
     "settings",
+    "metrics",
     "schemas",
 )
 

@@ -19,16 +19,15 @@ from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
-from stream import metrics
+from stream import logs, metrics
 from stream.events import LOCALES
 from stream.kafka.app import BatchApp, make_app, serve
-from stream.kafka.connect import NoBroker
 from stream.kafka.table import ExactTable
 from stream.kafka.watch import Watch
 from stream.rules import PageRules
 from stream.settings import Settings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(logs.VOICE)
 SWITCH = 0.0005  # s
 
 
@@ -150,27 +149,23 @@ class Worker:
 
 def run(settings: Settings) -> int:
     """A worker as this process, until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
-
-    def say(line: str) -> None:
-        print(f"shopwindow: {line}", file=sys.stderr, flush=True)
-
     # The batches' thread and Kafka's share the interpreter: at its usual 5 ms a click would wait that long at each handover.
     sys.setswitchinterval(SWITCH)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings)
 
     async def until_told() -> None:
+        asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Worker(settings).run(stop, say)
+        await Worker(settings).run(stop, logs.say)
 
     try:
         asyncio.run(until_told())
     except ManifestError as error:
-        say(str(error))
+        logs.say(str(error))
         return 1
-    except (NoBroker, LookupError, OSError, RuntimeError, ValueError) as error:
-        say(f"the worker stopped: {error or type(error).__name__}")
-        log.debug("the worker stopped", exc_info=error)
+    except Exception as error:  # the end of the process, whatever it is; nothing goes on after it
+        log.critical("the worker stopped: %s", logs.told(error), exc_info=error)
         return 1
     return 0

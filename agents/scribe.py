@@ -19,6 +19,8 @@ import msgspec
 
 from models import manifest
 from models.copywriter import Copy, Copywriter, Facts
+from stream import logs
+from stream.settings import load
 
 NICE = 10
 PATIENCE = 60.0  # s for an answer, or to be ready; then it is taken to be stuck
@@ -78,7 +80,7 @@ class Scribe:
                 try:
                     return await self._ask(_Request(self._number, list(facts), seed))
                 except (EOFError, TimeoutError, ConnectionError) as error:
-                    log.error("the copywriter's process is started again: %s", error)
+                    log.error("the copywriter's process is started again: %s", logs.told(error))
                     await self.start()
         return [None] * len(facts)
 
@@ -109,6 +111,7 @@ class Scribe:
 def main(folder: str, sampling: str) -> None:
     """In the process: answer requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends us
+    logs.configure(load(os.environ))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     if sys.platform == "linux":

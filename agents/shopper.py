@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,12 +19,14 @@ from stream.events import KINDS, Decoded, Reject, decode_run
 from stream.kafka.dead_letters import dead_letter
 from stream.kafka.outputs import Output, Outputs, Record
 from stream.kafka.transport import Run
+from stream.logs import about
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
+log = logging.getLogger(__name__)
 
 
 class Profiles:
@@ -134,6 +137,10 @@ def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) 
     """What goes to `dead-letters` for the rejects of a run: nothing where there are none."""
     for reject in rejects:
         metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
+        # The message holds what was found: it goes to the topic, not to the log.
+        log.warning(
+            "a record is refused, %s in %s", reject.code, reject.field, extra=about(topic, records[reject.record])
+        )
     letters = [dead_letter(topic, records[reject.record], reject) for reject in rejects]
     return [Output("dead-letters", None, letters)] if letters else []
 

@@ -9,13 +9,14 @@ import json
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stream import logs
+from stream.logs import say
 from stream.settings import Settings, SettingsError, describe, load
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 BENCHMARKS = ("stream", "page", "latency", "recovery")
 Command = Callable[[Settings, argparse.Namespace], int]
-
-
-def say(line: str) -> None:
-    print(f"shopwindow: {line}", file=sys.stderr, flush=True)
 
 
 def connected(settings: Settings) -> Settings:
@@ -88,6 +85,7 @@ def worker(settings: Settings, given: argparse.Namespace) -> int:
     from agents.app import run
     from deploy.broker import running
 
+    logs.configure(settings)
     with ExitStack() as stack:
         if not settings.broker:
             found = running(settings.data_dir)

@@ -71,7 +71,7 @@ def read_letter(record: Any) -> Letter:
     for name, value in record.headers:
         if name not in _OURS or name in told:
             break  # the producer's own begin
-        told[name] = value.decode("utf-8", "replace")
+        told[name] = (value or b"").decode("utf-8", "replace")
     return Letter(
         f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
         _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),

@@ -1,0 +1,141 @@
+"""The engines that the benchmarks compare, each as a process of its own: it prints one JSON object and ends.
+
+    python -m deploy.bench.engines naive|count|fold BROKER PREFIX PARTITIONS RECORDS
+
+naive: a stock Faust agent. count: the same job on our transport.
+fold: the real fold into profiles with its changelog, no pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from deploy.bench.common import Meter, one_core
+from deploy.bench.naive import naive
+from stream.settings import Settings
+
+RUN_RECORDS = 2048
+
+
+def settings_of(broker: str, prefix: str, partitions: int) -> Settings:
+    return replace(
+        Settings(), broker=f"kafka://{broker}", prefix=prefix, app_id=prefix + "bench", partitions=partitions,
+        run_records=RUN_RECORDS,
+    )  # fmt: skip
+
+
+class Shopper(msgspec.Struct):
+    user_id: str
+
+
+class Click(msgspec.Struct):
+    data: Shopper
+
+
+class Rows:
+    """A store of bytes by key."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+
+    def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        rows = self.rows[partition]
+        for key, value in records:
+            if value is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = value
+
+    def drop(self, partition: int) -> None:
+        self.rows.pop(partition, None)
+
+
+async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
+    from stream.kafka.app import make_app, serve
+    from stream.kafka.table import ExactTable
+
+    app, stop = make_app(settings), asyncio.Event()
+    store = Rows()
+    app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
+    worker = asyncio.create_task(serve(app, stop))
+    await asyncio.wait([worker, asyncio.create_task(meter.all_done.wait())], return_when=asyncio.FIRST_COMPLETED)
+    meter.tell()
+    stop.set()
+    await worker
+
+
+def counting(app: Any, store: Rows, meter: Meter) -> Any:
+    from stream.kafka.outputs import Output, Record
+
+    decode = msgspec.json.Decoder(Click).decode
+    counts: dict[int, dict[str, int]] = defaultdict(dict)
+
+    async def count(runs: Any) -> None:
+        async for run in runs:
+            meter.began()
+            mine, changed, out = counts[run.partition], {}, []
+            for record in run.records:
+                shopper = decode(record.value).data.user_id
+                mine[shopper] = changed[shopper] = n = mine.get(shopper, 0) + 1
+                out.append(Record(record.key, b'{"shopper":"%b","count":%d}' % (record.key, n)))
+            changelog = [(shopper.encode(), b"%d" % n) for shopper, n in changed.items()]
+            await app.outputs.commit_run(run, [Output("homepages", run.partition, out)], changelog)
+            meter.count(len(run.records))
+
+    return count
+
+
+def folding(app: Any, store: Rows, meter: Meter) -> Any:
+    import numpy as np
+
+    from stream.events import decode_run
+    from stream.profile import PROFILE, PROFILE_VERSION
+    from stream.rows import pack, unpack
+    from stream.signals import fold_with_activity
+
+    async def fold(runs: Any) -> None:
+        async for run in runs:
+            meter.began()
+            rows, records = store.rows[run.partition], run.records
+            decoded = decode_run(
+                [r.value for r in records],
+                [r.key for r in records],
+                [r.timestamp / 1000 for r in records],
+                "clicks",
+                300.0,
+            )
+            places: dict[bytes, int] = {}
+            of_record = np.array([places.setdefault(key, len(places)) if key else -1 for key in decoded.keys], np.int32)
+            profiles = np.zeros(len(places), PROFILE)
+            known = [at for key, at in places.items() if key in rows]
+            profiles[known] = unpack([rows[key] for key in places if key in rows], PROFILE, PROFILE_VERSION)
+            offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
+            fold_with_activity(profiles, of_record[decoded.rows["record"]], decoded.rows, offsets)
+            changelog = list(zip(places, pack(profiles, PROFILE_VERSION), strict=True))
+            store.apply(run.partition, changelog)
+            await app.outputs.commit_run(run, (), changelog)
+            meter.count(len(records))
+
+    return fold
+
+
+def main(kind: str, broker: str, prefix: str, partitions: str, records: str) -> None:
+    settings = settings_of(broker, prefix, int(partitions))
+    work = {
+        "naive": lambda: naive(settings, Meter(int(records))),
+        "count": lambda: _serve(settings, Meter(int(records)), counting),
+        "fold": lambda: _serve(settings, Meter(int(records)), folding),
+    }[kind]
+    with one_core():
+        asyncio.run(work())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

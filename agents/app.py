@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -21,7 +20,7 @@ from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
 from stream import metrics
 from stream.events import LOCALES
-from stream.kafka.app import BatchApp, make_app, serve
+from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
 from stream.kafka.connect import NoBroker
 from stream.kafka.table import ExactTable
 from stream.rules import PageRules
@@ -114,9 +113,7 @@ class Worker:
         try:
             await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
-            # What has come to stay is no garbage: looking through it all would hold up a click for tens of milliseconds.
-            gc.collect()
-            gc.freeze()
+            settle_garbage()
             self._warm = True
             follower = asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came))
             follower.add_done_callback(lambda task: stop.set())

@@ -21,7 +21,7 @@ from deploy.bench.common import Meter, one_core
 from deploy.bench.naive import naive
 from stream.settings import Settings
 
-RUN_RECORDS = 2048
+RUN_RECORDS = 4096
 
 
 def settings_of(broker: str, prefix: str, partitions: int) -> Settings:
@@ -58,10 +58,11 @@ class Rows:
 
 
 async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
-    from stream.kafka.app import make_app, serve
+    from stream.kafka.app import make_app, serve, settle_garbage
     from stream.kafka.table import ExactTable
 
     app, stop = make_app(settings), asyncio.Event()
+    settle_garbage()
     store = Rows()
     app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
     worker = asyncio.create_task(serve(app, stop))
@@ -72,7 +73,7 @@ async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Met
 
 
 def counting(app: Any, store: Rows, meter: Meter) -> Any:
-    from stream.kafka.outputs import Output, Record
+    from stream.kafka.outputs import Output
 
     decode = msgspec.json.Decoder(Click).decode
     counts: dict[int, dict[str, int]] = defaultdict(dict)
@@ -84,7 +85,7 @@ def counting(app: Any, store: Rows, meter: Meter) -> Any:
             for record in run.records:
                 shopper = decode(record.value).data.user_id
                 mine[shopper] = changed[shopper] = n = mine.get(shopper, 0) + 1
-                out.append(Record(record.key, b'{"shopper":"%b","count":%d}' % (record.key, n)))
+                out.append((record.key, b'{"shopper":"%b","count":%d}' % (record.key, n)))
             changelog = [(shopper.encode(), b"%d" % n) for shopper, n in changed.items()]
             await app.outputs.commit_run(run, [Output("homepages", run.partition, out)], changelog)
             meter.count(len(run.records))
@@ -127,14 +128,12 @@ def folding(app: Any, store: Rows, meter: Meter) -> Any:
 
 
 def main(kind: str, broker: str, prefix: str, partitions: str, records: str) -> None:
-    settings = settings_of(broker, prefix, int(partitions))
-    work = {
-        "naive": lambda: naive(settings, Meter(int(records))),
-        "count": lambda: _serve(settings, Meter(int(records)), counting),
-        "fold": lambda: _serve(settings, Meter(int(records)), folding),
-    }[kind]
+    settings, meter = settings_of(broker, prefix, int(partitions)), Meter(int(records))
     with one_core():
-        asyncio.run(work())
+        if kind == "naive":
+            asyncio.run(naive(settings, meter))
+        else:
+            asyncio.run(_serve(settings, meter, {"count": counting, "fold": folding}[kind]))
 
 
 if __name__ == "__main__":

@@ -73,14 +73,23 @@ def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: floa
     return app, counts
 
 
-def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, with three minutes to end."""
+Scenario = Callable[..., Coroutine[Any, Any, None]]
 
-    @functools.wraps(test)
-    def run(*args: Any, **named: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **named), 180))
 
-    return run
+def lasting(seconds: float) -> Callable[[Scenario], Callable[..., None]]:
+    """A test that is a coroutine, with so long to end."""
+
+    def made(test: Scenario) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **named: Any) -> None:
+            asyncio.run(asyncio.wait_for(test(*args, **named), seconds))
+
+        return run
+
+    return made
+
+
+scenario = lasting(180.0)
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:

@@ -257,6 +257,7 @@ class BatchConsumer(driver.Consumer):
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
         self._done: dict[TP, int] = {}  # next offset to commit
         self._withheld: set[TP] = set()  # resumed, but not before the seek
+        self._turns = 0  # of the loop that fetches
 
     # Delivery.
 
@@ -264,6 +265,7 @@ class BatchConsumer(driver.Consumer):
         recovery = self.app.recovery
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                self._turns += 1
                 if not self.flow_active:
                     await self.wait(self.can_resume_flow.wait())
                     continue
@@ -465,6 +467,19 @@ class BatchConsumer(driver.Consumer):
         states = [self._state(tp) for tp in self.assignment()]
         times = [state.timestamp for state in states if state is not None and state.timestamp is not None]
         return max(times) / 1000 if times else None
+
+    def traces(self) -> dict[TP | None, object]:
+        """Of each partition that the next fetch asks for, what its last answer left behind; any later one changes it.
+
+        Beside them, for None, what each turn of our own loop changes. Empty where nothing is asked for: no partitions, a
+        rebalance, or enough waiting in all of them.
+        """
+        if not self.flow_active:
+            return {}
+        wanted = [tp for tp in self._get_active_partitions() if not self._full(tp)]
+        states = {tp: self._state(tp) for tp in wanted}
+        traces: dict[TP | None, object] = {tp: state.timestamp for tp, state in states.items() if state is not None}
+        return traces and traces | {None: self._turns}
 
     def _state(self, tp: TP) -> Any:
         assignment = self._thread._ensure_consumer()._subscription.subscription

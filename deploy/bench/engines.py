@@ -1,9 +1,10 @@
 """The engines that the benchmarks compare, each as a process of its own: it prints one JSON object and ends.
 
     python -m deploy.bench.engines naive|count|fold BROKER PREFIX PARTITIONS RECORDS
+    python -m deploy.bench.engines echo|worker BROKER PREFIX PARTITIONS
 
 naive: a stock Faust agent. count: the same job on our transport.
-fold: the real fold into profiles with its changelog, no pages.
+fold: the real fold into profiles with its changelog, no pages. echo and worker run until SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from deploy.bench.common import Meter, one_core
 from deploy.bench.naive import naive
+from stream.kafka.connect import client_options
 from stream.settings import Settings
 
 RUN_RECORDS = 4096
@@ -127,14 +129,37 @@ def folding(app: Any, store: Rows, meter: Meter) -> Any:
     return fold
 
 
-def main(kind: str, broker: str, prefix: str, partitions: str, records: str) -> None:
+async def echo(settings: Settings) -> None:
+    """What Kafka and aiokafka alone take: each click goes to `homepages` as it came."""
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+    async with (
+        AIOKafkaConsumer(settings.prefix + "clicks", **client_options(settings), group_id=settings.app_id) as consumer,
+        AIOKafkaProducer(**client_options(settings)) as producer,
+    ):
+        await consumer.seek_to_end()
+        print("shopwindow: ready", file=sys.stderr, flush=True)
+        async for record in consumer:
+            await producer.send(
+                settings.prefix + "homepages", record.value, key=record.key, partition=record.partition
+            )  # fmt: skip
+
+
+def main(kind: str, broker: str, prefix: str, partitions: str, records: str = "0") -> int:
     settings, meter = settings_of(broker, prefix, int(partitions)), Meter(int(records))
     with one_core():
         if kind == "naive":
             asyncio.run(naive(settings, meter))
+        elif kind == "echo":
+            asyncio.run(echo(settings))
+        elif kind == "worker":
+            from agents.app import run
+
+            return run(replace(settings, copy=False, web_port=0, run_records=Settings().run_records))
         else:
             asyncio.run(_serve(settings, meter, {"count": counting, "fold": folding}[kind]))
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agents import copy, items, shopper, web
+from agents.overload import Overload
 from agents.scribe import Sampling, Scribe
 from agents.together import OffLoop
 from agents.world import World, cancelled
@@ -65,6 +66,7 @@ class Worker:
         self._batches = _thread("batches")
         out = self.app.outputs
         self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
+        self.overload = Overload(settings, self.app, self.path, self.shoppers)
         table = ExactTable(self.app, "profiles", self.profiles)
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
         tables = items.ItemTables()
@@ -110,7 +112,7 @@ class Worker:
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Serve until `stop` is set. Raises what crashed the worker."""
         endpoint = await web.start(self.settings, self.conditions, self.update_gauges)
-        follower: asyncio.Task[None] | None = None
+        watchers: list[asyncio.Task[None]] = []
         try:
             await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
@@ -118,16 +120,18 @@ class Worker:
             gc.collect()
             gc.freeze()
             self._warm = True
-            follower = asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came))
-            follower.add_done_callback(lambda task: stop.set())
+            for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
+                watchers.append(asyncio.create_task(watch))
+                watchers[-1].add_done_callback(lambda task: stop.set())
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
             await serve(self.app, stop)
-            if follower.done():
-                follower.result()
+            for watcher in watchers:
+                if watcher.done():
+                    watcher.result()
         finally:
-            if follower is not None:
-                await cancelled(follower)
+            for watcher in watchers:
+                await cancelled(watcher)
             await self.world.stop()
             if self.scribe:
                 await self.scribe.stop()

@@ -18,12 +18,15 @@ from stream.events import KINDS, Decoded, Reject, decode_run
 from stream.kafka.dead_letters import dead_letter
 from stream.kafka.outputs import Output, Outputs, Record
 from stream.kafka.transport import Run
+from stream.ladder import Owed
+from stream.profile import owes_page
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
+PAGE_OWED = msgspec.json.encode(Refresh("", "", 0.0))  # a record of `refreshes`; the shopper's row says for which event
 
 
 class Profiles:
@@ -31,8 +34,10 @@ class Profiles:
 
     def __init__(self) -> None:
         self.partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+        self.owed = Owed(owes_page)
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        self.owed.note(partition, records, time.monotonic())
         rows = self.partitions[partition]
         for key, value in records:
             if value is None:
@@ -42,6 +47,7 @@ class Profiles:
 
     def drop(self, partition: int) -> None:
         self.partitions.pop(partition, None)
+        self.owed.drop(partition)
 
     def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
         """Those of `shoppers` whose profile is in this worker's partitions."""
@@ -61,6 +67,7 @@ class Shoppers:
 
     def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
+        self._off_loop = off_loop
         self._answer = Together(self._answer_all, off_loop)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
@@ -74,8 +81,9 @@ class Shoppers:
             await self._out.commit_run(run, outputs, step.changelog)
             metrics.STAGE.labels("publish").observe(time.perf_counter() - start)
             done = time.time()
-            for trigger in step.triggers if run.topic != "refreshes" else ():
-                metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
+            for trigger, owed in zip(step.triggers, step.owed, strict=True):
+                if owed or run.topic != "refreshes":  # a page for its headline only says nothing of the event
+                    metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
             for mode, count in Counter(step.modes).items():
                 metrics.PAGES.labels(mode).inc(count)
 
@@ -126,8 +134,23 @@ class Shoppers:
 
     async def headlines_came(self, served: dict[bytes, Refresh]) -> None:
         """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
+        if self._path.shed.copy:
+            return
         asked = [Record(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
         await self._out.send("refreshes", None, asked)
+
+    async def pay_pages(self) -> None:
+        """Have pages that are owed made, each when the shopper may have one again: by way of her partition, as above.
+
+        The rows at rest say to whom a page is owed, so that a crash at any point forgets none. One that is asked for
+        twice is made once: the page settles it.
+        """
+        owed = self._profiles.owed
+        metrics.OWED_PAGES.set(len(owed))
+        if len(owed):
+            now, after = time.monotonic(), self._path.shed.page_every
+            for partition, keys in await self._off_loop(lambda: owed.due(now, after)):
+                await self._out.send("refreshes", partition, [Record(key, PAGE_OWED) for key in keys])
 
 
 def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
@@ -160,3 +183,4 @@ def _count(run: Run, decoded: Decoded, step: Step) -> None:
             metrics.EVENTS.labels(run.topic, KINDS[kind]).inc(count)
     metrics.DUPLICATES.inc(int((heads & ~step.fresh).sum()))
     metrics.CLAMPED.inc(decoded.clamped)
+    metrics.DEFERRED_PAGES.inc(len(step.changelog) - len(step.pages))

@@ -59,7 +59,10 @@ class CopyText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refresh(msgspec.Struct, frozen=True):
-    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`."""
+    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`.
+
+    Or one that was put off and is due: its segment is empty, its trigger is in the shopper's row.
+    """
 
     segment: str
     event_id: str

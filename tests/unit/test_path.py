@@ -61,7 +61,7 @@ def test_parts_that_go_together_come_to_what_each_comes_to_alone() -> None:
     path, sent = path_of(popular_share=0.3), views(50, 2)
     before = path.step({}, *run_of(*sent), NOW + 5)
     stored = {key: value for key, value in before.changelog if value is not None}
-    refreshes = {f"u{s}".encode(): Refresh("", f"e{s}", NOW) for s in (3, 4, 999)}
+    refreshes = {f"u{s}".encode(): Refresh("en|for_you|", f"e{s}", NOW) for s in (3, 4, 999)}
     parts = [
         Part({}, *run_of(*sent)),
         Part(stored, refreshes=refreshes),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from agents.poison import place, told, without_poison
 from agents.together import OffLoop, Together
 from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
-from stream.events import KINDS, Decoded, Reject, decode_run
+from stream.events import KINDS, Reject, decode_run
 from stream.kafka.dead_letters import dead_letter
 from stream.kafka.outputs import Output, Outputs, Record
 from stream.kafka.transport import Run
@@ -26,7 +28,22 @@ from stream.signals import encode_activity, owner, split_activity
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
+ALL_POISON = 100  # records in a row: a step that fails for each of them fails for another reason
+OUT_OF_MEMORY = (
+    "the memory is used up; the events wait in Kafka: give the worker more, or fewer partitions (start more workers), or "
+    "smaller runs (SHOPWINDOW_RUN_RECORDS)"
+)
+log = logging.getLogger(__name__)
 PAGE_OWED = msgspec.json.encode(Refresh("", "", 0.0))  # a record of `refreshes`; the shopper's row says for which event
+
+
+class _Made(NamedTuple):
+    """What a run came to."""
+
+    part: Part
+    rejects: list[Reject]
+    step: Step
+    outputs: list[Output]
 
 
 class Profiles:
@@ -68,6 +85,7 @@ class Shoppers:
     def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
         self._off_loop = off_loop
+        self._poisoned = 0  # records in a row that made a step fail
         self._answer = Together(self._answer_all, off_loop)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
@@ -89,22 +107,75 @@ class Shoppers:
 
     def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
         """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
-        start = time.perf_counter()
-        read = [self._read(run) for run in runs]
-        decoding = time.perf_counter() - start
-        steps = self._path.steps([part for part, _ in read], time.time())
-        for stage, seconds in {"decode": decoding, **steps[0].seconds}.items():
+        now = time.time()
+        try:
+            made = self._make([(run, run.records) for run in runs], now)
+            self._poisoned = 0
+        except MemoryError:
+            raise RuntimeError(OUT_OF_MEMORY) from None
+        except Exception:
+            made = [self._without_poison(run, now) for run in runs]
+        for stage, seconds in made[0].step.seconds.items():
             metrics.STAGE.labels(stage).observe(seconds)
-        for run, (part, _), step in zip(runs, read, steps, strict=True):
-            self._profiles.apply(run.partition, step.changelog)
-            _count(run, part.decoded, step)
+        self._path.took_effect([one.step for one in made], now)
+        for run, one in zip(runs, made, strict=True):
+            self._profiles.apply(run.partition, one.step.changelog)
+            _count(run, one)
+        return [(one.step, one.outputs) for one in made]
+
+    def _make(self, taken: Sequence[tuple[Run, Sequence[Any]]], now: float) -> list[_Made]:
+        """What records of each run come to. Changes nothing: it may be tried."""
+        start = time.perf_counter()
+        read = [self._read(run, records) for run, records in taken]
+        decoding = time.perf_counter() - start
+        steps = self._path.steps([part for part, _ in read], now)
+        steps[0].seconds["decode"] = decoding
         return [
-            (step, dead_letters(run.topic, run.records, rejects) + self._outputs(run, step))
-            for run, (_, rejects), step in zip(runs, read, steps, strict=True)
+            _Made(part, rejects, step, _letters(run.topic, records, rejects) + self._outputs(run, step))
+            for (run, records), (part, rejects), step in zip(taken, read, steps, strict=True)
         ]
 
-    def _read(self, run: Run) -> tuple[Part, list[Reject]]:
-        records, stored = run.records, self._profiles.partitions[run.partition]
+    def _without_poison(self, run: Run, now: float) -> _Made:
+        """What the run comes to less the records that make a step raise: they go to `dead-letters`.
+
+        Raises RuntimeError where the records are not to blame.
+        """
+        try:
+            made, poison = without_poison(run.records, lambda records: self._make([(run, records)], now)[0])
+            if not poison:
+                return made
+            self._outputs(run, self._path.probe(now))
+        except MemoryError:
+            raise RuntimeError(OUT_OF_MEMORY) from None
+        except Exception as fault:
+            # Not `from fault`: its message may hold what belongs to a shopper.
+            raise RuntimeError(
+                f"no page can be made, whatever the event ({place(fault)}); nothing is lost, the events wait in Kafka: "
+                "run an earlier version, or with the models of before (SHOPWINDOW_MODELS_DIR), and report it"
+            ) from None
+        self._poisoned = self._poisoned + len(poison) if len(poison) == len(run.records) else 0
+        if self._poisoned >= ALL_POISON:
+            raise RuntimeError(
+                f"the last {self._poisoned} records, all there were, made a step fail ({place(poison[0])}), so that it "
+                "is hardly their fault; they wait in Kafka: run an earlier version, or with the models of before "
+                "(SHOPWINDOW_MODELS_DIR), and report it"
+            )
+        rejects = []
+        for at, error in sorted(poison.items()):
+            record = run.records[at]
+            rejects.append(Reject(at, "poison", "value", told(error, record.key, record.value)))
+            log.error(
+                "a record of '%s' (partition %d, offset %d) makes a step fail: %s; it lies in dead-letters",
+                run.topic, run.partition, record.offset, place(error),
+            )  # fmt: skip
+            if run.topic == "refreshes":
+                self._profiles.owed.forget(run.partition, record.key)
+        return made._replace(
+            rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *_letters(run.topic, run.records, rejects)]
+        )
+
+    def _read(self, run: Run, records: Sequence[Any]) -> tuple[Part, list[Reject]]:
+        stored = self._profiles.partitions[run.partition]
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
             return Part(stored, refreshes=refreshes), rejects
@@ -154,9 +225,12 @@ class Shoppers:
 
 
 def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
-    """What goes to `dead-letters` for the rejects of a run: nothing where there are none."""
-    for reject in rejects:
-        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
+    """What goes to `dead-letters` for the rejects of a run, counted: nothing where there are none."""
+    count_rejects(topic, rejects)
+    return _letters(topic, records, rejects)
+
+
+def _letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
     letters = [dead_letter(topic, records[reject.record], reject) for reject in rejects]
     return [Output("dead-letters", None, letters)] if letters else []
 
@@ -172,7 +246,14 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
     return refreshes, rejects
 
 
-def _count(run: Run, decoded: Decoded, step: Step) -> None:
+def count_rejects(topic: str, rejects: Sequence[Reject]) -> None:
+    for reject in rejects:
+        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
+
+
+def _count(run: Run, made: _Made) -> None:
+    decoded, step = made.part.decoded, made.step
+    count_rejects(run.topic, made.rejects)
     metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)

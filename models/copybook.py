@@ -98,13 +98,17 @@ class CopyBook:
             return Title(head, False)
         return Title(_TEMPLATE_HEADS[locale, slot], now >= until)
 
-    def ask(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> bool:
-        """Note that a shopper waits. -> True where the segment is to be asked for, False where it has been."""
-        self._waiting.setdefault(segment, {})[shopper] = trigger
-        if now - self._asked.get(segment, -PATIENCE) < PATIENCE:
-            return False
+    def wants(self, segment: str, now: float) -> bool:
+        """True where a headline that is missing is to be asked for: it has not been, or for too long."""
+        return now - self._asked.get(segment, -PATIENCE) >= PATIENCE
+
+    def asked(self, segment: str, now: float) -> None:
+        """Note that the segment has been asked for."""
         self._asked[segment] = now
-        return True
+
+    def waits(self, segment: str, shopper: bytes, trigger: tuple[str, float]) -> None:
+        """Note that a shopper's page, made for `trigger`, has a template for want of a headline."""
+        self._waiting.setdefault(segment, {})[shopper] = trigger
 
     def apply(self, records: Iterable[tuple[bytes, bytes | None]]) -> dict[bytes, Refresh]:
         """Take in records of `copy`. -> of the shoppers who waited for a text that has come, what is to be refreshed.

@@ -17,7 +17,7 @@ from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
 from models.ranker import Ranker
 from stream.catalog import Catalog
-from stream.events import EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
+from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
 from stream.ladder import Shed
 from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
@@ -80,7 +80,8 @@ class Step(NamedTuple):
     changelog: list[tuple[bytes, bytes | None]]
     pages: list[tuple[bytes, bytes]]
     impressions: list[tuple[bytes, bytes]]
-    requests: list[list[CopyRequest]]
+    missing: list[list[str]]  # segments whose headline the page goes without
+    requests: list[list[CopyRequest]]  # those of them that are to be asked for
     modes: list[str]
     shown: list[Rows]  # (count,) PLACED
     phi: list[Floats]  # (count, F) of the items shown
@@ -112,7 +113,8 @@ class PagePath:
     def steps(self, parts: Sequence[Part], generated_at: float) -> list[Step]:
         """Fold what has come into the profiles of its shoppers, and make each of them one page; the parts go together.
 
-        generated_at: s since the epoch, on the pages. Nothing is changed in place: the changelog is the new state. A
+        generated_at: s since the epoch, on the pages. Nothing is changed in place: the changelog is the new state, and
+        `took_effect` notes who waits for a headline. Steps may be tried and thrown away. A
         shopper all of whose events are duplicates gets no page, nor does a refresh of one who is not stored. While pages
         are paced (`shed`), a page too soon after the last is put off: the shopper's row says that it is owed, until any
         later one is made.
@@ -124,7 +126,7 @@ class PagePath:
         profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
         serving = np.concatenate([one.serving for one in folded]) if len(folded) > 1 else folded[0].serving
         watch.lap("fold")
-        made = Step(np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), [], [], [], [], [], [], [], [], [], watch.seconds)
+        made = Step(np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), [], [], [], [], [], [], [], [], [], [], watch.seconds)
         late = np.zeros(len(keys), np.bool_)  # (S,) whose page is put off
         if keys:
             if shed.page_every:
@@ -138,12 +140,33 @@ class PagePath:
             steps.append(
                 Step(
                     one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
-                    made.pages[paged], made.impressions[paged], made.requests[paged], made.modes[paged],
-                    made.shown[paged], made.phi[paged], watch.seconds,
+                    made.pages[paged], made.impressions[paged], made.missing[paged], made.requests[paged],
+                    made.modes[paged], made.shown[paged], made.phi[paged], watch.seconds,
                 )
             )  # fmt: skip
             start, page = mine.stop, paged.stop
         return steps
+
+    def probe(self, generated_at: float) -> Step:
+        """The step of events that are known to be good, over the catalogue there is: where it raises, no event is to blame."""
+        events: Any = np.zeros(6, EVENT)
+        events["kind"], events["part"] = (HOME, VIEW, CLICK, ADD, BUY, HIDE), 0
+        events["id"], events["record"] = np.arange(1, 7), np.arange(6)
+        events["time"], events["quantity"] = generated_at, 1
+        events["item"][1:5], events["item"][5] = self.catalog.items[0]["id"] or 1, 2
+        decoded = Decoded(events, [b"new", *[b"probe"] * 5], [str(k) for k in range(6)], [], 0)
+        return self.step({}, decoded, np.arange(6), generated_at)
+
+    def took_effect(self, steps: Sequence[Step], generated_at: float) -> None:
+        """Note, of steps that are published, which headlines are asked for and who waits for them."""
+        for step in steps:
+            for (key, _), trigger, missing, requests in zip(
+                step.pages, step.triggers, step.missing, step.requests, strict=True
+            ):
+                for segment in missing:
+                    self.copies.waits(segment, key, trigger)
+                for request in requests:
+                    self.copies.asked(request.segment, generated_at)
 
     def _publish(
         self, watch: _Stopwatch, step: Step, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
@@ -256,16 +279,21 @@ class PagePath:
         slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
         heads: dict[bytes, int] = {}
         categories = self._interests(batch.profiles)
+        wanted = {request.segment for requests in step.requests for request in requests}
         for i, (count, code) in enumerate(zip(placements.count.tolist(), batch.locales.tolist(), strict=True)):
             locale, category = LOCALES[code], categories[i] if batch.personal[i] else ""
+            missing: list[str] = []
             asked: list[CopyRequest] = []
             for slot in dict.fromkeys(placed["slot"][i, :count].tolist()):
                 title = self.copies.title(locale, slot, category, now)
                 slot_of[i, slot] = heads.setdefault(title.head, len(heads))
                 if title.missing and copy:
                     segment = segment_of(locale, slot, category)
-                    if self.copies.ask(segment, batch.keys[i], batch.triggers[i], now):
+                    missing.append(segment)
+                    if segment not in wanted and self.copies.wants(segment, now):
+                        wanted.add(segment)
                         asked.append(self._request(segment, locale, slot, placed[i, :count]))
+            step.missing.append(missing)
             step.requests.append(asked)
         return list(heads), slot_of
 

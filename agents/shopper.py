@@ -28,6 +28,7 @@ from stream.signals import encode_activity, owner, split_activity
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
+SOUND = 10.0  # s without a bad answer after which the ranker counts as well again
 ALL_POISON = 100  # records in a row: a step that fails for each of them fails for another reason
 OUT_OF_MEMORY = (
     "the memory is used up; the events wait in Kafka: give the worker more, or fewer partitions (start more workers), or "
@@ -85,6 +86,7 @@ class Shoppers:
     def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
         self._off_loop = off_loop
+        self._unsound_at: float | None = None  # s, when the ranker last gave no probabilities, while it is broken
         self._poisoned = 0  # records in a row that made a step fail
         self._answer = Together(self._answer_all, off_loop)
 
@@ -121,7 +123,30 @@ class Shoppers:
         for run, one in zip(runs, made, strict=True):
             self._profiles.apply(run.partition, one.step.changelog)
             _count(run, one)
+        self._look_at_the_ranker([one.step for one in made], now)
         return [(one.step, one.outputs) for one in made]
+
+    def _look_at_the_ranker(self, steps: Sequence[Step], now: float) -> None:
+        """Say once when it stops to give probabilities, and once when it has given nothing else for a while."""
+        unsound = sum(sum(step.unsound) for step in steps)
+        metrics.UNSOUND_PAGES.inc(unsound)
+        if unsound:
+            if self._unsound_at is None:
+                metrics.RANKER_BROKEN.set(1)
+                log.error(
+                    "the ranker in %s gives no probabilities (NaN, or it fails), so that pages are the popular ones; put "
+                    "the one of before there, or fit it again (shopwindow models train), and restart the worker",
+                    self._settings.models_dir / "ranker",
+                )  # fmt: skip
+            self._unsound_at = now
+        elif (
+            self._unsound_at is not None
+            and not 0 <= now - self._unsound_at < SOUND
+            and any(mode in ("full", "cached_copy") for step in steps for mode in step.modes)
+        ):
+            metrics.RANKER_BROKEN.set(0)
+            log.warning("the ranker gives probabilities again; pages are personal")
+            self._unsound_at = None
 
     def _make(self, taken: Sequence[tuple[Run, Sequence[Any]]], now: float) -> list[_Made]:
         """What records of each run come to. Changes nothing: it may be tried."""

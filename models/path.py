@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
-from models.ranker import Ranker
+from models.ranker import Ranker, sound
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
@@ -35,7 +35,7 @@ from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import react, show
-from stream.signals import ACTIVITY, ItemTable, Signals, decode_activity, encode_activity, fold_with_activity
+from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -83,6 +83,7 @@ class Step(NamedTuple):
     missing: list[list[str]]  # segments whose headline the page goes without
     requests: list[list[CopyRequest]]  # those of them that are to be asked for
     modes: list[str]
+    unsound: list[bool]  # True where the ranker gave no probabilities, so that the page is the popular one
     shown: list[Rows]  # (count,) PLACED
     phi: list[Floats]  # (count, F) of the items shown
     seconds: dict[str, float]  # by stage, of all parts together
@@ -126,7 +127,9 @@ class PagePath:
         profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
         serving = np.concatenate([one.serving for one in folded]) if len(folded) > 1 else folded[0].serving
         watch.lap("fold")
-        made = Step(np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), [], [], [], [], [], [], [], [], [], [], watch.seconds)
+        made = Step(
+            np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), [], [], [], [], [], [], [], [], [], [], [], watch.seconds
+        )
         late = np.zeros(len(keys), np.bool_)  # (S,) whose page is put off
         if keys:
             if shed.page_every:
@@ -141,7 +144,7 @@ class PagePath:
                 Step(
                     one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
                     made.pages[paged], made.impressions[paged], made.missing[paged], made.requests[paged],
-                    made.modes[paged], made.shown[paged], made.phi[paged], watch.seconds,
+                    made.modes[paged], made.unsound[paged], made.shown[paged], made.phi[paged], watch.seconds,
                 )
             )  # fmt: skip
             start, page = mine.stop, paged.stop
@@ -224,26 +227,16 @@ class PagePath:
 
     def _pages(self, watch: _Stopwatch, step: Step, batch: _Batch, generated_at: float, shed: Shed) -> None:
         policy, catalog, signals = _shorn(self.policy, shed), self.catalog, self.signals
-        profiles, serving, now, personal = batch.profiles, batch.serving, batch.now, batch.personal
+        profiles, serving, wanted = batch.profiles, batch.serving, batch.personal
         # Shown after it is made: what expires between the event and the page must not be on it.
-        shown_at = np.maximum(now, generated_at)
-        leaders = signals.leaders(float(now.max()))
-        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, policy.default_locale)
-        everyone = bool(personal.all())
-        if not everyone:
-            them = np.flatnonzero(~personal)
-            common, popularity = retrieve_popular(
-                profiles[them], shown_at[them], catalog, leaders, policy.default_locale
-            )
-            candidates = _replaced(candidates, them, common)
-        watch.lap("retrieve")
-        # A history model's score belongs here, before the features that multiply it; `shed.exploration` leaves it out.
-        phi = joint_features(profiles, serving, now, candidates, catalog, signals)  # (U, C, F)
-        watch.lap("phi")
-        scores = self.ranker.score(phi, candidates.count)  # (U, C)
-        if not everyone:
-            scores[them] = popularity
-        watch.lap("score")
+        shown_at = np.maximum(batch.now, generated_at)
+        leaders = signals.leaders(float(batch.now.max()))
+        candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
+        while not (good := sound(scores, candidates.count) | ~batch.personal).all():
+            batch = batch._replace(personal=batch.personal & good)
+            candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
+        personal = batch.personal
+        step.unsound.extend((wanted & ~personal).tolist())
         placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
         placed, count = placements.placed, placements.count
         shown_phi = explain(profiles, placed, count, personal, phi, self.ranker.theta, catalog, signals)
@@ -270,6 +263,43 @@ class PagePath:
         step.phi.extend(shown_phi[start:end] for start, end in pairwise([0, *accumulate(count.tolist())]))
         step.shown.extend(row[:n] for row, n in zip(placed, count.tolist(), strict=True))
         watch.lap("encode")
+
+    def _scored(
+        self, watch: _Stopwatch, batch: _Batch, shown_at: npt.NDArray[np.float64], leaders: Leaders
+    ) -> tuple[Candidates, Floats, Floats]:
+        """Candidates, phi (U, C, F) and scores (U, C): the ranker's for personal pages, popularity for the others."""
+        profiles, catalog, signals, locale = batch.profiles, self.catalog, self.signals, self.policy.default_locale
+        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, locale)
+        everyone = bool(batch.personal.all())
+        if not everyone:
+            them = np.flatnonzero(~batch.personal)
+            common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, locale)
+            candidates = _replaced(candidates, them, common)
+        watch.lap("retrieve")
+        # A history model's score belongs here, before the features that multiply it; `shed.exploration` leaves it out.
+        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals)
+        watch.lap("phi")
+        if everyone or batch.personal.any():
+            scores = self._probabilities(phi, candidates.count)
+        else:
+            scores = np.zeros(phi.shape[:2], np.float32)
+        if not everyone:
+            scores[them] = popularity
+        watch.lap("score")
+        return candidates, phi, scores
+
+    def _probabilities(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
+        """What the ranker says; NaN where it raises and would over any features. Raises where it does over these alone."""
+        nothing = np.full(phi.shape[:2], np.nan, np.float32)
+        try:
+            scores = self.ranker.score(phi, count)
+            return scores if scores.shape == nothing.shape else nothing
+        except MemoryError:
+            raise
+        except Exception:
+            if self.ranker.works():
+                raise
+            return nothing
 
     def _titles(
         self, step: Step, batch: _Batch, placements: Placements, now: float, copy: bool

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.overload import Overload
@@ -81,6 +81,7 @@ loads = st.builds(Load, st.floats(0, 1e6), st.integers(0, 10_000_000))
 
 
 @given(st.lists(st.tuples(loads, st.floats(0, 30)), max_size=80))
+@settings(deadline=None)
 def test_no_load_makes_it_skip_a_rung_and_it_is_always_full_again_when_the_load_is_gone(
     seen: list[tuple[Load, float]],
 ) -> None:
@@ -95,6 +96,7 @@ def test_no_load_makes_it_skip_a_rung_and_it_is_always_full_again_when_the_load_
 
 
 @given(st.lists(st.tuples(loads, st.floats(0, 30)), max_size=20), loads, st.floats(0.1, 100), st.integers(1, 4096))
+@settings(deadline=None)
 def test_a_load_that_does_not_change_moves_it_one_way_and_then_leaves_it(
     seen: list[tuple[Load, float]], load: Load, lag: float, run_records: int
 ) -> None:

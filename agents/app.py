@@ -100,6 +100,7 @@ class Worker:
         metrics.PROFILE_BYTES.set(self.profiles.size())
         metrics.CATALOG_ITEMS.set(self.world.catalog.showable_count(time.time()))
         metrics.SIGNAL_ITEMS.set(self.world.signals.count)
+        metrics.COPYWRITER_UP.set(self.scribe is not None and self.scribe.alive)
         metrics.READY.set(all(self.conditions().values()))
         if self.app.started:
             lag: dict[str, int] = {}

@@ -167,9 +167,10 @@ class PagePath:
                 step.pages, step.triggers, step.missing, step.requests, strict=True
             ):
                 for segment in missing:
-                    self.copies.waits(segment, key, trigger)
+                    self.copies.waits(segment, key, trigger, generated_at)
                 for request in requests:
                     self.copies.asked(request.segment, generated_at)
+        self.copies.forget(generated_at)
 
     def _publish(
         self, watch: _Stopwatch, step: Step, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
@@ -320,7 +321,7 @@ class PagePath:
                 if title.missing and copy:
                     segment = segment_of(locale, slot, category)
                     missing.append(segment)
-                    if segment not in wanted and self.copies.wants(segment, now):
+                    if segment not in wanted and self.copies.wants(segment, now, len(wanted)):
                         wanted.add(segment)
                         asked.append(self._request(segment, locale, slot, placed[i, :count]))
             step.missing.append(missing)

@@ -37,6 +37,8 @@ COPIES = _counter("copies", "Headlines asked of GPT-2, by what came of it", "loc
 COPY_SECONDS = _histogram(
     "copy_seconds", "Time to generate a batch of headlines", (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 )
+COPYWRITER_UP = _gauge("copywriter_up", "1 while the copywriter's process runs")
+COPYWRITER_DEATHS = _counter("copywriter_deaths", "Times that the copywriter's process died or hung over a request")
 CATALOG_ITEMS = _gauge("catalog_items", "Items of the catalogue that may be shown")
 SIGNAL_ITEMS = _gauge("signal_items", "Items with signals")
 PROFILES = _gauge("profiles", "Profiles in this worker's partitions")

@@ -205,7 +205,7 @@ def test_copy_that_is_none_is_left_out_and_a_refused_headline_is_not_asked_for_a
         ttl=60,
         copywriter="v",
     )
-    book.waits("en|for_you|c", b"u", ("e", NOW))
+    book.waits("en|for_you|c", b"u", ("e", NOW), NOW)
     assert book.wants("en|for_you|c", NOW)
     book.asked("en|for_you|c", NOW)
     assert not book.wants("en|for_you|c", NOW + 1)

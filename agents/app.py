@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agents import copy, items, shopper, web
+from agents.overload import Overload
 from agents.scribe import Sampling, Scribe
 from agents.together import OffLoop
 from agents.world import World, cancelled
@@ -21,7 +21,7 @@ from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
 from stream import logs, metrics
 from stream.events import LOCALES
-from stream.kafka.app import BatchApp, make_app, serve
+from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
 from stream.kafka.table import ExactTable
 from stream.kafka.watch import Watch
 from stream.rules import PageRules
@@ -65,6 +65,7 @@ class Worker:
         self._batches = _thread("batches")
         out = self.app.outputs
         self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
+        self.overload = Overload(settings, self.app, self.path, self.shoppers)
         table = ExactTable(self.app, "profiles", self.profiles)
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
         tables = items.ItemTables()
@@ -102,6 +103,7 @@ class Worker:
         metrics.PROFILE_BYTES.set(self.profiles.size())
         metrics.CATALOG_ITEMS.set(self.world.catalog.showable_count(time.time()))
         metrics.SIGNAL_ITEMS.set(self.world.signals.count)
+        metrics.COPYWRITER_UP.set(self.scribe is not None and self.scribe.alive)
         metrics.READY.set(all(self.conditions().values()))
         if self.app.started:
             # Anew each time: a topic whose partitions have all gone elsewhere must not show what it had here.
@@ -125,11 +127,10 @@ class Worker:
         try:
             await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
-            # What has come to stay is no garbage: looking through it all would hold up a click for tens of milliseconds.
-            gc.collect()
-            gc.freeze()
+            settle_garbage()
             self._warm = True
-            tasks.append(asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came)))
+            for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
+                tasks.append(asyncio.create_task(watch))
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))

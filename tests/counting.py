@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 
 from stream.kafka.app import BatchApp, make_app, serve
 from stream.kafka.connect import client_options, partition_of
-from stream.kafka.outputs import Output, Record
+from stream.kafka.outputs import Output
 from stream.kafka.table import ExactTable
 
 
@@ -65,7 +65,7 @@ def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: floa
                 rows[record.key] = touched[record.key] = rows.get(record.key, 0) + 1
             if pause:
                 await asyncio.sleep(pause)
-            seen = [Record(r.key, b"%s %d %d" % (run.topic.encode(), run.partition, r.offset)) for r in run.records]
+            seen = [(r.key, b"%s %d %d" % (run.topic.encode(), run.partition, r.offset)) for r in run.records]
             changelog = [(key, b"%d" % count) for key, count in touched.items()]
             await app.outputs.commit_run(run, [Output("impressions", run.partition, seen)], changelog)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from stream.kafka.outputs import Record
+from stream import metrics
+from stream.kafka.outputs import Headers, Output, Pair
 
 if TYPE_CHECKING:
     from stream.events import Reject
+    from stream.kafka.transport import Run
 
 # On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
 REDRIVEN = "shopwindow-redriven"
+log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
 
@@ -43,15 +48,45 @@ class Letter(NamedTuple):
     headers: tuple[tuple[str, bytes], ...]  # the producer's own
 
 
-def dead_letter(topic: str, record: Any, reject: Reject) -> Record:
-    """`topic` is the logical name, `record` the aiokafka record as it came; its own headers follow ours."""
-    partition, offset, attempts = record.partition, record.offset, 1
+def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
+    """What goes to `dead-letters` for the rejects of a run, counted; nothing where there are none."""
+    made = letters(run, run.records, rejects)
+    count_letters(made)
+    return made
+
+
+def letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
+    """The same for some records of a run, which `rejects` number; not counted, as it may be a trial."""
+    made = [dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
+    return [Output("dead-letters", None, [pair for pair, _ in made], [own for _, own in made])] if made else []
+
+
+def count_letters(outputs: Sequence[Output]) -> None:
+    """Count those of `outputs` that are letters, and log where each record lay and which field was at fault.
+
+    What was found there is in the letter's message, and stays out of the log.
+    """
+    for output in outputs:
+        if output.topic != "dead-letters":
+            continue
+        for headers in output.headers or ():
+            of = {name: value.decode() for name, value in headers[: len(_OURS)] if value is not None}
+            metrics.DEAD_LETTERS.labels(of["topic"], of["error"]).inc()
+            if of["error"] != "poison":  # its finder has told more
+                place = {"topic": of["topic"], "partition": int(of["partition"]), "offset": int(of["offset"])}
+                log.warning("a record is refused, %s in %s", of["error"], of["field"], extra=place)
+
+
+def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
+    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours."""
+    offset, attempts = record.offset, 1
     before = redriven(record.headers)
     if before is not None and before.topic == topic:
         partition, offset, attempts = before.partition, before.offset, before.attempts + 1
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
     headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_OURS, values, strict=True)]
-    return Record(record.key, record.value, (*headers, *(pair for pair in record.headers if pair[0] != REDRIVEN)))
+    headers += [pair for pair in record.headers if pair[0] != REDRIVEN]
+    return (record.key, record.value), headers
 
 
 def redriven(headers: Any) -> Redriven | None:

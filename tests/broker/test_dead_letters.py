@@ -28,11 +28,9 @@ async def refused(settings: Settings, records: list[Record], topic: str = "click
     async with AIOKafkaProducer(**client_options(settings)) as producer:
         for at, (key, value) in enumerate(records):
             home = partition_of(key or b"", settings.partitions)
-            made = dead_letter(topic, consumed(key, value, (), home, at), Reject(0, "poison", "value", "it hurt"))
-            await producer.send(
-                settings.prefix + "dead-letters", made.value, key=made.key, headers=list(made.headers),
-                partition=partition_of(made.key or b"", settings.partitions),
-            )  # fmt: skip
+            reject = Reject(0, "poison", "value", "it hurt")
+            _, headers = dead_letter(topic, home, consumed(key, value, (), home, at), reject)
+            await producer.send(settings.prefix + "dead-letters", value, key=key, headers=headers, partition=home)
         await producer.flush()
 
 

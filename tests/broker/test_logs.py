@@ -79,7 +79,7 @@ async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_b
     said = process.said()
     assert MARK not in said and "sesame" not in said
     if form == "text":
-        assert "WARNING agents.shopper a record is refused, not_json in value [clicks/" in said
+        assert "WARNING stream.kafka.dead_letters a record is refused, not_json in value [clicks/" in said
         return
     lines = [json.loads(line) for line in said.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)

@@ -15,19 +15,22 @@ from typing import Any, NamedTuple
 
 import faust
 import pytest
+from aiokafka import conn
 from aiokafka.partitioner import murmur2
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream.kafka import app, table, transport
+from stream.kafka import app, outputs, table, transport
 from stream.kafka.app import make_app
+from stream.kafka.outputs import Batch
 from tests.counting import settings_for
 
 EDGE = Path(transport.__file__).parent
 DRIVER, CONSUMER = "faust.transport.drivers.aiokafka", "faust.transport.consumer"
 RECOVERY, MANAGER = "faust.tables.recovery:Recovery", "faust.tables.manager:TableManager"
-FETCHER, STATE = "aiokafka.consumer.fetcher:Fetcher", "aiokafka.consumer.subscription_state:TopicPartitionState"
+FETCHER, RESULT = "aiokafka.consumer.fetcher:Fetcher", "aiokafka.consumer.fetcher:FetchResult"
+STATE = "aiokafka.consumer.subscription_state:TopicPartitionState"
 
 
 class Need(NamedTuple):
@@ -115,6 +118,16 @@ NEEDS = [
     Need("aiokafka:AIOKafkaConsumer", "_client", None, "the client below it"),
     Need("aiokafka.client:AIOKafkaClient", "fetch_all_metadata", "", "asks for all topics; creates none"),
     Need(FETCHER, "_fetcher_timeout", None, "s that the fetch loop sleeps when nothing wakes it"),
+    Need(FETCHER, "_records", None, "what was fetched and not yet taken, by partition, a dict from the start on"),
+    Need(RESULT, "getall", "max_records", "called where a partition's records are taken: we give each result our own"),
+    Need(RESULT, "check_assignment", "tp", "False where the partition is paused, gone, or was sought elsewhere"),
+    Need(RESULT, "has_more", "", "False once _partition_records is None"),
+    Need(RESULT, "_topic_partition", None, "of which partition"),
+    Need(RESULT, "_partition_records", None, "its records; None: all are taken"),
+    Need(RESULT, "_update_position", "", "moves the consumer to the records' next_fetch_offset"),
+    Need("aiokafka.consumer.fetcher:PartitionRecords", "_records", None, "the parser: has_next(), next_batch()"),
+    Need("aiokafka.consumer.fetcher:PartitionRecords", "_check_crcs", None, "whether to verify checksums"),
+    Need("aiokafka.consumer.fetcher:PartitionRecords", "next_fetch_offset", None, "where the fetch began; then its end"),
     Need("aiokafka.consumer.group_coordinator:GroupCoordinator", "_do_heartbeat", "",
          "one heartbeat; True where the coordinator answered and counts us in"),
     Need("aiokafka.consumer.group_coordinator:GroupCoordinator", "generation", None, "the group's generation"),
@@ -124,9 +137,14 @@ NEEDS = [
     Need(STATE, "has_valid_position", None, "False until the first seek or reset"),
     Need(STATE, "position", None, "offset of the next fetch"),
     Need(STATE, "timestamp", None, "ms; set anew by every answer to a fetch, empty ones too"),
+    Need(f"{DRIVER}:Producer", "on_start", "", "has made and started aiokafka's producer when it returns"),
+    Need("aiokafka:AIOKafkaProducer", "_sender", None, "what sends its batches"),
+    Need("aiokafka.producer.sender:Sender", "_in_flight", None, "brokers that it waits for: it may have none"),
+    Need("aiokafka.producer.sender:Sender", "_muted_partitions", None, "partitions under way: no second batch for them"),
     Need("aiokafka:AIOKafkaProducer", "send_batch", "batch, topic, partition", "a batch as one append; a future"),
-    Need("aiokafka.producer.message_accumulator:BatchBuilder", "append", "timestamp, key, value, headers",
-         "None where the record does not fit any more"),
+    Need("aiokafka.producer.message_accumulator:BatchBuilder", "_builder", None,
+         "the C builder: append(offset, timestamp, key, value, headers), None where the record does not fit any more"),
+    Need("aiokafka.producer.message_accumulator:BatchBuilder", "_relative_offset", None, "records so far"),
     Need("aiokafka.producer.message_accumulator:BatchBuilder", "size", "", "bytes so far"),
     Need("aiokafka.producer.message_accumulator:BatchBuilder", "record_count", "", "records so far"),
 ]  # fmt: skip
@@ -135,6 +153,7 @@ NEEDS = [
 OURS = [
     (app.BatchApp, faust.App),
     (transport.BatchTransport, importlib.import_module(DRIVER).Transport),
+    (outputs.BatchProducer, importlib.import_module(DRIVER).Producer),
     (transport.BatchConsumer, importlib.import_module(DRIVER).Consumer),
     (transport.BatchConsumerThread, importlib.import_module(DRIVER).AIOKafkaConsumerThread),
     (table.ExactTable, faust.Table),
@@ -193,7 +212,7 @@ def test_everything_foreign_and_private_that_we_touch_is_in_the_list() -> None:
                 if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
                     ours.add(node.attr)
                 touched[node.attr] = f"{path.name}:{node.lineno}"
-    listed = {need.name for need in NEEDS} | {"_exit"}  # os._exit is documented
+    listed = {need.name for need in NEEDS} | {"_exit", "_replace"}  # os._exit and a named tuple's are documented
     missing = {name: place for name, place in touched.items() if name not in ours | listed}
     assert not missing, f"{missing} are not ours: say in NEEDS what we need of each"
 
@@ -235,11 +254,29 @@ def test_a_message_is_made_of_what_we_give_it_in_order() -> None:
     assert message.tp == tp and message.generation_id == 9
 
 
-def test_a_batch_takes_records_until_its_size() -> None:
-    batch = BatchBuilder(300, 0, is_transactional=0, key_serializer=None, value_serializer=None)
-    assert batch.append(timestamp=None, key=b"k", value=b"v", headers=[("h", b"x")]) is not None
-    assert batch.append(timestamp=None, key=b"k", value=b"v" * 300, headers=[]) is None
-    assert batch.record_count() == 1 and 0 < batch.size() <= 300
+def test_a_batch_takes_records_until_its_size_and_the_parser_gives_them_back() -> None:
+    pairs = [(b"k%d" % n, b"v" * n) for n in range(100)]
+    batch = Batch(1000)
+    taken = batch.extend(pairs, [[("h", b"x")]] * 100)
+    assert 10 < taken < 100 and batch.record_count() == taken and 0 < batch.size() <= 1000
+    assert batch.extend(pairs, None, taken) == taken, "a full batch takes no more"
+    parsed = MemoryRecords(bytes(batch._build())).next_batch()
+    assert parsed.validate_crc() and not parsed.is_control_batch and parsed.next_offset == taken
+    records = list(parsed)
+    assert [(r.offset, (r.key, r.value), r.headers) for r in records] == [
+        (at, pair, [("h", b"x")]) for at, pair in enumerate(pairs[:taken])
+    ]
+    assert records[0].timestamp == records[-1].timestamp > 1.6e12
+
+
+def test_an_empty_batch_takes_a_record_of_any_size_and_nulls() -> None:
+    batch = Batch(100)
+    assert batch.extend([(None, bytes(5000)), (b"k", None)]) == 1
+    assert Batch(100).extend([(b"k", None)]) == 1
+
+
+def test_connections_buffer_as_much_as_we_say() -> None:
+    assert "limit=READER_LIMIT" in inspect.getsource(conn), "aiokafka reads its limit elsewhere now"
 
 
 def test_keys_go_where_kafkas_own_clients_put_them() -> None:

@@ -22,8 +22,8 @@ def consumed(key: bytes | None, value: bytes | None, headers: Any = (), partitio
 
 
 def letter_of(source: Any, topic: str = "clicks", reject: Reject = REJECT) -> Letter:
-    made = dead_letter(topic, source, reject)
-    return read_letter(consumed(made.key, made.value, made.headers, 3, 17))
+    (key, value), headers = dead_letter(topic, source.partition, source, reject)
+    return read_letter(consumed(key, value, headers, 3, 17))
 
 
 def test_a_letter_tells_where_a_record_lay_why_it_was_refused_and_keeps_it_as_it_came() -> None:

@@ -143,6 +143,14 @@ def replay(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
+def replay_diff(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.replay_diff import diff_json, diff_text, replay_diff
+
+    diff = replay_diff(given.log, given.left, given.right, given.catalog, given.limit)
+    print(json.dumps(diff_json(diff), ensure_ascii=False) if given.json else diff_text(diff))
+    return 0 if diff.equal else 1
+
+
 def watch(settings: Settings, given: argparse.Namespace) -> int:
     from deploy.clients import page_text, pages
     from stream.catalog import Catalog
@@ -346,6 +354,21 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N events")
     p.add_argument("--add-items", action="store_true", help="put items that the catalogue lacks into it")
+    p = add(
+        "replay-diff", replay_diff,
+        "the same log through two versions, without a broker: the same pages (0), or where they differ (1)",
+        "shopwindow replay-diff clicks.tsv.gz --left HEAD~1 --right HEAD --limit 1000",
+    )  # fmt: skip
+    p.add_argument(
+        "log", type=Path, metavar="LOG", help="a clickstream or JSON lines of events, as `replay` takes them"
+    )
+    for side in ("left", "right"):
+        p.add_argument(
+            f"--{side}", required=True, metavar="REV|MODELS", help="a git revision, or a models directory for this code"
+        )
+    p.add_argument("--catalog", type=Path, metavar="FILE", help="items, JSON lines; those it lacks have only their id")
+    p.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N events")
+    p.add_argument("--json", action="store_true", help="one JSON object")
     p = add("watch", watch, "show pages as they are published", "shopwindow watch --user u1")
     p.add_argument("--user", metavar="U", help="only this shopper's, the newest first")
     p.add_argument("--json", action="store_true", help="the payloads as they are")

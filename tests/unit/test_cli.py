@@ -20,6 +20,7 @@ COMMANDS = (
     "send",
     "catalog",
     "replay",
+    "replay-diff",
     "watch",
     "profiles",
     "dead-letters",

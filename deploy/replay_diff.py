@@ -62,10 +62,11 @@ def replay_diff(log: Path, left: str, right: str, catalog: Path | None, limit: i
             raise InputError(f"{path} cannot be read (no such file); replay-diff reads it twice")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shopwindow-diff-")))
+        sides = {name: stack.enter_context(_side(name)) for name in dict.fromkeys((left, right))}
         made = []
         for number, name in enumerate((left, right)):
             out = folder / f"{number}.jsonl"
-            _run(stack.enter_context(_side(name)), log.resolve(), catalog and catalog.resolve(), limit, out)
+            _run(sides[name], log.resolve(), catalog and catalog.resolve(), limit, out)
             made.append(out)
         return compare(Diff(left, right), *made)
 
@@ -112,10 +113,10 @@ def _run(side: Side, log: Path, catalog: Path | None, limit: int, out: Path) -> 
     command += ["--catalog", str(catalog)] if catalog else []
     # Nothing of the settings: the same log must give the same pages wherever it is replayed.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_")}
-    environ |= {
-        "PYTHONPATH": str(side.tree),
-        "SHOPWINDOW_CACHE": os.environ.get("SHOPWINDOW_CACHE", str(ROOT / ".cache")),
-    }
+    # Kernels of a tree that is soon gone are not kept either.
+    own = os.environ.get("SHOPWINDOW_CACHE", str(ROOT / ".cache"))
+    cache = own if side.tree == ROOT else str(side.tree.parent / "cache")
+    environ |= {"PYTHONPATH": str(side.tree), "SHOPWINDOW_CACHE": cache}
     with out.open("wb") as file:
         done = subprocess.run(command, cwd=side.tree, env=environ, stdout=file, stderr=subprocess.PIPE, text=True)
     if done.returncode:

@@ -38,6 +38,8 @@ PASSING = (
     "NotCoordinator",
     "CoordinatorLoad",
 )
+# How Faust's services tell one another of a crash.
+CRASHING = ("Crashed reason", "Error while stopping child")
 _voice = logging.getLogger(VOICE)
 
 
@@ -219,7 +221,7 @@ class Passing(logging.Filter):
             return True
         if record.name.startswith("aiokafka") and any(name in record.getMessage() for name in PASSING):
             return False
-        return record.levelno >= logging.WARNING and "Crashed reason" not in str(record.msg)
+        return record.levelno >= logging.WARNING and not any(text in str(record.msg) for text in CRASHING)
 
 
 class Once(logging.Filter):

@@ -163,6 +163,7 @@ def test_troubles_that_kafkas_clients_mend_themselves_and_crashes_that_we_tell_a
     logging.getLogger("aiokafka.consumer.fetcher").error("Failed fetch: %s", "[Error 6] NotLeaderForPartitionError")
     logging.getLogger("mode.services").error("[^App]: Crashed reason=%r", RuntimeError("x"))
     logging.getLogger("stream.kafka.app").error("[^BatchApp]: Crashed reason=%r", RuntimeError("x"))
+    logging.getLogger("stream.kafka.transport").error("[^-BatchConsumer]: Error while stopping child %r: %s", 1, 2)
     assert out.getvalue() == ""
     logging.getLogger("aiokafka").error("Unable to connect")
     assert "Unable to connect" in out.getvalue()

@@ -14,6 +14,7 @@ from typing import Any
 from agents import copy, items, shopper, web
 from agents.overload import Overload
 from agents.scribe import Sampling, Scribe
+from agents.telling import Telling
 from agents.together import OffLoop
 from agents.world import World, cancelled
 from models.manifest import ManifestError
@@ -131,11 +132,15 @@ class Worker:
             self._warm = True
             for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
                 tasks.append(asyncio.create_task(watch))
+            telling = Telling(self.app, lambda: self.overload.ladder.rung, f"{self.settings.web_host}:{endpoint.port}")
+            tasks.append(asyncio.create_task(telling.run()))
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
-            await serve(self.app, stop)
+            left = asyncio.Event()
+            tasks.append(asyncio.create_task(_leave(stop, telling, left)))
+            await serve(self.app, left)
             for task in tasks:
                 if task.done():
                     task.result()
@@ -146,6 +151,15 @@ class Worker:
             if self.scribe:
                 await self.scribe.stop()
             await endpoint.stop()
+
+
+async def _leave(stop: asyncio.Event, telling: Telling, left: asyncio.Event) -> None:
+    """Set `left` after `stop` and a farewell, for which the app must still be there."""
+    await stop.wait()
+    try:
+        await telling.farewell()
+    finally:
+        left.set()
 
 
 def run(settings: Settings) -> int:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from stream.settings import Settings, SettingsError, describe, load
 if TYPE_CHECKING:
     from deploy.broker import Broker
 
+WATCH_EVERY = 2.0  # s
 BENCHMARKS = ("stream", "page", "latency", "recovery")
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -210,6 +212,20 @@ def redrive_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
     return 1 if given.ids and done.left else 0
 
 
+def status(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.status import look, status_text
+
+    settings = connected(settings)
+    while True:
+        seen = asyncio.run(look(settings))
+        if given.watch and not given.json and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print(json.dumps(seen) if given.json else status_text(seen), flush=True)
+        if not given.watch:
+            return 0 if any(worker["state"] != "silent" for worker in seen["workers"]) else 1
+        time.sleep(WATCH_EVERY)
+
+
 def models(settings: Settings, given: argparse.Namespace) -> int:
     if given.action == "train":
         from deploy.train_ranker import train
@@ -379,6 +395,12 @@ def parser() -> argparse.ArgumentParser:
         "shopwindow profiles --json > before.jsonl",
     )
     p.add_argument("--json", action="store_true", help="one JSON object a line, sorted, fit for diff")
+    p = add(
+        "status", status, "show workers, their rate, and the lag of each partition; 1 where no worker is at work",
+        "shopwindow status --watch",
+    )  # fmt: skip
+    p.add_argument("--watch", action="store_true", help="again every 2 s, until Ctrl-C")
+    p.add_argument("--json", action="store_true", help="one JSON object")
     p = add(
         "dead-letters", None, "list the records that were refused, look at one, send them back",
         "shopwindow dead-letters redrive --reason invalid --dry-run",

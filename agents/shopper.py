@@ -17,8 +17,8 @@ from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Reject, decode_run
-from stream.kafka.dead_letters import dead_letter
-from stream.kafka.outputs import Output, Outputs, Record
+from stream.kafka.dead_letters import dead_letters
+from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.ladder import Owed
 from stream.profile import owes_page
@@ -111,7 +111,7 @@ class Shoppers:
         """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
         now = time.time()
         try:
-            made = self._make([(run, run.records) for run in runs], now)
+            made = self._make([(run, range(len(run.records))) for run in runs], now)
             self._poisoned = 0
         except MemoryError:
             raise RuntimeError(OUT_OF_MEMORY) from None
@@ -124,7 +124,7 @@ class Shoppers:
             self._profiles.apply(run.partition, one.step.changelog)
             _count(run, one)
         self._look_at_the_ranker([one.step for one in made], now)
-        return [(one.step, one.outputs) for one in made]
+        return [(one.step, dead_letters(run, one.rejects) + one.outputs) for run, one in zip(runs, made, strict=True)]
 
     def _look_at_the_ranker(self, steps: Sequence[Step], now: float) -> None:
         """Say once when it stops to give probabilities, and once when it has given nothing else for a while."""
@@ -148,16 +148,16 @@ class Shoppers:
             log.warning("the ranker gives probabilities again; pages are personal")
             self._unsound_at = None
 
-    def _make(self, taken: Sequence[tuple[Run, Sequence[Any]]], now: float) -> list[_Made]:
-        """What records of each run come to. Changes nothing: it may be tried."""
+    def _make(self, taken: Sequence[tuple[Run, Sequence[int]]], now: float) -> list[_Made]:
+        """What records of each run, by index, come to. Changes nothing: it may be tried."""
         start = time.perf_counter()
-        read = [self._read(run, records) for run, records in taken]
+        read = [self._read(run, these) for run, these in taken]
         decoding = time.perf_counter() - start
         steps = self._path.steps([part for part, _ in read], now)
         steps[0].seconds["decode"] = decoding
         return [
-            _Made(part, rejects, step, _letters(run.topic, records, rejects) + self._outputs(run, step))
-            for (run, records), (part, rejects), step in zip(taken, read, steps, strict=True)
+            _Made(part, rejects, step, self._outputs(run, step))
+            for (run, _), (part, rejects), step in zip(taken, read, steps, strict=True)
         ]
 
     def _without_poison(self, run: Run, now: float) -> _Made:
@@ -166,7 +166,7 @@ class Shoppers:
         Raises RuntimeError where the records are not to blame.
         """
         try:
-            made, poison = without_poison(run.records, lambda records: self._make([(run, records)], now)[0])
+            made, poison = without_poison(range(len(run.records)), lambda these: self._make([(run, these)], now)[0])
             if not poison:
                 return made
             self._outputs(run, self._path.probe(now))
@@ -195,36 +195,34 @@ class Shoppers:
             )  # fmt: skip
             if run.topic == "refreshes":
                 self._profiles.owed.forget(run.partition, record.key)
-        return made._replace(
-            rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *_letters(run.topic, run.records, rejects)]
-        )
+        return made._replace(rejects=[*made.rejects, *rejects])
 
-    def _read(self, run: Run, records: Sequence[Any]) -> tuple[Part, list[Reject]]:
-        stored = self._profiles.partitions[run.partition]
+    def _read(self, run: Run, these: Sequence[int]) -> tuple[Part, list[Reject]]:
+        stored, records = self._profiles.partitions[run.partition], [run.records[at] for at in these]
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
-            return Part(stored, refreshes=refreshes), rejects
+            return Part(stored, refreshes=refreshes), _in_run(rejects, these)
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
         )  # fmt: skip
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        return Part(stored, decoded, offsets), decoded.rejects
+        return Part(stored, decoded, offsets), _in_run(decoded.rejects, these)
 
     def _outputs(self, run: Run, step: Step) -> list[Output]:
         outputs = []
         if step.pages:
-            outputs.append(Output("homepages", run.partition, [Record(*page) for page in step.pages]))
-            outputs.append(Output("impressions", None, [Record(*impression) for impression in step.impressions]))
+            outputs.append(Output("homepages", run.partition, step.pages))
+            outputs.append(Output("impressions", None, step.impressions))
         asked = [request for requests in step.requests for request in requests]
         if asked:
-            records = [Record(request.segment.encode(), msgspec.json.encode(request)) for request in asked]
+            records = [(request.segment.encode(), msgspec.json.encode(request)) for request in asked]
             outputs.append(Output("copy-requests", None, records))
         if len(step.activity):
             owners = owner(step.activity["item"], self._settings.partitions)
             for p in np.unique(owners).tolist():
                 parts = split_activity(step.activity[owners == p], ACTIVITY_ROWS)
-                values = [Record(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
+                values = [(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
                 outputs.append(Output("item-activity", p, values))
         return outputs
 
@@ -232,7 +230,7 @@ class Shoppers:
         """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
         if self._path.shed.copy:
             return
-        asked = [Record(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
+        asked = [(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
         await self._out.send("refreshes", None, asked)
 
     async def pay_pages(self) -> None:
@@ -246,18 +244,7 @@ class Shoppers:
         if len(owed):
             now, after = time.monotonic(), self._path.shed.page_every
             for partition, keys in await self._off_loop(lambda: owed.due(now, after)):
-                await self._out.send("refreshes", partition, [Record(key, PAGE_OWED) for key in keys])
-
-
-def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
-    """What goes to `dead-letters` for the rejects of a run, counted: nothing where there are none."""
-    count_rejects(topic, rejects)
-    return _letters(topic, records, rejects)
-
-
-def _letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
-    letters = [dead_letter(topic, records[reject.record], reject) for reject in rejects]
-    return [Output("dead-letters", None, letters)] if letters else []
+                await self._out.send("refreshes", partition, [(key, PAGE_OWED) for key in keys])
 
 
 def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Reject]]:
@@ -271,14 +258,13 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
     return refreshes, rejects
 
 
-def count_rejects(topic: str, rejects: Sequence[Reject]) -> None:
-    for reject in rejects:
-        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
+def _in_run(rejects: Sequence[Reject], these: Sequence[int]) -> list[Reject]:
+    """Rejects among some records of a run as rejects of the run."""
+    return [reject._replace(record=these[reject.record]) for reject in rejects]
 
 
 def _count(run: Run, made: _Made) -> None:
     decoded, step = made.part.decoded, made.step
-    count_rejects(run.topic, made.rejects)
     metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)

@@ -51,4 +51,7 @@ DEFERRED_PAGES = _counter("deferred_pages", "Times that a page was put off, as t
 OWED_PAGES = _gauge("owed_pages", "Shoppers whose page was put off and is yet to come")
 UNSOUND_PAGES = _counter("unsound_pages", "Pages made the popular ones, as the ranker gave no probabilities for them")
 RANKER_BROKEN = _gauge("ranker_broken", "1 while the ranker gives no probabilities")
+FETCH_SILENCE = _gauge(
+    "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"
+)
 READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

@@ -142,9 +142,9 @@ def letters(outputs: Sequence[Output]) -> list[tuple[bytes | None, str, str]]:
     found = []
     for output in outputs:
         if output.topic == "dead-letters":
-            for letter in output.records:
-                headers = {name: value.decode() for name, value in letter.headers}
-                found.append((letter.key, headers["error"], headers["message"]))
+            for (key, _), told in zip(output.records, output.headers or [], strict=True):
+                headers = {name: value.decode() for name, value in told}
+                found.append((key, headers["error"], headers["message"]))
     return found
 
 

@@ -21,7 +21,7 @@ from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.ladder import Owed
-from stream.profile import owes_page
+from stream.profile import owing_pages
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
 
@@ -52,7 +52,7 @@ class Profiles:
 
     def __init__(self) -> None:
         self.partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-        self.owed = Owed(owes_page)
+        self.owed = Owed(owing_pages)
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         self.owed.note(partition, records, time.monotonic())

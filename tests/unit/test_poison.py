@@ -20,7 +20,7 @@ from stream import metrics
 from stream.ids import key64
 from stream.kafka.outputs import Output
 from stream.page import encode_pages
-from stream.profile import owes_page
+from stream.profile import owing_pages
 from stream.retrieval import CANDIDATES
 from stream.settings import Settings
 from stream.signals import fold_with_activity
@@ -256,7 +256,7 @@ def test_a_page_that_is_owed_and_cannot_be_made_is_not_asked_for_for_ever(monkey
     shoppers = agent(path, profiles)
     answers(shoppers, run_of(views(1)))
     answers(shoppers, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))
-    assert owes_page(profiles.partitions[0][b"u0"]) and len(profiles.owed) == 1
+    assert owing_pages(profiles.partitions[0]) == {b"u0"} and len(profiles.owed) == 1
     poison_encoder(monkeypatch, path, ["u0"])
     [(_, outputs)] = answers(shoppers, run_of([(b"u0", PAGE_OWED)], topic="refreshes"))
     assert [(key, error) for key, error, _ in letters(outputs)] == [(b"u0", "poison")]

@@ -17,7 +17,7 @@ from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Reject, decode_run
-from stream.kafka.dead_letters import dead_letters
+from stream.kafka.dead_letters import count_rejects, letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.ladder import Owed
@@ -111,7 +111,7 @@ class Shoppers:
         """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
         now = time.time()
         try:
-            made = self._make([(run, range(len(run.records))) for run in runs], now)
+            made = self._make([(run, run.records) for run in runs], now)
             self._poisoned = 0
         except MemoryError:
             raise RuntimeError(OUT_OF_MEMORY) from None
@@ -124,7 +124,7 @@ class Shoppers:
             self._profiles.apply(run.partition, one.step.changelog)
             _count(run, one)
         self._look_at_the_ranker([one.step for one in made], now)
-        return [(one.step, dead_letters(run, one.rejects) + one.outputs) for run, one in zip(runs, made, strict=True)]
+        return [(one.step, one.outputs) for one in made]
 
     def _look_at_the_ranker(self, steps: Sequence[Step], now: float) -> None:
         """Say once when it stops to give probabilities, and once when it has given nothing else for a while."""
@@ -148,16 +148,16 @@ class Shoppers:
             log.warning("the ranker gives probabilities again; pages are personal")
             self._unsound_at = None
 
-    def _make(self, taken: Sequence[tuple[Run, Sequence[int]]], now: float) -> list[_Made]:
-        """What records of each run, by index, come to. Changes nothing: it may be tried."""
+    def _make(self, taken: Sequence[tuple[Run, Sequence[Any]]], now: float) -> list[_Made]:
+        """What records of each run come to. Changes nothing: it may be tried."""
         start = time.perf_counter()
-        read = [self._read(run, these) for run, these in taken]
+        read = [self._read(run, records) for run, records in taken]
         decoding = time.perf_counter() - start
         steps = self._path.steps([part for part, _ in read], now)
         steps[0].seconds["decode"] = decoding
         return [
-            _Made(part, rejects, step, self._outputs(run, step))
-            for (run, _), (part, rejects), step in zip(taken, read, steps, strict=True)
+            _Made(part, rejects, step, letters(run, records, rejects) + self._outputs(run, step))
+            for (run, records), (part, rejects), step in zip(taken, read, steps, strict=True)
         ]
 
     def _without_poison(self, run: Run, now: float) -> _Made:
@@ -166,7 +166,7 @@ class Shoppers:
         Raises RuntimeError where the records are not to blame.
         """
         try:
-            made, poison = without_poison(range(len(run.records)), lambda these: self._make([(run, these)], now)[0])
+            made, poison = without_poison(run.records, lambda records: self._make([(run, records)], now)[0])
             if not poison:
                 return made
             self._outputs(run, self._path.probe(now))
@@ -195,19 +195,21 @@ class Shoppers:
             )  # fmt: skip
             if run.topic == "refreshes":
                 self._profiles.owed.forget(run.partition, record.key)
-        return made._replace(rejects=[*made.rejects, *rejects])
+        return made._replace(
+            rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *letters(run, run.records, rejects)]
+        )
 
-    def _read(self, run: Run, these: Sequence[int]) -> tuple[Part, list[Reject]]:
-        stored, records = self._profiles.partitions[run.partition], [run.records[at] for at in these]
+    def _read(self, run: Run, records: Sequence[Any]) -> tuple[Part, list[Reject]]:
+        stored = self._profiles.partitions[run.partition]
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
-            return Part(stored, refreshes=refreshes), _in_run(rejects, these)
+            return Part(stored, refreshes=refreshes), rejects
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
         )  # fmt: skip
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        return Part(stored, decoded, offsets), _in_run(decoded.rejects, these)
+        return Part(stored, decoded, offsets), decoded.rejects
 
     def _outputs(self, run: Run, step: Step) -> list[Output]:
         outputs = []
@@ -252,19 +254,18 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
     rejects = []
     for at, record in enumerate(records):
         try:
-            refreshes[record.key] = msgspec.json.decode(record.value, type=Refresh)
+            refresh = msgspec.json.decode(record.value, type=Refresh)
+            # A page that is owed is made in any case, one for its headline may be shed.
+            if record.key not in refreshes or not refresh.segment:
+                refreshes[record.key] = refresh
         except (msgspec.MsgspecError, TypeError) as error:
             rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
     return refreshes, rejects
 
 
-def _in_run(rejects: Sequence[Reject], these: Sequence[int]) -> list[Reject]:
-    """Rejects among some records of a run as rejects of the run."""
-    return [reject._replace(record=these[reject.record]) for reject in rejects]
-
-
 def _count(run: Run, made: _Made) -> None:
     decoded, step = made.part.decoded, made.step
+    count_rejects(run.topic, made.rejects)
     metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)

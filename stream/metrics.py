@@ -45,13 +45,13 @@ PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
 PROFILE_BYTES = _gauge("profile_bytes", "Bytes of those profiles at rest")
 LAG = _gauge("consumer_lag_records", "Records not yet done of this worker's partitions", "topic")
 FETCHED = _gauge("last_fetch_timestamp_seconds", "When the broker last answered a fetch")
+FETCH_SILENCE = _gauge(
+    "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"
+)
 RUNG = _gauge("ladder_rung", "Rung of the ladder of degradation; 0 sheds nothing")
 RUNG_MOVES = _counter("ladder_moves", "Moves on the ladder of degradation", "direction")
 DEFERRED_PAGES = _counter("deferred_pages", "Times that a page was put off, as the shopper's last was too young")
 OWED_PAGES = _gauge("owed_pages", "Shoppers whose page was put off and is yet to come")
 UNSOUND_PAGES = _counter("unsound_pages", "Pages made the popular ones, as the ranker gave no probabilities for them")
 RANKER_BROKEN = _gauge("ranker_broken", "1 while the ranker gives no probabilities")
-FETCH_SILENCE = _gauge(
-    "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"
-)
 READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

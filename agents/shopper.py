@@ -21,7 +21,7 @@ from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.ladder import Owed
-from stream.profile import owes_page
+from stream.profile import owing_pages
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
 
@@ -52,7 +52,7 @@ class Profiles:
 
     def __init__(self) -> None:
         self.partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-        self.owed = Owed(owes_page)
+        self.owed = Owed(owing_pages)
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         self.owed.note(partition, records, time.monotonic())
@@ -255,7 +255,10 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
     rejects = []
     for at, record in enumerate(records):
         try:
-            refreshes[record.key] = msgspec.json.decode(record.value, type=Refresh)
+            refresh = msgspec.json.decode(record.value, type=Refresh)
+            # A page that is owed is made in any case, one for its headline may be shed.
+            if record.key not in refreshes or not refresh.segment:
+                refreshes[record.key] = refresh
         except (msgspec.MsgspecError, TypeError) as error:
             rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
     return refreshes, rejects

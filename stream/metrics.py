@@ -1,5 +1,7 @@
 """The Prometheus metrics of a worker: base units, bounded labels, one home for every name."""
 
+from typing import NamedTuple
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
@@ -8,16 +10,32 @@ STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 
 STAGES = ("decode", "fold", "retrieve", "phi", "score", "assemble", "encode", "publish")
 
 
+class Described(NamedTuple):
+    name: str  # as Prometheus shows it
+    kind: str  # counter, gauge or histogram
+    labels: tuple[str, ...]
+    meaning: str
+
+
+DESCRIBED: list[Described] = []
+
+
+def _named(name: str, kind: str, meaning: str, labels: tuple[str, ...]) -> str:
+    full = "shopwindow_" + name
+    DESCRIBED.append(Described(full + "_total" if kind == "counter" else full, kind, labels, meaning))
+    return full
+
+
 def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    return Counter("shopwindow_" + name, meaning, labels, registry=REGISTRY)
+    return Counter(_named(name, "counter", meaning, labels), meaning, labels, registry=REGISTRY)
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    return Gauge("shopwindow_" + name, meaning, labels, registry=REGISTRY)
+    return Gauge(_named(name, "gauge", meaning, labels), meaning, labels, registry=REGISTRY)
 
 
 def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return Histogram("shopwindow_" + name, meaning, labels, buckets=buckets, registry=REGISTRY)
+    return Histogram(_named(name, "histogram", meaning, labels), meaning, labels, buckets=buckets, registry=REGISTRY)
 
 
 EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
@@ -37,10 +55,26 @@ COPIES = _counter("copies", "Headlines asked of GPT-2, by what came of it", "loc
 COPY_SECONDS = _histogram(
     "copy_seconds", "Time to generate a batch of headlines", (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 )
+COPYWRITER_UP = _gauge("copywriter_up", "1 while the copywriter's process runs")
+COPYWRITER_DEATHS = _counter("copywriter_deaths", "Times that the copywriter's process died or hung over a request")
 CATALOG_ITEMS = _gauge("catalog_items", "Items of the catalogue that may be shown")
 SIGNAL_ITEMS = _gauge("signal_items", "Items with signals")
 PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
 PROFILE_BYTES = _gauge("profile_bytes", "Bytes of those profiles at rest")
 LAG = _gauge("consumer_lag_records", "Records not yet done of this worker's partitions", "topic")
+LAG_SECONDS = _gauge(
+    "consumer_lag_seconds", "Age of the oldest record not yet done, in the partition of this worker that is furthest behind",
+    "topic",
+)  # fmt: skip
+RECOVERING = _gauge("recovery_remaining_records", "Changelog records still to be read before events are")
 FETCHED = _gauge("last_fetch_timestamp_seconds", "When the broker last answered a fetch")
+FETCH_SILENCE = _gauge(
+    "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"
+)
+RUNG = _gauge("ladder_rung", "Rung of the ladder of degradation; 0 sheds nothing")
+RUNG_MOVES = _counter("ladder_moves", "Moves on the ladder of degradation", "direction")
+DEFERRED_PAGES = _counter("deferred_pages", "Times that a page was put off, as the shopper's last was too young")
+OWED_PAGES = _gauge("owed_pages", "Shoppers whose page was put off and is yet to come")
+UNSOUND_PAGES = _counter("unsound_pages", "Pages made the popular ones, as the ranker gave no probabilities for them")
+RANKER_BROKEN = _gauge("ranker_broken", "1 while the ranker gives no probabilities")
 READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

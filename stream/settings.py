@@ -114,11 +114,21 @@ class Settings:
     sasl_password: str | None = _setting(None, _TEXT, "password of that user", secret=True)
     session_timeout: float = _setting(6.0, _real(1, 300, "s"), "a worker silent for this long has lost its partitions")
     heartbeat: float = _setting(0.5, _real(0.1, 60, "s"), "time between signs of life; a third of the above at most")
+    fetch_timeout: float = _setting(
+        60.0,
+        _real(1, 3600, "s"),
+        "a worker whose fetches go unanswered for this long, though Kafka answers, ends itself",
+    )
     data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`")
     models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker and the copywriter")
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
     web_port: int = _setting(6066, _whole(0, 65535), "port of the same; 0 takes a free one")
     run_records: int = _setting(512, _whole(1, 4096), "records that an agent takes at once, at most")
+    overload_lag: float = _setting(
+        2.0,
+        _real(0.05, 86_400, "s"),
+        "events that wait longer are overload: work is shed, more at twice and at four times",
+    )
     future_tolerance: float = _setting(
         300.0, _real(0, 86_400, "s"), "an event further ahead of its record's time is clamped to that"
     )
@@ -135,6 +145,7 @@ class Settings:
     copy_max_tokens: int = _setting(50, _whole(4, 64), "length of a headline, at most")
     copy_samples: int = _setting(4, _whole(1, 16), "headlines drawn, of which the likeliest good one is kept")
     log_level: str = _setting("WARNING", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "what is logged to stderr")
+    log_format: str = _setting("text", _one_of("text", "json"), "lines for people, or a JSON object a line")
 
 
 def load(environ: Mapping[str, str]) -> Settings:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -20,6 +20,15 @@ KeyValue = tuple[bytes, bytes | None]
 Progress = Callable[[int, int], None]  # records read, records there were at the start
 
 
+class Stretch(NamedTuple):
+    """Records of one partition, in order."""
+
+    topic: str  # logical
+    records: list[KeyValue]
+    partition: int
+    offsets: list[int]  # of each record: compaction leaves gaps
+
+
 class Broadcast:
     """Compacted topics that every worker holds in full, such as the catalogue.
 
@@ -30,7 +39,7 @@ class Broadcast:
     def __init__(self, settings: Settings, topics: Sequence[str]) -> None:
         self._settings = settings
         self._topics = topics
-        self._waiting: deque[tuple[str, list[KeyValue]]] = deque()
+        self._waiting: deque[Stretch] = deque()
         self._arrived = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -41,15 +50,15 @@ class Broadcast:
 
         Raises NoBroker, LookupError where a topic is missing.
         """
-        self._consumer = await _connected(self._settings)
-        ends = await _assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
-        async for records in _to_end(self._consumer, ends, progress):
+        self._consumer = await connected(self._settings)
+        ends = await assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
+        async for records in to_end(self._consumer, ends, progress):
             self._put(records)
         self.ready = True
         self._follower = asyncio.create_task(self._follow(self._consumer))
 
-    def drain(self) -> list[tuple[str, list[KeyValue]]]:
-        """What came since the last call, in order: (logical topic, [(key, value or None for deleted)])."""
+    def drain(self) -> list[Stretch]:
+        """What came since the last call, in order; the value of a deleted key is None."""
         self._arrived.clear()
         taken = list(self._waiting)
         self._waiting.clear()
@@ -82,7 +91,8 @@ class Broadcast:
 
     def _put(self, records: Sequence[Any]) -> None:
         topic = records[0].topic.removeprefix(self._settings.prefix)
-        self._waiting.append((topic, [(record.key, record.value) for record in records]))
+        rows = [(record.key, record.value) for record in records]
+        self._waiting.append(Stretch(topic, rows, records[0].partition, [record.offset for record in records]))
         self._arrived.set()
 
 
@@ -92,8 +102,8 @@ async def read_topic(settings: Settings, topic: str, progress: Progress | None =
     Raises NoBroker, LookupError where the topic is missing.
     """
     async with _reader(settings) as consumer:
-        ends = await _assign(consumer, [settings.prefix + topic])
-        async for records in _to_end(consumer, ends, progress):
+        ends = await assign(consumer, [settings.prefix + topic])
+        async for records in to_end(consumer, ends, progress):
             for record in records:
                 yield record
 
@@ -116,14 +126,15 @@ async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
 
 @asynccontextmanager
 async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = await _connected(settings)
+    consumer = await connected(settings)
     try:
         yield consumer
     finally:
         await consumer.stop()
 
 
-async def _connected(settings: Settings) -> AIOKafkaConsumer:
+async def connected(settings: Settings) -> AIOKafkaConsumer:
+    """A consumer without a group, started. Raises NoBroker."""
     consumer = AIOKafkaConsumer(
         **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
     )
@@ -136,8 +147,11 @@ async def _connected(settings: Settings) -> AIOKafkaConsumer:
     return consumer
 
 
-async def _assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
-    """Assign all partitions of the topics. -> their ends."""
+async def assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
+    """Assign all partitions of the topics (as the cluster names them), from their start. -> their ends.
+
+    Raises LookupError where one is missing.
+    """
     partitions = []
     # Asks the cluster: the consumer's own partitions_for_topic() knows only topics that it already reads.
     cluster = await consumer._client.fetch_all_metadata()
@@ -151,7 +165,7 @@ async def _assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[Topi
     return dict(await consumer.end_offsets(partitions))
 
 
-async def _to_end(
+async def to_end(
     consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int], progress: Progress | None
 ) -> AsyncIterator[list[Any]]:
     """Fetched stretches, each of one partition, until every position has reached its end.

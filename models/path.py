@@ -34,7 +34,7 @@ from stream.profile import (
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
-from stream.serving import react, show
+from stream.serving import react, show, turn
 from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
@@ -207,24 +207,16 @@ class PagePath:
             return
         step.triggers.extend(triggers)
         step.owed.extend((serving["owed_time"] > 0).tolist())
-        serving["version"] += 1
-        serving["owed_time"] = 0
-        serving["owed_id"] = 0
-        refused = profiles["consent"] < 0
-        serving["paged_at"] = np.where(refused, 0.0, generated_at) if shed.page_every else 0.0
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
-        shopper = np.array([key64(name) for name in names], np.int64)
-        popular = (shopper & 0x7FFFFFFF) / 2.0**31 < self.policy.popular_share
-        # One time a shopper, her newest event: a page is the same to the bit alone and in any batch.
-        now = np.maximum(profiles["last_seen"], [trigger.event_time for trigger in triggers])
-        batch = _Batch(
-            keys, names, profiles, serving, now, triggers,
-            ~popular & ~refused & (profiles["recent_item"][:, -1] != 0),
-            np.where(profiles["locale"] == 0, self.policy.default_locale, profiles["locale"]),
-            shopper ^ (serving["version"] * np.int64(-7046029254386353131)),
+        now, personal, locales, seeds = turn(
+            serving, profiles, np.array([key64(name) for name in names], np.int64),
+            [trigger.event_time for trigger in triggers], generated_at if shed.page_every else 0.0,
+            self.policy.popular_share, self.policy.default_locale,
         )  # fmt: skip
+        batch = _Batch(keys, names, profiles, serving, now, triggers, personal, locales, seeds)
         for at in range(0, len(keys), CHUNK):
-            self._pages(watch, step, batch.part(slice(at, at + CHUNK)), generated_at, shed)
+            part = batch.part(slice(at, at + CHUNK)) if len(keys) > CHUNK else batch
+            self._pages(watch, step, part, generated_at, shed)
 
     def _pages(self, watch: _Stopwatch, step: Step, batch: _Batch, generated_at: float, shed: Shed) -> None:
         policy, catalog, signals = _shorn(self.policy, shed), self.catalog, self.signals

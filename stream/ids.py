@@ -56,7 +56,8 @@ def insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
+def rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
+    """Put what a table holds into a larger one that is empty."""
     for at in range(keys.shape[0]):
         if keys[at] != 0:
             insert(new_keys, new_rows, keys[at], rows[at])
@@ -125,5 +126,5 @@ class IdIndex:
             size *= 2
         if size > self.keys.shape[0]:
             keys, rows = np.zeros(size, np.int64), np.zeros(size, np.int32)
-            _rehash(self.keys, self.rows, keys, rows)
+            rehash(self.keys, self.rows, keys, rows)
             self.keys, self.rows = keys, rows

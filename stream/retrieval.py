@@ -308,9 +308,8 @@ def retrieve(
 
 
 @njit
-def _retrieve_popular(
-    profiles, now, default_locale, items, overall, popularity, fresh, rows, generators, count, scores
-):  # type: ignore[no-untyped-def]
+def _retrieve_popular(profiles, now, default_locale, items, overall, popularity, fresh, rows, generators, count,  # type: ignore[no-untyped-def]
+                      scores):  # fmt: skip
     limit = rows.shape[1]
     keys, places = np.empty(PLACES, np.int32), np.empty(PLACES, np.int32)
     for u in range(profiles.shape[0]):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stream.catalog import Catalog, showable
 from stream.events import ADD, BUY, CLICK, VIEW
-from stream.ids import IdIndex, find, insert
+from stream.ids import IdIndex, find, insert, rehash
 from stream.jit import njit
 from stream.profile import fold_event
 from stream.rows import pack, unpack
@@ -470,21 +470,17 @@ class _Scan:
         self._at = self._known = 0
         self._overall, self._popularity = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
         self._fresh, self._added = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
-        self._room(64)
+        self._keys, self._places = np.zeros(128, np.int64), np.zeros(128, np.int32)  # of the categories, for `find`
+        self._of_category = np.full((64, CATEGORY_LEADERS), -1, np.int32)
+        self._strength = np.zeros((64, CATEGORY_LEADERS))
 
-    def _room(self, categories: int) -> None:
-        old = self._keys[self._keys != 0] if self._known else np.zeros(0, np.int64)
-        places = self._places[self._keys != 0] if self._known else np.zeros(0, np.int32)
-        rows, strength = np.full((categories, CATEGORY_LEADERS), -1, np.int32), np.zeros((categories, CATEGORY_LEADERS))
-        self._keys, self._places = np.zeros(2 * categories, np.int64), np.zeros(2 * categories, np.int32)
-        if self._known:
-            rows[: self._known], strength[: self._known] = (
-                self._of_category[: self._known],
-                self._strength[: self._known],
-            )
-            for key, place in zip(old.tolist(), places.tolist(), strict=True):
-                insert(self._keys, self._places, np.int64(key), np.int32(place))
-        self._of_category, self._strength = rows, strength
+    def _grow(self) -> None:
+        """Make room for twice the categories."""
+        keys, places = np.zeros(2 * len(self._keys), np.int64), np.zeros(2 * len(self._keys), np.int32)
+        rehash(self._keys, self._places, keys, places)
+        self._keys, self._places = keys, places
+        self._of_category = np.concatenate([self._of_category, np.full_like(self._of_category, -1)])
+        self._strength = np.concatenate([self._strength, np.zeros_like(self._strength)])
 
     def look(self, signals: Signals, items: int) -> int:
         """Look at so many items more, at most. -> how many have been looked at."""
@@ -499,7 +495,7 @@ class _Scan:
                 self._overall, self._popularity, self._of_category, self._strength, self._fresh, self._added,
             )  # fmt: skip
             if self._at < end:
-                self._room(2 * len(self._of_category))
+                self._grow()
         return self._at
 
     def leaders(self) -> Leaders:

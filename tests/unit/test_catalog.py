@@ -80,3 +80,11 @@ def test_an_index_finds_what_was_added_and_nothing_else() -> None:
     assert [index.add(key) for key in keys] == list(range(3000))
     assert [index.add(key) for key in keys] == list(range(3000))
     assert [index.get(key64(f"x{n}")) for n in range(100)] == [-1] * 100
+
+
+def test_ids_that_are_added_together_get_the_rows_that_they_get_one_by_one() -> None:
+    keys = np.array([key64(str(n % 700)) for n in range(1000)])
+    index, together = IdIndex(4), IdIndex(4)
+    expected = [index.add(int(key)) for key in keys]
+    assert together.add_all(keys[:300]).tolist() + together.add_all(keys[300:]).tolist() == expected
+    assert len(together) == 700 and together.get_all(keys).tolist() == expected

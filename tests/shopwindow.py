@@ -135,8 +135,8 @@ def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50) -> list[R
     return made
 
 
-def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50) -> list[Record]:
-    """n events of all kinds of `clicks`, some of them late, in random order of shoppers.
+def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50, late: float = 0.1) -> list[Record]:
+    """n events of all kinds of `clicks`, a share of them late, in random order of shoppers.
 
     Each shopper's last event is also her newest: the page that answers everything names it as its trigger.
     """
@@ -146,13 +146,13 @@ def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50) -> 
     for k, shopper in enumerate(owners):
         kind = chance.choice(("view_item", "view_item", "select_item", "add_to_cart", "remove_from_cart", "search",
                               "view_homepage", "hide_item"))  # fmt: skip
-        late = chance.random() < 0.1 and last[shopper] != k
+        belated = chance.random() < late and last[shopper] != k
         data: dict[str, Any] = {"locale": chance.choice(("en", "zh"))}
         if kind == "search":
             data["search_term"] = f"tweed {chance.randrange(9)}"
         elif kind != "view_homepage":
             data["item"] = f"i{chance.randrange(items)}"
-        time = NOW + k - (chance.uniform(0, 90_000) if late else 0)
+        time = NOW + k - (chance.uniform(0, 90_000) if belated else 0)
         made.append(record(kind, f"secretly-{shopper}", f"e{k}", time, **data))
     return made
 
@@ -195,18 +195,18 @@ def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 async def assert_answered(settings: Settings, sent: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
-    """Every accepted event of `behaviour` is in a page or superseded by a later one, versions rise without a gap.
+    """Every accepted event is in a page or superseded by a later one, versions rise without a gap.
 
     A page may come once more at its version, for a run that was done again; none is left out and none goes back. Each has
-    its impression.
+    its impression. Of each shopper the last event must also be the newest, as that of `behaviour` is: the last page then
+    names it as its trigger.
     """
     pages = pages_of(await read_all(settings, "homepages"))
     last = {key.decode(): json.loads(value)["id"] for key, value in sent if key and value}
     for key, made in pages.items():
         versions = [page["version"] for page in made]
         assert versions[0] == 1 and all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
-    answered = {key: made[-1]["trigger"]["event_id"] for key, made in pages.items()}
-    assert answered == last
+    assert {key: made[-1]["trigger"]["event_id"] for key, made in pages.items()} == last
     impressions = {json.loads(record.value)["page_id"] for record in await read_all(settings, "impressions")}
     assert impressions == {page["page_id"] for made in pages.values() for page in made}
     return pages

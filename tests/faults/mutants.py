@@ -111,7 +111,8 @@ def _change(chance: random.Random, event: Any, huge: int) -> None:
             holder[Raw(again)] = holder.pop(at)
         case 5:
             many = chance.choice((101, 1_000, 30_000)) if chance.random() < 0.05 else 3
-            holder[at] = Raw("[" + ",".join([written(holder[at])] * many) + "]")
+            text = written(holder[at])
+            holder[at] = Raw("[" + ",".join([text] * min(many, 1 + huge // len(text))) + "]")
         case 6 if chance.random() < 0.05:
             opening, closing = chance.choice((("[", "]"), ('{"a":', "}")))
             depth = chance.choice((100, 1_000, DEEP))

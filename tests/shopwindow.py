@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,10 +127,10 @@ def worker(settings: Settings, *program: str) -> Iterator[WorkerProcess]:
         assert private is None, f"the worker's log gives away {private and private.group()!r}"
 
 
-def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50) -> list[Record]:
-    """n events of so many shoppers in turn, a second apart, with distinct ids."""
+def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50, first: int = 0) -> list[Record]:
+    """n events of so many shoppers in turn, a second apart, with distinct ids, from the `first` of a longer log on."""
     made: list[Record] = []
-    for k in range(n):
+    for k in range(first, first + n):
         kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]
         made.append(record(kind, f"u{k % shoppers}", f"e{k}", start + k, item=f"i{(k * 7 + k // shoppers) % items}"))
     return made
@@ -152,9 +153,16 @@ def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50, lat
             data["search_term"] = f"tweed {chance.randrange(9)}"
         elif kind != "view_homepage":
             data["item"] = f"i{chance.randrange(items)}"
-        time = NOW + k - (chance.uniform(0, 90_000) if belated else 0)
-        made.append(record(kind, f"secretly-{shopper}", f"e{k}", time, **data))
+        moment = NOW + k - (chance.uniform(0, 90_000) if belated else 0)
+        made.append(record(kind, f"secretly-{shopper}", f"e{k}", moment, **data))
     return made
+
+
+def record_now(chance: random.Random, number: int, shoppers: int = 30, items: int = 50) -> Record:
+    """A view that happens at this moment; its id ends with the time (s since the epoch)."""
+    now = time.time()
+    shopper, item = f"secretly-{chance.randrange(shoppers)}", f"i{chance.randrange(items)}"
+    return record("view_item", shopper, f"e{number}@{now:.4f}", now, item=item)
 
 
 async def profiles_of(settings: Settings) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Watch:
         self._app = app
         self._limit: float = app.settings.fetch_timeout
         self._silence = Silence()
+        self._idle_since: float | None = None  # since when no fetch asks for anything
         self._away_since: float | None = None
         self.longest = 0.0  # s that a partition has waited by now
         self.problem: str | None = None  # why this process is of no use any more
@@ -72,12 +73,24 @@ class Watch:
             await asyncio.sleep(min(LOOK, self._limit / 4))
             waits = self._silence.waits(self._traces(), monotonic())
             self.longest = max(waits.values(), default=0.0)
+            if waits:
+                self._idle_since = None
             if self.longest > self._limit:
                 stuck = waits.get(None, 0.0) > self._limit  # our own loop: then it is all of them
                 await self._judge([tp for tp, wait in waits.items() if tp and (stuck or wait > self._limit)])
+            elif not waits:
+                await self._idle(monotonic())
             elif self._away_since is not None and waits and self.longest < self._limit / 2:
                 log.warning("Kafka answers again, after %.0f s", monotonic() - self._away_since)
                 self._away_since = self.note = None
+
+    async def _idle(self, now: float) -> None:
+        """Enough is waiting, we own nothing, or a rebalance is under way; one without end is that of a topic that is gone."""
+        if self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > self._limit:
+            self._idle_since = now
+            await self._judge([])
 
     def _traces(self) -> Mapping[TP | None, object]:
         return self._app.feed.traces() if self._app.started and not self._app.rebalancing else {}
@@ -95,7 +108,8 @@ class Watch:
                 self._away_since = monotonic() - self.longest
                 self.note = f"Kafka at {hosts} does not answer; this worker keeps trying"
                 log.warning("%s (%s)", self.note, error or type(error).__name__)
-        else:
+            return
+        if silent:
             tp = silent[0]
             self.problem = (
                 f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka at "
@@ -116,7 +130,7 @@ class Watch:
                 with connecting(settings):
                     await asker.start()
                 cluster = await asker._client.fetch_all_metadata()
-                for topic in sorted({tp.topic for tp in silent}):
+                for topic in sorted({tp.topic for tp in silent} or self._app.lanes_of):
                     if not cluster.partitions_for_topic(topic):
                         raise LookupError(
                             f"topic '{topic}' is gone, and with it what had not been read; `shopwindow topics create` "
@@ -124,7 +138,8 @@ class Watch:
                         )
                 partitions = [TopicPartition(*tp) for tp in silent]
                 asker.assign(partitions)
-                await asker.end_offsets(partitions)
+                if partitions:
+                    await asker.end_offsets(partitions)
         finally:
             await asker.stop()
 

@@ -120,12 +120,16 @@ class Watch:
                 self.note = f"Kafka at {hosts} does not answer; this worker keeps trying"
                 log.warning("%s (%s)", self.note, error or type(error).__name__)
             return
+        if self._away_since is not None:
+            self._answers_again()
+            self._silence.forgive()  # connecting again takes its time
+            return
         now = self._silence.waits(self._traces(), monotonic())
         silent = [tp for tp in silent if max(now.get(tp, 0.0), now.get(None, 0.0)) > self._limit]
         if not silent:
-            self._answers_again()
-        elif self._suspected is None:
-            self._suspected = monotonic()  # a broker that is back this very moment: our next attempt is on its way
+            return
+        if self._suspected is None:
+            self._suspected = monotonic()  # a broker may be back this very moment, and our next attempt on its way
         elif monotonic() - self._suspected > self._limit / 4:
             tp = silent[0]
             self.problem = (

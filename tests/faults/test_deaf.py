@@ -81,7 +81,7 @@ async def test_partitions_that_have_enough_waiting_raise_no_alarm(broker: str, t
 @scenario
 async def test_a_broker_that_is_away_is_told_of_and_waited_for() -> None:
     with Broker() as kafka:
-        settings = settings_for(kafka.bootstrap, "away-", fetch_timeout=LIMIT)
+        settings = settings_for(kafka.bootstrap, "away-", fetch_timeout=2 * LIMIT)
         await topics.create(settings)
         app, counts = counting_app(settings)
         watch = Watch(app)

@@ -10,6 +10,7 @@ import msgspec
 
 from stream import metrics
 from stream.kafka.outputs import Headers, Output, Pair
+from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from stream.events import Reject
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 REDRIVEN = "shopwindow-redriven"
 log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
+
+# More than the largest record of a cluster with Kafka's own limit. What is beyond would be refused, and stop the worker.
+KEPT = DEAD_LETTER_BYTES // 2 + (256 << 10)
 
 
 class Redriven(msgspec.Struct, frozen=True):
@@ -78,15 +82,23 @@ def count_letters(outputs: Sequence[Output]) -> None:
 
 
 def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
-    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours."""
+    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours.
+
+    A record beyond KEPT bytes, as only a cluster with a raised message.max.bytes has them, is cut there and loses its own
+    headers; the header `cut_from` then gives its bytes.
+    """
     offset, attempts = record.offset, 1
     before = redriven(record.headers)
     if before is not None and before.topic == topic:
         partition, offset, attempts = before.partition, before.offset, before.attempts + 1
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
     headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_OURS, values, strict=True)]
-    headers += [pair for pair in record.headers if pair[0] != REDRIVEN]
-    return (record.key, record.value), headers
+    own = [pair for pair in record.headers if pair[0] != REDRIVEN]
+    size = len(record.key or b"") + len(record.value or b"") + sum(len(name) + len(held or b"") for name, held in own)
+    if size > KEPT:
+        headers.append(("cut_from", b"%d" % len(record.value or b"")))
+        return ((record.key or b"")[:1024], (record.value or b"")[: KEPT - 2048]), headers
+    return (record.key, record.value), headers + own
 
 
 def redriven(headers: Any) -> Redriven | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
+from models.copybook import ABOUT_A_CATEGORY, CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
 from models.ranker import Ranker, sound
 from stream.catalog import Catalog
@@ -34,12 +34,12 @@ from stream.profile import (
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
-from stream.serving import react, show
+from stream.serving import react, show, turn
 from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
-CHUNK = 32  # shoppers at a time: phi of 256 falls out of the cache
+CHUNK = 64  # shoppers at a time: phi of 256 falls out of the cache
 TITLES = 3  # leading items that a headline is told of
 
 
@@ -207,24 +207,16 @@ class PagePath:
             return
         step.triggers.extend(triggers)
         step.owed.extend((serving["owed_time"] > 0).tolist())
-        serving["version"] += 1
-        serving["owed_time"] = 0
-        serving["owed_id"] = 0
-        refused = profiles["consent"] < 0
-        serving["paged_at"] = np.where(refused, 0.0, generated_at) if shed.page_every else 0.0
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
-        shopper = np.array([key64(name) for name in names], np.int64)
-        popular = (shopper & 0x7FFFFFFF) / 2.0**31 < self.policy.popular_share
-        # One time a shopper, her newest event: a page is the same to the bit alone and in any batch.
-        now = np.maximum(profiles["last_seen"], [trigger.event_time for trigger in triggers])
-        batch = _Batch(
-            keys, names, profiles, serving, now, triggers,
-            ~popular & ~refused & (profiles["recent_item"][:, -1] != 0),
-            np.where(profiles["locale"] == 0, self.policy.default_locale, profiles["locale"]),
-            shopper ^ (serving["version"] * np.int64(-7046029254386353131)),
+        now, personal, locales, seeds = turn(
+            serving, profiles, np.array([key64(name) for name in names], np.int64),
+            [trigger.event_time for trigger in triggers], generated_at if shed.page_every else 0.0,
+            self.policy.popular_share, self.policy.default_locale,
         )  # fmt: skip
+        batch = _Batch(keys, names, profiles, serving, now, triggers, personal, locales, seeds)
         for at in range(0, len(keys), CHUNK):
-            self._pages(watch, step, batch.part(slice(at, at + CHUNK)), generated_at, shed)
+            part = batch.part(slice(at, at + CHUNK)) if len(keys) > CHUNK else batch
+            self._pages(watch, step, part, generated_at, shed)
 
     def _pages(self, watch: _Stopwatch, step: Step, batch: _Batch, generated_at: float, shed: Shed) -> None:
         policy, catalog, signals = _shorn(self.policy, shed), self.catalog, self.signals
@@ -309,16 +301,21 @@ class PagePath:
         placed = placements.placed
         slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
         heads: dict[bytes, int] = {}
-        categories = self._interests(batch.profiles)
+        # (locale, slot, category) -> place among the heads, whether it is missing
+        titles: dict[tuple[int, int, str], tuple[int, bool]] = {}
+        categories, slots = self._interests(batch.profiles), placed["slot"].tolist()
         wanted = {request.segment for requests in step.requests for request in requests}
         for i, (count, code) in enumerate(zip(placements.count.tolist(), batch.locales.tolist(), strict=True)):
             locale, category = LOCALES[code], categories[i] if batch.personal[i] else ""
             missing: list[str] = []
             asked: list[CopyRequest] = []
-            for slot in dict.fromkeys(placed["slot"][i, :count].tolist()):
-                title = self.copies.title(locale, slot, category, now)
-                slot_of[i, slot] = heads.setdefault(title.head, len(heads))
-                if title.missing and copy:
+            for slot in dict.fromkeys(slots[i][:count]):
+                about = code, slot, category if slot in ABOUT_A_CATEGORY else ""
+                if about not in titles:
+                    title = self.copies.title(locale, slot, category, now)
+                    titles[about] = heads.setdefault(title.head, len(heads)), title.missing
+                slot_of[i, slot], lacks = titles[about]
+                if lacks and copy:
                     segment = segment_of(locale, slot, category)
                     missing.append(segment)
                     if segment not in wanted and self.copies.wants(segment, now, len(wanted)):

@@ -16,47 +16,52 @@ Rows = npt.NDArray[np.void]
 
 
 @njit
-def _packed_ends(words, ends):  # type: ignore[no-untyped-def]
+def _pack(words, version, ends, out):  # type: ignore[no-untyped-def]
+    """words (n, W) int32 into out, one after the other; ends (n + 1) where each starts and the last ends."""
+    n_words = words.shape[1]
+    bitmap = (n_words + 7) // 8
+    at = 0
     for i in range(words.shape[0]):
-        count = 0
-        for j in range(words.shape[1]):
-            if words[i, j] != 0:
-                count += 1
-        ends[i + 1] = ends[i] + 1 + (words.shape[1] + 7) // 8 + 4 * count
-
-
-@njit
-def _pack(words, raw, version, ends, out):  # type: ignore[no-untyped-def]
-    bitmap = (words.shape[1] + 7) // 8
-    for i in range(words.shape[0]):
-        at = ends[i]
+        ends[i] = at
         out[at] = version
         put = at + 1 + bitmap
-        for j in range(words.shape[1]):
-            if words[i, j] != 0:
-                out[at + 1 + (j >> 3)] |= 1 << (j & 7)
-                for b in range(4):
-                    out[put + b] = raw[i, 4 * j + b]
-                put += 4
+        for k in range(bitmap):
+            bits = 0
+            for j in range(8 * k, min(8 * k + 8, n_words)):
+                word = words[i, j]
+                if word != 0:
+                    bits |= 1 << (j & 7)
+                    for b in range(4):
+                        out[put + b] = (word >> (8 * b)) & 255
+                    put += 4
+            out[at + 1 + k] = bits
+        at = put
+    ends[words.shape[0]] = at
 
 
 @njit
-def _unpack(data, ends, raw):  # type: ignore[no-untyped-def]
-    """-> the first blob whose length does not fit its bitmap, or -1."""
-    n_words = raw.shape[1] // 4
+def _unpack(data, ends, words):  # type: ignore[no-untyped-def]
+    """data and ends as `_pack` made them into words (n, W) int32, which are 0. -> the first blob that is torn, or -1."""
+    n_words = words.shape[1]
     bitmap = (n_words + 7) // 8
-    for i in range(raw.shape[0]):
+    for i in range(words.shape[0]):
         at, end = ends[i] + 1, ends[i + 1]
         get = at + bitmap
         if get > end:
             return i
-        for j in range(n_words):
-            if data[at + (j >> 3)] & (1 << (j & 7)):
-                if get + 4 > end:
-                    return i
-                for b in range(4):
-                    raw[i, 4 * j + b] = data[get + b]
-                get += 4
+        for k in range(bitmap):
+            bits = data[at + k]
+            if bits == 0:
+                continue
+            for j in range(8 * k, min(8 * k + 8, n_words)):
+                if bits & (1 << (j & 7)):
+                    if get + 4 > end:
+                        return i
+                    word = np.int64(0)
+                    for b in range(4):
+                        word |= np.int64(data[get + b]) << (8 * b)
+                    words[i, j] = np.int32(word)
+                    get += 4
         if get != end:
             return i
     return -1
@@ -64,12 +69,12 @@ def _unpack(data, ends, raw):  # type: ignore[no-untyped-def]
 
 def pack_all(rows: Rows, version: int) -> tuple[bytes, list[int]]:
     """What `pack` makes of each row, one after the other, and where each starts and the last ends (n + 1)."""
-    words = rows.view(np.int32).reshape(len(rows), rows.itemsize // 4)  # (n, W) int32
-    ends = np.zeros(len(rows) + 1, np.int64)
-    _packed_ends(words, ends)
-    out = np.zeros(int(ends[-1]), np.uint8)
-    _pack(words, rows.view(np.uint8).reshape(len(rows), rows.itemsize), version, ends, out)
-    return out.tobytes(), ends.tolist()
+    n, width = len(rows), rows.itemsize // 4
+    ends = np.empty(n + 1, np.int64)
+    out = np.empty(n * (1 + (width + 7) // 8 + rows.itemsize), np.uint8)
+    _pack(rows.view(np.int32).reshape(n, width), version, ends, out)
+    found: list[int] = ends.tolist()
+    return out[: found[-1]].tobytes(), found
 
 
 def pack(rows: Rows, version: int) -> list[bytes]:
@@ -110,7 +115,7 @@ def unpack(
     if not len(blobs):
         return rows
     ends = np.array([0, *accumulate(map(len, blobs))])
-    torn = _unpack(np.frombuffer(b"".join(blobs), np.uint8), ends, rows.view(np.uint8).reshape(len(rows), -1))
+    torn = _unpack(np.frombuffer(b"".join(blobs), np.uint8), ends, rows.view(np.int32).reshape(len(rows), -1))
     if torn >= 0:
         raise ValueError(f"a row at rest is torn: {len(blobs[torn])} bytes do not fit its bitmap")
     return rows

@@ -75,13 +75,13 @@ def uniform(seed):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _brand_full(placed, start, end, items, row, cap):  # type: ignore[no-untyped-def]
-    brand = items[row].brand
+def _brand_full(placed, start, end, brands, candidate, cap):  # type: ignore[no-untyped-def]
+    brand = brands[candidate]
     if brand == 0:
         return False
     same = 0
     for j in range(start, end):
-        if items[placed[j].row].brand == brand:
+        if brands[placed[j].candidate] == brand:
             same += 1
     return same >= cap
 
@@ -96,10 +96,13 @@ def _place(at, row, candidate, score, slot, position, reason):  # type: ignore[n
 @njit
 def _assemble(rows, generators, count, scores, personal, seeds, items, layout, cap, explore, placed, placed_count):  # type: ignore[no-untyped-def]
     used = np.zeros(rows.shape[1], np.bool_)
+    brands = np.empty(rows.shape[1], np.int32)
     for u in range(rows.shape[0]):
         n, out, total = count[u], placed[u], 0
         order = np.argsort(-scores[u, :n], kind="mergesort")
         used[:] = False
+        for c in range(n):
+            brands[c] = items[rows[u, c]].brand
         explored_end = -1  # where the item to explore goes: after the last of the first slot
         for s in range(layout.shape[0]):
             slot, generator, least = layout[s, 0], layout[s, 1], layout[s, 4]
@@ -115,7 +118,7 @@ def _assemble(rows, generators, count, scores, personal, seeds, items, layout, c
                 # What was bought is for its own slot: nobody wants yesterday's lamp among the new ideas.
                 if used[c] or (generator != 0 and not g & generator) or (slot != AGAIN and g & GEN_BOUGHT):
                     continue
-                if _brand_full(out, start, total, items, rows[u, c], cap):
+                if _brand_full(out, start, total, brands, c, cap):
                     continue
                 reason = NEW if slot == FRESH else AGAIN_BOUGHT if slot == AGAIN else POPULAR
                 _place(out[total], rows[u, c], c, scores[u, c], slot, total - start + 1, reason)
@@ -135,7 +138,7 @@ def _assemble(rows, generators, count, scores, personal, seeds, items, layout, c
             start = explored_end - first.position
             pool, mass = 0, 0.0
             for c in range(n):
-                if not used[c] and not generators[u, c] & GEN_BOUGHT and not _brand_full(out, start, explored_end, items, rows[u, c], cap):  # fmt: skip
+                if not used[c] and not generators[u, c] & GEN_BOUGHT and not _brand_full(out, start, explored_end, brands, c, cap):  # fmt: skip
                     pool += 1
                     mass += scores[u, c]
             if pool == 0:
@@ -145,7 +148,7 @@ def _assemble(rows, generators, count, scores, personal, seeds, items, layout, c
             else:
                 left = uniform(seeds[u])
                 for c in range(n):
-                    if used[c] or generators[u, c] & GEN_BOUGHT or _brand_full(out, start, explored_end, items, rows[u, c], cap):  # fmt: skip
+                    if used[c] or generators[u, c] & GEN_BOUGHT or _brand_full(out, start, explored_end, brands, c, cap):  # fmt: skip
                         continue
                     chance = UNIFORM_SHARE / pool
                     chance += (1.0 - UNIFORM_SHARE) * (scores[u, c] / mass if mass > 0.0 else 1.0 / pool)

@@ -1,5 +1,7 @@
 """What was served: the version of a shopper's page, the items it showed, and the fatigue of items shown in vain."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -68,3 +70,43 @@ def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
                         _tire(row, row.shown_item[j], events[e].time)
         elif kind in (VIEW, CLICK, ADD, BUY):
             _rest(row, events[e].item)
+
+
+@njit
+def _turn(serving, profiles, shopper, newest, generated_at, share, default_locale, now, personal, locales, seeds):  # type: ignore[no-untyped-def]
+    for u in range(serving.shape[0]):
+        p, row = profiles[u], serving[u]
+        row.version += 1
+        row.owed_time = 0.0
+        row.owed_id[:] = 0
+        row.paged_at = 0.0 if p.consent < 0 else generated_at
+        now[u] = max(p.last_seen, newest[u])
+        popular = (shopper[u] & 0x7FFFFFFF) / 2.0**31 < share
+        personal[u] = not popular and p.consent >= 0 and p.recent_item[p.recent_item.shape[0] - 1] != 0
+        locales[u] = p.locale if p.locale != 0 else default_locale
+        seeds[u] = shopper[u] ^ (row.version * -7046029254386353131)
+
+
+def turn(
+    serving: Rows,
+    profiles: Rows,
+    shopper: npt.NDArray[np.int64],
+    newest: Sequence[float],
+    generated_at: float,
+    popular_share: float,
+    default_locale: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+    """In place: the next version of each shopper's page, which settles what was owed.
+
+    serving (S,) SERVING; profiles (S,) PROFILE; shopper (S,) key64; newest (S,) time of the newest event that came, s;
+    generated_at: what `paged_at` becomes, 0 where consent is refused.
+    -> now (S,) s, one time a shopper, her newest event: a page is the same to the bit alone and in any batch; whether it is
+    a personal page; the code of its locale; the seed of its draw.
+    """
+    n = len(serving)
+    now, personal = np.array(newest, np.float64), np.empty(n, np.bool_)
+    locales, seeds = np.empty(n, np.int8), np.empty(n, np.int64)
+    _turn(
+        serving, profiles, shopper, now, generated_at, popular_share, default_locale, now, personal, locales, seeds,
+    )  # fmt: skip
+    return now, personal, locales, seeds

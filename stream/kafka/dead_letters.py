@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
 REDRIVEN = "shopwindow-redriven"
+CUT = "cut_from"
+# More than the largest record of a cluster with Kafka's own limit. What is beyond would be refused, and stop the worker.
+KEPT = DEAD_LETTER_BYTES // 2 + (256 << 10)
 log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
@@ -50,6 +53,7 @@ class Letter(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # the producer's own
+    cut_from: int = 0  # bytes that the value had, where it was too large to be kept whole
 
 
 def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
@@ -94,11 +98,10 @@ def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tupl
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
     headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_OURS, values, strict=True)]
     own = [pair for pair in record.headers if pair[0] != REDRIVEN]
-    size = len(record.key or b"") + len(record.value or b"") + sum(len(name) + len(held or b"") for name, held in own)
-    if size > KEPT:
-        headers.append(("cut_from", b"%d" % len(record.value or b"")))
-        return ((record.key or b"")[:1024], (record.value or b"")[: KEPT - 2048]), headers
-    return (record.key, record.value), headers + own
+    key, value = record.key or b"", record.value or b""
+    if len(key) + len(value) + sum(len(name) + len(held or b"") for name, held in own) > KEPT:
+        return (key[:1024], value[: KEPT - 2048]), [*headers, (CUT, b"%d" % len(value))]
+    return (record.key, record.value), [*headers, *own]
 
 
 def redriven(headers: Any) -> Redriven | None:
@@ -116,14 +119,14 @@ def read_letter(record: Any) -> Letter:
     """The letter in an aiokafka record of `dead-letters`."""
     told: dict[str, str] = {}
     for name, value in record.headers:
-        if name not in _OURS or name in told:
+        if name not in (*_OURS, CUT) or name in told:
             break  # the producer's own begin
         told[name] = (value or b"").decode("utf-8", "replace")
     return Letter(
         f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
         _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),
         told.get("error", ""), told.get("field", ""), told.get("message", ""), record.key, record.value,
-        tuple(record.headers[len(told) :]),
+        tuple(record.headers[len(told) :]), _number(told, CUT, 0),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from stream.kafka.connect import NoBroker
 from stream.kafka.table import ExactTable
 from stream.rules import PageRules
 from stream.settings import Settings
+from stream.store import Profiles
 
 log = logging.getLogger(__name__)
 SWITCH = 0.0005  # s
@@ -60,7 +61,7 @@ class Worker:
         ranker = Ranker(settings.models_dir / "ranker")
         self.path = PagePath(self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings))
         self.app: BatchApp = make_app(settings)
-        self.profiles = shopper.Profiles()
+        self.profiles = Profiles()
         # Two at a time would only fight for the same core: the batches are numba and ONNX, without the GIL.
         self._batches = _thread("batches")
         out = self.app.outputs

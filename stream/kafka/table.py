@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import faust
 from faust.tables.manager import TableManager
@@ -11,11 +13,16 @@ from faust.tables.recovery import Recovery
 from faust.types import TP
 from mode import Service
 
+from stream.kafka.changelog import ChangelogReader, Stretch
+
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
 
 # A changelog key that starts so is no row: it says up to where a source is counted. Every reader skips it.
 WATERMARK = b"\x00wm:"
+
+# Changelogs are read over so many connections: while we take in what one has brought, the broker fills the other.
+LANES = 2
 
 
 class Store(Protocol):
@@ -44,6 +51,7 @@ class ExactTable(faust.Table[bytes, bytes]):
         super().__init__(app, name=name, partitions=app.settings.partitions, changelog_topic=changelog)
         self.store = store
         self.watermarks: dict[tuple[int, str, int], int] = {}  # (table partition, topic, partition) -> next offset
+        self.applied: dict[int, int] = {}  # table partition -> changelog offset up to which the store has it
         self.skipped = 0
         self._distrusted: set[int] = set()
         app.tables.add(self)
@@ -58,23 +66,21 @@ class ExactTable(faust.Table[bytes, bytes]):
     def written(self, topic: str, partition: int, next_offset: int, changelog_offset: int) -> None:
         """A run's changelog batch is acknowledged; its last record has `changelog_offset`."""
         self.watermarks[partition, topic, partition] = next_offset
-        # Told what it need not read again, recovery after a rebalance that leaves us the partition is instant.
-        tp = TP(self.changelog_topic.get_topic_name(), partition)
-        offsets = self.app.recovery.active_offsets
-        if tp in offsets:
-            offsets[tp] = max(offsets[tp] or 0, changelog_offset)
+        # Recovery after a rebalance that leaves us the partition need not read it again.
+        self.applied[partition] = max(self.applied.get(partition, -1), changelog_offset)
 
-    def apply_records(self, partition: int, records: Sequence[Any]) -> None:
-        """Fetched changelog records, as many as came: watermarks to us, rows to the store in one call."""
+    def apply_records(self, partition: int, records: Sequence[tuple[bytes, bytes | None]], last_offset: int) -> None:
+        """Changelog records in order, of which `last_offset` is the last: watermarks to us, rows to the store."""
         rows = []
         for record in records:
-            if record.key.startswith(WATERMARK):
-                topic, source = record.key[len(WATERMARK) :].decode().rsplit(":", 1)
-                self.watermarks[partition, topic, int(source)] = int(record.value)
+            if record[0].startswith(WATERMARK):
+                topic, source = record[0][len(WATERMARK) :].decode().rsplit(":", 1)
+                self.watermarks[partition, topic, int(source)] = int(record[1] or 0)
             else:
-                rows.append((record.key, record.value))
+                rows.append(record)
         if rows:
             self.store.apply(partition, rows)
+        self.applied[partition] = last_offset
 
     def distrust(self, partition: int) -> None:
         """The rows in memory are ahead of the changelog: read them anew should the partition come back."""
@@ -86,7 +92,8 @@ class ExactTable(faust.Table[bytes, bytes]):
         """No Faust store to open, and the changelog is created with the other topics."""
 
     def persisted_offset(self, tp: TP) -> int | None:
-        return None
+        """The last changelog offset that we need not read again; None where we have nothing of the partition."""
+        return self.applied.get(tp.partition)
 
     async def on_rebalance(
         self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
@@ -96,49 +103,113 @@ class ExactTable(faust.Table[bytes, bytes]):
         for partition in gone | self._distrusted:
             self.store.drop(partition)
             self.watermarks = {key: offset for key, offset in self.watermarks.items() if key[0] != partition}
+            self.applied.pop(partition, None)
             self.app.recovery.revoke(TP(changelog, partition))
         self._distrusted.clear()
 
 
+class TableProgress(NamedTuple):
+    """How far the recovery of one table has come; offsets count, of which compaction leaves some without a record."""
+
+    table: str
+    partitions: int
+    read: int
+    to_read: int  # of this recovery in all
+    seconds_left: float | None  # at the rate so far; None where there is none yet
+
+
 class BatchRecovery(Recovery):
-    """Faust's recovery, but whole fetched runs at a time, and it ends when the position does."""
+    """Faust's recovery, but changelogs come from a reader of their own, whole fetches at a time."""
 
     app: BatchApp
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._begins: dict[TP, int] = {}  # offset before the first that this recovery reads
+        self._since = 0.0  # monotonic, of the same
+        self._bounded = False  # this assignment's ends and beginnings are known
+        self._wakened = asyncio.Event()
+
     @Service.task
     async def _slurp_changelogs(self) -> None:
-        """Faust's reader takes one event at a time from a queue that we never fill."""
+        """In place of Faust's reader, which takes one event at a time from a queue that we never fill."""
+        try:
+            await asyncio.gather(*(self._read(lane) for lane in range(LANES)))
+        except Exception as error:
+            await self.app.crash(error)
+
+    async def _read(self, lane: int) -> None:
+        reader = ChangelogReader(self.app.settings)
+        try:
+            while not self.should_stop:
+                wanted = self._wanted(lane)
+                if not wanted:
+                    await self.wait_first(self._wakened.wait())
+                    self._wakened.clear()
+                    continue
+                for tp, stretch in (await reader.fetch(wanted)).items():
+                    self._apply(tp, wanted[tp], stretch)
+                self._end_if_read()
+                await asyncio.sleep(0)
+        finally:
+            await reader.close()
+
+    def _wanted(self, lane: int) -> dict[TP, int]:
+        """The next offset of each changelog partition that the lane is to read now."""
+        if not (self.in_recovery and self._bounded):
+            return {}
+        return {
+            tp: self.active_offsets[tp] + 1
+            for tp, left in self.active_remaining().items()
+            if left > 0 and tp.partition % LANES == lane
+        }
+
+    def _apply(self, tp: TP, wanted: int, stretch: Stretch) -> None:
+        if tp not in self.active_tps or self.active_offsets.get(tp) != wanted - 1:
+            return  # while it was fetched, a rebalance has given the partition away or set it back
+        table = cast(ExactTable, self.tp_to_table[tp])
+        table.apply_records(tp.partition, stretch.records, stretch.next_offset - 1)
+        self.active_offsets[tp] = stretch.next_offset - 1
+
+    def _end_if_read(self) -> None:
+        if self.in_recovery and self._bounded and not self.need_recovery():
+            self._set_recovery_ended()
+            self.signal_recovery_end.set()
+
+    def progress(self) -> list[TableProgress]:
+        """Of each table that is or was recovered since the last assignment."""
+        taken = monotonic() - self._since
+        found = []
+        for table, tps in self.actives_for_table.items():
+            known = [tp for tp in tps if tp in self._begins and self.active_highwaters.get(tp) is not None]
+            total = sum(max(0, self.active_highwaters[tp] - self._begins[tp]) for tp in known)
+            left = sum(max(0, self.active_highwaters[tp] - (self.active_offsets[tp] or 0)) for tp in known)
+            left = min(left, total)
+            seconds = None if total == left else left * taken / (total - left)
+            found.append(TableProgress(str(table.name), len(tps), total - left, total, 0.0 if not left else seconds))
+        return sorted(found)
+
+    # What Faust calls.
+
+    async def on_rebalance(self, *args: Any, **options: Any) -> None:
+        self._bounded = False
+        await super().on_rebalance(*args, **options)
 
     def _set_recovery_started(self) -> None:
-        # Only the reader above used to clear it: left set, the next recovery would end before it began.
+        # Only Faust's reader used to clear it: left set, the next recovery would end before it began.
         self.signal_recovery_end.clear()
         super()._set_recovery_started()
 
-    def apply_records(self, tp: TP, records: Sequence[Any]) -> None:
-        if tp not in self.active_tps:
-            return  # a stale fetch: the partition is another's by now
-        seen = self.active_offsets.get(tp)
-        if seen is not None and records[0].offset <= seen:
-            records = [record for record in records if record.offset > seen]
-        if records:
-            cast(ExactTable, self.tp_to_table[tp]).apply_records(tp.partition, records)
-            self.active_offsets[tp] = records[-1].offset
+    async def _build_offsets(self, consumer: Any, tps: set[TP], destination: Any, title: str) -> None:
+        await super()._build_offsets(consumer, tps, destination, title)
+        if title == "active":
+            self._begins = dict(destination)
+            self._since = monotonic()
+            self._bounded = True
+            self._wakened.set()
 
-    def end_if_read(self) -> None:
-        """Wake the recovery where every changelog is read up to the end it had.
-
-        The reader's position counts, not the last record: compaction and aborted transactions leave ends without one.
-        """
-        if not self.in_recovery:
-            return
-        for tp, remaining in self.active_remaining().items():
-            if remaining > 0:
-                position = self.app.feed.position_now(tp)
-                if position is not None and position > self.active_highwaters[tp]:
-                    self.active_offsets[tp] = self.active_highwaters[tp]
-        if not self.need_recovery():
-            self._set_recovery_ended()
-            self.signal_recovery_end.set()
+    async def _seek_offsets(self, consumer: Any, tps: set[TP], offsets: Any, title: str) -> None:
+        """The consumer of the group does not read changelogs: our reader is told where to start."""
 
 
 class BatchTableManager(TableManager):

@@ -10,7 +10,7 @@ LOCK := deploy/requirements.lock
 TRAIN_LOCK := deploy/requirements-train.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-train demo test unit lint lock
+.PHONY: help setup setup-train demo test unit faults lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: $(VENV)/.ready ## run every test
 
 unit: $(VENV)/.ready ## run the fast tests, without a broker
 	@$(BIN)/python -m pytest tests/unit
+
+faults: $(VENV)/.ready ## kill, stop, starve and poison everything, at length: most of an hour (SEED=1 repeats the chances of a run)
+	@$(BIN)/python -m pytest tests/faults tests/broker/test_security.py --faults=long -s -v $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
 lint: $(VENV)/.ready ## ruff and strict types
 	$(BIN)/ruff check .

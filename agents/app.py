@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -21,9 +20,10 @@ from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
 from stream import metrics
 from stream.events import LOCALES
-from stream.kafka.app import BatchApp, make_app, serve
+from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
 from stream.kafka.connect import NoBroker
 from stream.kafka.table import ExactTable
+from stream.kafka.watch import Watch
 from stream.rules import PageRules
 from stream.settings import Settings
 from stream.store import Profiles
@@ -83,7 +83,11 @@ class Worker:
             self.scribe = Scribe(settings.models_dir / "copywriter", sampling)
             self.path.copywriter = self.scribe.version
             self.app.listen(copy.TOPICS, copy.Copies(settings, self.scribe, out).live, limit=copy.RUN_RECORDS)
+        self.watch = Watch(self.app)
         self._warm = False
+
+    def health(self) -> web.Health:
+        return web.Health(self.watch.problem, self.watch.note)
 
     def conditions(self) -> dict[str, bool]:
         """What must hold before the worker counts as ready."""
@@ -106,29 +110,30 @@ class Worker:
                 lag[topic] = lag.get(topic, 0) + records
             for topic, records in lag.items():
                 metrics.LAG.labels(topic).set(records)
+            metrics.FETCH_SILENCE.set(self.watch.longest)
             metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Serve until `stop` is set. Raises what crashed the worker."""
-        endpoint = await web.start(self.settings, self.conditions, self.update_gauges)
-        follower: asyncio.Task[None] | None = None
+        endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health)
+        tasks = [asyncio.create_task(self.watch.run())]
         try:
             await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
-            # What has come to stay is no garbage: looking through it all would hold up a click for tens of milliseconds.
-            gc.collect()
-            gc.freeze()
+            settle_garbage()
             self._warm = True
-            follower = asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came))
-            follower.add_done_callback(lambda task: stop.set())
+            tasks.append(asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came)))
+            for task in tasks:
+                task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
             await serve(self.app, stop)
-            if follower.done():
-                follower.result()
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
-            if follower is not None:
-                await cancelled(follower)
+            for task in tasks:
+                await cancelled(task)
             await self.world.stop()
             if self.scribe:
                 await self.scribe.stop()

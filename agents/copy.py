@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 
 from agents.scribe import Scribe
-from agents.shopper import dead_letters
 from models.copybook import CopyRequest, CopyText
 from models.copywriter import Facts
 from stream import metrics
 from stream.events import Reject
 from stream.ids import key64
-from stream.kafka.outputs import Output, Outputs, Record
+from stream.kafka.dead_letters import dead_letters
+from stream.kafka.outputs import Output, Outputs, Pair
 from stream.kafka.transport import Run
 from stream.settings import Settings
 
@@ -47,7 +47,7 @@ class Copies:
                 continue
             if self._written.get(request.segment, 0.0) <= now:
                 requests[request.segment] = request
-        return list(requests.values()), dead_letters(run.topic, run.records, rejects)
+        return list(requests.values()), dead_letters(run, rejects)
 
     async def _copies(self, requests: list[CopyRequest]) -> list[Output]:
         if not requests:
@@ -59,7 +59,7 @@ class Copies:
         now = time.time()
         return [Output("copy", None, [self._record(r, c, now) for r, c in zip(requests, copies, strict=True)])]
 
-    def _record(self, request: CopyRequest, copy: Any, now: float) -> Record:
+    def _record(self, request: CopyRequest, copy: Any, now: float) -> Pair:
         metrics.COPIES.labels(request.locale, "refused" if copy is None else "written").inc()
         self._written[request.segment] = now + self._settings.copy_ttl
         text = CopyText(
@@ -67,4 +67,4 @@ class Copies:
             text=None if copy is None else copy.text, created=now, ttl=self._settings.copy_ttl,
             copywriter=self._scribe.version, logprob=None if copy is None else copy.logprob,
         )  # fmt: skip
-        return Record(request.segment.encode(), msgspec.json.encode(text))
+        return request.segment.encode(), msgspec.json.encode(text)

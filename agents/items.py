@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from agents.shopper import dead_letters
 from agents.together import OffLoop, Together
 from stream.events import Reject
+from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.signals import ItemTable, decode_activity
@@ -61,4 +61,4 @@ class Items:
                 continue
             # A crash sends activity again, with the same offsets: the table knows how far it has counted each source.
             changed |= table.fold(source, partition, rows)
-        return table.records(changed) if changed else [], dead_letters(run.topic, run.records, rejects)
+        return table.records(changed) if changed else [], dead_letters(run, rejects)

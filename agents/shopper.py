@@ -15,8 +15,8 @@ from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Decoded, Reject, decode_run
-from stream.kafka.dead_letters import dead_letter
-from stream.kafka.outputs import Output, Outputs, Record
+from stream.kafka.dead_letters import dead_letters
+from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
@@ -62,7 +62,7 @@ class Shoppers:
             self._profiles.apply(run.partition, step.changelog)
             _count(run, part.decoded, step)
         return [
-            (step, dead_letters(run.topic, run.records, rejects) + self._outputs(run, step))
+            (step, dead_letters(run, rejects) + self._outputs(run, step))
             for run, (_, rejects), step in zip(runs, read, steps, strict=True)
         ]
 
@@ -81,32 +81,24 @@ class Shoppers:
     def _outputs(self, run: Run, step: Step) -> list[Output]:
         outputs = []
         if step.pages:
-            outputs.append(Output("homepages", run.partition, [Record(*page) for page in step.pages]))
-            outputs.append(Output("impressions", None, [Record(*impression) for impression in step.impressions]))
+            outputs.append(Output("homepages", run.partition, step.pages))
+            outputs.append(Output("impressions", None, step.impressions))
         asked = [request for requests in step.requests for request in requests]
         if asked:
-            records = [Record(request.segment.encode(), msgspec.json.encode(request)) for request in asked]
+            records = [(request.segment.encode(), msgspec.json.encode(request)) for request in asked]
             outputs.append(Output("copy-requests", None, records))
         if len(step.activity):
             owners = owner(step.activity["item"], self._settings.partitions)
             for p in np.unique(owners).tolist():
                 parts = split_activity(step.activity[owners == p], ACTIVITY_ROWS)
-                values = [Record(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
+                values = [(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
                 outputs.append(Output("item-activity", p, values))
         return outputs
 
     async def headlines_came(self, served: dict[bytes, Refresh]) -> None:
         """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
-        asked = [Record(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
+        asked = [(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
         await self._out.send("refreshes", None, asked)
-
-
-def dead_letters(topic: str, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
-    """What goes to `dead-letters` for the rejects of a run: nothing where there are none."""
-    for reject in rejects:
-        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
-    letters = [dead_letter(topic, records[reject.record], reject) for reject in rejects]
-    return [Output("dead-letters", None, letters)] if letters else []
 
 
 def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Reject]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
@@ -32,7 +32,19 @@ class Web:
         await self._runner.cleanup()
 
 
-async def start(settings: Settings, ready: Callable[[], Mapping[str, bool]], before_scrape: Callable[[], None]) -> Web:
+class Health(NamedTuple):
+    """What /healthz says. A problem is one that a restart of the process mends; of others it only takes note."""
+
+    problem: str | None = None
+    note: str | None = None
+
+
+async def start(
+    settings: Settings,
+    ready: Callable[[], Mapping[str, bool]],
+    before_scrape: Callable[[], None],
+    health: Callable[[], Health] = Health,
+) -> Web:
     """Serve /metrics, /healthz and /readyz on the settings' address; returns when it listens.
 
     `ready` gives the conditions that must all hold; `before_scrape` brings figures up to date that are read only when
@@ -45,7 +57,10 @@ async def start(settings: Settings, ready: Callable[[], Mapping[str, bool]], bef
         return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 
     async def healthz(request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        found = health()
+        if found.problem:
+            return web.Response(text=f"{found.problem}\n", status=503)
+        return web.Response(text=f"ok; {found.note}\n" if found.note else "ok\n")
 
     async def readyz(request: web.Request) -> web.Response:
         conditions = dict(ready())

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -191,16 +191,18 @@ class Broker:
     """One Kafka on loopback, as a context manager or by `start` and `stop`; it dies with this process.
 
     port 0: any free one. data None: a temporary folder, removed at `stop`. extra: more lines of server.properties, of
-    which the last word holds.
+    which the last word holds. users: name -> password of those who may log in by SCRAM, where `extra` asks for it.
     """
 
     def __init__(
-        self, port: int = 0, data: Path | None = None, say: Say = lambda line: None, heap_mb: int = 256, extra: str = ""
-    ) -> None:
+        self, port: int = 0, data: Path | None = None, say: Say = lambda line: None, heap_mb: int = 256, extra: str = "",
+        users: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self._wanted_port = port
         self._say = say
         self._heap_mb = heap_mb
         self._extra = extra
+        self._users = users or {}
         self._temporary = data is None
         self._data = data
         self._process: subprocess.Popen[bytes] | None = None
@@ -217,6 +219,11 @@ class Broker:
 
     def start(self) -> None:
         """Return when Kafka answers. Raises BrokerError with the reason where it does not within 60 s."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it without waiting. Raises BrokerError where it cannot be started."""
         java, jars = prepare(self._say)
         self.port = free_port(self._wanted_port)
         if self._data is None:
@@ -238,16 +245,24 @@ class Broker:
             self._say("formatting the broker's storage")
             formatting = subprocess.run(
                 [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", classpath, "kafka.tools.StorageTool", "format",
-                 "-t", CLUSTER, "-c", config],
+                 "-t", CLUSTER, "-c", config, *self._credentials()],
                 capture_output=True, text=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             if formatting.returncode:
                 raise BrokerError(
                     f"Kafka could not format {self._data}: {_last_line(formatting.stdout + formatting.stderr)}"
                 )
-        self._launch(java, classpath)
+        self._spawn(java, classpath)
 
-    def _launch(self, java: Path, classpath: str) -> None:
+    def _credentials(self) -> list[str]:
+        return [
+            word
+            for name, password in self._users.items()
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+            for word in ("--add-scram", f"{mechanism}=[name={name},password={password}]")
+        ]
+
+    def _spawn(self, java: Path, classpath: str) -> None:
         assert self._data is not None
         command = [
             str(java), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
@@ -257,6 +272,10 @@ class Broker:
         with self.log.open("wb") as log:
             self._process = leashed(command, log)
         self._say(f"starting Kafka {KAFKA} at {self.bootstrap}")
+
+    def wait(self) -> None:
+        """Return when it answers. Raises BrokerError with the reason where it does not within 60 s."""
+        assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while not answers(self.bootstrap):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -291,7 +310,12 @@ class Broker:
         """End Kafka if it runs, and start it on the same port and data."""
         self._end_process()
         java, jars = prepare(self._say)
-        self._launch(java, os.pathsep.join(map(str, jars)))
+        self._spawn(java, os.pathsep.join(map(str, jars)))
+        self.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM, and wait until Kafka has ended; `restart` brings it back with its data."""
+        self._end_process()
 
     def poll(self) -> int | None:
         """None while Kafka runs, else its exit status."""
@@ -313,6 +337,56 @@ class Broker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+MEMBER = """
+node.id={node}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+offsets.topic.replication.factor=3
+transaction.state.log.replication.factor=3
+share.coordinator.state.topic.replication.factor=3
+default.replication.factor=3
+min.insync.replicas=2
+replica.lag.time.max.ms=3000
+"""
+
+
+class Cluster:
+    """Three brokers on loopback, each of them controller too: any one may be lost. A context manager."""
+
+    def __init__(self, heap_mb: int = 256) -> None:
+        ports = [(free_port(), free_port()) for _ in range(3)]
+        voters = ",".join(f"{node}@127.0.0.1:{controller}" for node, (_, controller) in enumerate(ports, 1))
+        self.brokers = [
+            Broker(
+                port, heap_mb=heap_mb, extra=MEMBER.format(node=node, voters=voters, port=port, controller_port=other)
+            )
+            for node, (port, other) in enumerate(ports, 1)
+        ]
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(broker.bootstrap for broker in self.brokers)
+
+    def __enter__(self) -> Cluster:
+        try:
+            for broker in self.brokers:
+                broker.launch()
+            for broker in self.brokers:  # none answers before two of them are there
+                broker.wait()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for broker in self.brokers:
+            broker.kill()  # in good order the last one would wait for the others, which are gone
+            broker.stop()
 
 
 def _last_line(text: str) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stream.settings import Settings, SettingsError, describe, load
 
@@ -181,6 +181,29 @@ def profiles(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
+def list_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.dead_letters import kept, print_letters
+
+    found = asyncio.run(kept(connected(settings), given.reason, given.limit, given.all))
+    print_letters(found, given.json)
+    return 0
+
+
+def show_dead_letter(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.dead_letters import show_text
+
+    print(asyncio.run(show_text(connected(settings), given.id)))
+    return 0
+
+
+def redrive_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.dead_letters import redrive_text, send_back
+
+    done = asyncio.run(send_back(connected(settings), given.reason, given.ids, given.dry_run, given.force))
+    print(redrive_text(done, given.dry_run))
+    return 1 if given.ids and done.left else 0
+
+
 def models(settings: Settings, given: argparse.Namespace) -> int:
     if given.action == "train":
         from deploy.train_ranker import train
@@ -261,8 +284,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = top.add_subparsers(metavar="command", required=True)
 
-    def add(name: str, run: Command, meaning: str, example: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
+    def add(name: str, run: Command | None, meaning: str, example: str, of: Any = commands) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = of.add_parser(
             name, help=meaning, description=meaning, epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
@@ -322,6 +345,33 @@ def parser() -> argparse.ArgumentParser:
         "shopwindow profiles --json > before.jsonl",
     )
     p.add_argument("--json", action="store_true", help="one JSON object a line, sorted, fit for diff")
+    p = add(
+        "dead-letters", None, "list the records that were refused, look at one, send them back",
+        "shopwindow dead-letters redrive --reason invalid --dry-run",
+    )  # fmt: skip
+    letters = p.add_subparsers(metavar="action", required=True)
+    p = add(
+        "list", list_dead_letters, "the newest first, those that were sent back left out",
+        "shopwindow dead-letters list --reason not_json", letters,
+    )  # fmt: skip
+    p.add_argument("--reason", metavar="R", help="only of this reason, such as not_json or missing")
+    p.add_argument("--limit", type=_count, default=20, metavar="N", help="so many at most (default 20)")
+    p.add_argument("--all", action="store_true", help="those that were sent back too")
+    p.add_argument("--json", action="store_true", help="one JSON object a line")
+    p = add(
+        "show", show_dead_letter, "everything of one: why it was refused, its headers and its bytes",
+        "shopwindow dead-letters show 3-17", letters,
+    )  # fmt: skip
+    p.add_argument("id", metavar="ID", help="as `list` prints it: PARTITION-OFFSET")
+    p = add(
+        "redrive", redrive_dead_letters,
+        "send the original key and bytes back to where they came from, each letter once",
+        "shopwindow dead-letters redrive --reason invalid --dry-run", letters,
+    )  # fmt: skip
+    p.add_argument("ids", nargs="*", metavar="ID", help="only these")
+    p.add_argument("--reason", metavar="R", help="only of this reason")
+    p.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    p.add_argument("--force", action="store_true", help="also those that this version would refuse again")
     p = add("models", models, "list the models, or fit the ranker on simulated shoppers", "shopwindow models list")
     p.add_argument("action", choices=("list", "train"))
     p.add_argument("--out", type=Path, default=Path("models/default/ranker"), help="train: folder of the ranker")

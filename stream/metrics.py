@@ -43,4 +43,7 @@ PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
 PROFILE_BYTES = _gauge("profile_bytes", "Bytes of those profiles at rest")
 LAG = _gauge("consumer_lag_records", "Records not yet done of this worker's partitions", "topic")
 FETCHED = _gauge("last_fetch_timestamp_seconds", "When the broker last answered a fetch")
+FETCH_SILENCE = _gauge(
+    "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"
+)
 READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

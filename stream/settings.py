@@ -114,6 +114,11 @@ class Settings:
     sasl_password: str | None = _setting(None, _TEXT, "password of that user", secret=True)
     session_timeout: float = _setting(6.0, _real(1, 300, "s"), "a worker silent for this long has lost its partitions")
     heartbeat: float = _setting(0.5, _real(0.1, 60, "s"), "time between signs of life; a third of the above at most")
+    fetch_timeout: float = _setting(
+        60.0,
+        _real(1, 3600, "s"),
+        "a worker whose fetches go unanswered for this long, though Kafka answers, ends itself",
+    )
     data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`")
     models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker and the copywriter")
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")

@@ -1,8 +1,11 @@
 """What every test may ask for: one embedded Kafka for the session, and topics of its own."""
 
 import asyncio
+import random
+import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,39 @@ from aiokafka.admin import AIOKafkaAdminClient
 from deploy.broker import Broker
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", choices=("short", "long"), default="short", help="how much the fault tests do")
+    parser.addoption("--seed", type=int, help="of the fault tests' random moments; each prints the one it took")
+
+
+@pytest.fixture
+def size(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Chooses between how much a test does in its short form and in its long one."""
+    long = request.config.getoption("--faults") == "long"
+    return lambda short, lengthy: lengthy if long else short
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Whatever a test leaves to chance; the seed that it prints does the same again."""
+    seed = request.config.getoption("--seed")
+    if seed is None:
+        seed = random.SystemRandom().randrange(1 << 31)
+    print(f"\n--seed {seed}", file=sys.stderr, flush=True)
+    return random.Random(seed)
+
+
+@pytest.fixture
+def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Says how far a long test is; seen at once with -s, and where the test fails."""
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"  {time.monotonic() - start:6.1f} s  {line}", file=sys.stderr, flush=True)
+
+    return say
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 
 from stream.kafka.app import BatchApp, make_app, serve
 from stream.kafka.connect import client_options, partition_of
-from stream.kafka.outputs import Output, Record
+from stream.kafka.outputs import Output
 from stream.kafka.table import ExactTable
 
 
@@ -65,7 +65,7 @@ def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: floa
                 rows[record.key] = touched[record.key] = rows.get(record.key, 0) + 1
             if pause:
                 await asyncio.sleep(pause)
-            seen = [Record(r.key, b"%s %d %d" % (run.topic.encode(), run.partition, r.offset)) for r in run.records]
+            seen = [(r.key, b"%s %d %d" % (run.topic.encode(), run.partition, r.offset)) for r in run.records]
             changelog = [(key, b"%d" % count) for key, count in touched.items()]
             await app.outputs.commit_run(run, [Output("impressions", run.partition, seen)], changelog)
 
@@ -73,14 +73,23 @@ def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: floa
     return app, counts
 
 
-def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, with three minutes to end."""
+Scenario = Callable[..., Coroutine[Any, Any, None]]
 
-    @functools.wraps(test)
-    def run(*args: Any, **named: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **named), 180))
 
-    return run
+def lasting(seconds: float) -> Callable[[Scenario], Callable[..., None]]:
+    """A test that is a coroutine, with so long to end."""
+
+    def made(test: Scenario) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **named: Any) -> None:
+            asyncio.run(asyncio.wait_for(test(*args, **named), seconds))
+
+        return run
+
+    return made
+
+
+scenario = lasting(180.0)
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:

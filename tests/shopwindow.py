@@ -2,11 +2,15 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +55,62 @@ def command(settings: Settings, *arguments: str, **more: Any) -> subprocess.Comp
     )  # fmt: skip
 
 
+# Words that tests put where secrets and shoppers' data are: a worker never says any of them.
+PRIVATE = re.compile(r"sesame|secretly|tweed", re.I)
+
+
+class WorkerProcess(subprocess.Popen[bytes]):
+    """A worker as a process of its own; what it says is kept."""
+
+    def __init__(self, settings: Settings, program: Sequence[str] = ("-m", "shopwindow", "worker")) -> None:
+        self._output = tempfile.NamedTemporaryFile(prefix="worker-", suffix=".log")  # noqa: SIM115 - as long as the process
+        super().__init__(
+            [sys.executable, *program],
+            env=environ_of(settings),
+            cwd=ROOT,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def said(self) -> str:
+        return Path(self._output.name).read_text(errors="replace")
+
+    async def says(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
+        """Wait until it has said so. Fails where it ends before, or does not within the time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not (found := re.search(pattern, self.said())):
+                    ended = self.poll() is not None
+                    found = re.search(pattern, self.said())
+                    if found:
+                        break
+                    assert not ended, (
+                        f"the worker ended with {self.returncode} and never said {pattern!r}: {self.said()}"
+                    )
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"after {seconds} s the worker has not said {pattern!r}, but: {self.said()}") from None
+        return found
+
+    async def port(self) -> int:
+        """Of its metrics and its health."""
+        return int((await self.says(r"metrics at http://[^:]+:(\d+)/"))[1])
+
+    async def ready(self) -> None:
+        await self.says("shopwindow: ready")
+
+    async def ends(self, seconds: float = 60.0) -> int:
+        """Its exit status."""
+        return await asyncio.to_thread(self.wait, seconds)
+
+
 @contextmanager
-def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker as a process of its own; stopped, unless it has been killed, at the end."""
-    process = subprocess.Popen([sys.executable, "-m", "shopwindow", "worker"], env=environ_of(settings), cwd=ROOT)
+def worker(settings: Settings, *program: str) -> Iterator[WorkerProcess]:
+    """A worker, or another `program` that is one; stopped at the end, unless it has ended or been killed.
+
+    Whatever any worker of any test says is searched for secrets and shoppers' data.
+    """
+    process = WorkerProcess(settings, *([program] if program else []))
     try:
         yield process
         if process.poll() is None:
@@ -64,6 +120,10 @@ def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.kill()
             process.wait()
+        said = process.said()
+        sys.stderr.write(said)
+        private = PRIVATE.search(said)
+        assert private is None, f"the worker's log gives away {private and private.group()!r}"
 
 
 def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50) -> list[Record]:
@@ -72,6 +132,28 @@ def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50) -> list[R
     for k in range(n):
         kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]
         made.append(record(kind, f"u{k % shoppers}", f"e{k}", start + k, item=f"i{(k * 7 + k // shoppers) % items}"))
+    return made
+
+
+def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50) -> list[Record]:
+    """n events of all kinds of `clicks`, some of them late, in random order of shoppers.
+
+    Each shopper's last event is also her newest: the page that answers everything names it as its trigger.
+    """
+    owners = [chance.randrange(shoppers) for _ in range(n)]
+    last = {shopper: k for k, shopper in enumerate(owners)}
+    made: list[Record] = []
+    for k, shopper in enumerate(owners):
+        kind = chance.choice(("view_item", "view_item", "select_item", "add_to_cart", "remove_from_cart", "search",
+                              "view_homepage", "hide_item"))  # fmt: skip
+        late = chance.random() < 0.1 and last[shopper] != k
+        data: dict[str, Any] = {"locale": chance.choice(("en", "zh"))}
+        if kind == "search":
+            data["search_term"] = f"tweed {chance.randrange(9)}"
+        elif kind != "view_homepage":
+            data["item"] = f"i{chance.randrange(items)}"
+        time = NOW + k - (chance.uniform(0, 90_000) if late else 0)
+        made.append(record(kind, f"secretly-{shopper}", f"e{k}", time, **data))
     return made
 
 
@@ -109,4 +191,22 @@ def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
     pages: dict[str, list[dict[str, Any]]] = {}
     for page in records:
         pages.setdefault(page.key.decode(), []).append(json.loads(page.value))
+    return pages
+
+
+async def assert_answered(settings: Settings, sent: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+    """Every accepted event of `behaviour` is in a page or superseded by a later one, versions rise without a gap.
+
+    A page may come once more at its version, for a run that was done again; none is left out and none goes back. Each has
+    its impression.
+    """
+    pages = pages_of(await read_all(settings, "homepages"))
+    last = {key.decode(): json.loads(value)["id"] for key, value in sent if key and value}
+    for key, made in pages.items():
+        versions = [page["version"] for page in made]
+        assert versions[0] == 1 and all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
+    answered = {key: made[-1]["trigger"]["event_id"] for key, made in pages.items()}
+    assert answered == last
+    impressions = {json.loads(record.value)["page_id"] for record in await read_all(settings, "impressions")}
+    assert impressions == {page["page_id"] for made in pages.values() for page in made}
     return pages

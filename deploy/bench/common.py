@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from deploy.broker import Broker
 
 Figures = dict[str, Any]
 
@@ -33,12 +38,30 @@ class Plan:
 
 @contextmanager
 def one_core() -> Iterator[bool]:
-    """Keep this process on the last of its cores, the others are the broker's. -> False where the system has no say."""
-    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+    """Keep this process on the last of its cores. -> False where the system has no say."""
+    with _only(lambda cores: {max(cores)}) as held:
+        yield held
+
+
+@contextmanager
+def broker_beside() -> Iterator[Broker]:
+    """An embedded Kafka that keeps off the core of `one_core`."""
+    broker = Broker(heap_mb=512)
+    try:
+        with _only(lambda cores: cores - {max(cores)}):
+            broker.start()
+        yield broker
+    finally:
+        broker.stop()
+
+
+@contextmanager
+def _only(choose: Callable[[set[int]], set[int]]) -> Iterator[bool]:
+    before = set(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else set()
+    if len(before) < 2:
         yield False
         return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
+    os.sched_setaffinity(0, choose(before))
     try:
         yield True
     finally:
@@ -55,3 +78,33 @@ def seconds_of(work: Callable[[], Any]) -> float:
 def middle(values: Sequence[float], digits: int = 4) -> float:
     """The median, to `digits` significant digits."""
     return float(f"{median(values):.{digits}g}")
+
+
+class Meter:
+    """When the first of `wanted` records came, when the last was durable, and what it took."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.done = 0
+        self.all_done = asyncio.Event()
+        self._first = self._cpu = 0.0
+        self._figures: Figures = {}
+
+    def began(self) -> None:
+        if not self._first:
+            self._first, self._cpu = time.perf_counter(), time.process_time()
+
+    def count(self, records: int) -> None:
+        self.done += records
+        if self.done >= self.wanted and not self._figures:
+            took, cpu = time.perf_counter() - self._first, time.process_time() - self._cpu
+            self._figures = {
+                "records": self.done,
+                "per_s": self.done / took,
+                "cpu_us": cpu / self.done * 1e6,
+                "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+            self.all_done.set()
+
+    def tell(self) -> None:
+        print(json.dumps(self._figures), flush=True)

@@ -6,6 +6,7 @@ Topics that share a table share its partitions' turns: two runs never fold into 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -210,6 +211,17 @@ def make_app(settings: Settings) -> BatchApp:
         producer_max_request_size=2 * CHANGELOG_BYTES,
         producer_request_timeout=SEND_TIMEOUT,
     )
+
+
+def settle_garbage() -> None:
+    """Call once all that stays is loaded. What has come to stay is no garbage, and records in flight make no cycles.
+
+    By its defaults Python would look through all of them every few thousand records: a quarter of a backlog's time, and
+    tens of milliseconds of a click's.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 1_000)
 
 
 async def serve(app: BatchApp, stop: asyncio.Event) -> None:

@@ -41,9 +41,9 @@ class Broadcast:
 
         Raises NoBroker, LookupError where a topic is missing.
         """
-        self._consumer = await _connected(self._settings)
-        ends = await _assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
-        async for records in _to_end(self._consumer, ends, progress):
+        self._consumer = await connected(self._settings)
+        ends = await assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
+        async for records in to_end(self._consumer, ends, progress):
             self._put(records)
         self.ready = True
         self._follower = asyncio.create_task(self._follow(self._consumer))
@@ -92,8 +92,8 @@ async def read_topic(settings: Settings, topic: str, progress: Progress | None =
     Raises NoBroker, LookupError where the topic is missing.
     """
     async with _reader(settings) as consumer:
-        ends = await _assign(consumer, [settings.prefix + topic])
-        async for records in _to_end(consumer, ends, progress):
+        ends = await assign(consumer, [settings.prefix + topic])
+        async for records in to_end(consumer, ends, progress):
             for record in records:
                 yield record
 
@@ -116,14 +116,15 @@ async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
 
 @asynccontextmanager
 async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = await _connected(settings)
+    consumer = await connected(settings)
     try:
         yield consumer
     finally:
         await consumer.stop()
 
 
-async def _connected(settings: Settings) -> AIOKafkaConsumer:
+async def connected(settings: Settings) -> AIOKafkaConsumer:
+    """A consumer without a group, started. Raises NoBroker."""
     consumer = AIOKafkaConsumer(
         **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
     )
@@ -136,8 +137,11 @@ async def _connected(settings: Settings) -> AIOKafkaConsumer:
     return consumer
 
 
-async def _assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
-    """Assign all partitions of the topics. -> their ends."""
+async def assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
+    """Assign all partitions of the topics (as the cluster names them), from their start. -> their ends.
+
+    Raises LookupError where one is missing.
+    """
     partitions = []
     # Asks the cluster: the consumer's own partitions_for_topic() knows only topics that it already reads.
     cluster = await consumer._client.fetch_all_metadata()
@@ -151,7 +155,7 @@ async def _assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[Topi
     return dict(await consumer.end_offsets(partitions))
 
 
-async def _to_end(
+async def to_end(
     consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int], progress: Progress | None
 ) -> AsyncIterator[list[Any]]:
     """Fetched stretches, each of one partition, until every position has reached its end.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import faust
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 from aiokafka.partitioner import murmur2
 
 if TYPE_CHECKING:
@@ -63,29 +72,115 @@ def faust_credentials(settings: Settings) -> faust.SSLCredentials | faust.SASLCr
 
 
 def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(settings.ssl_ca_file) if settings.ssl_ca_file else None)
-    if settings.ssl_cert_file:
-        key_file = str(settings.ssl_key_file) if settings.ssl_key_file else None
-        context.load_cert_chain(str(settings.ssl_cert_file), key_file)
+    """Raises NoBroker where a file of the settings does not hold what it should."""
+    ca, own, key = settings.ssl_ca_file, settings.ssl_cert_file, settings.ssl_key_file
+    try:
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+    except (ssl.SSLError, OSError) as error:
+        raise NoBroker(f"SHOPWINDOW_SSL_CA_FILE '{ca}' holds no certificate in PEM ({error})") from error
+    if own:
+        try:
+            context.load_cert_chain(str(own), str(key) if key else None)
+        except (ssl.SSLError, OSError) as error:
+            raise NoBroker(
+                f"SHOPWINDOW_SSL_CERT_FILE '{own}' and SHOPWINDOW_SSL_KEY_FILE '{key or own}' hold no certificate and its "
+                f"key in PEM ({error})"
+            ) from error
     return context
+
+
+class _Attempts:
+    """Why each attempt to connect has failed: aiokafka logs the reasons, and raises only that there was one."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.failed: list[tuple[str, BaseException]] = []  # host:port, error
+
+
+_attempts: ContextVar[_Attempts | None] = ContextVar("attempts", default=None)
+
+
+def _take_reason(record: logging.LogRecord) -> bool:
+    """A filter of aiokafka's log: what is said while somebody connects goes to him alone."""
+    attempts = _attempts.get()
+    if attempts is None or not attempts.open:
+        return True
+    if isinstance(record.args, tuple) and len(record.args) == 3 and isinstance(record.args[2], BaseException):
+        host, port, error = record.args
+        assert isinstance(error, BaseException)
+        attempts.failed.append((f"{host}:{port}", error))
+    return False
+
+
+# aiokafka.client logs as "aiokafka" itself.
+for _name in ("aiokafka", "aiokafka.conn"):
+    logging.getLogger(_name).addFilter(_take_reason)
 
 
 @contextmanager
 def connecting(settings: Settings) -> Iterator[None]:
-    """Around a client's start: a broker that does not let us in becomes NoBroker, and only that is said.
-
-    aiokafka logs each failed attempt besides.
-    """
-    log = logging.getLogger("aiokafka")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    """Around a client's start: a broker that does not let us in becomes NoBroker, with the reason and what to do."""
+    attempts = _Attempts()
+    before = _attempts.set(attempts)
     try:
         yield
     except (KafkaError, OSError) as error:
         hosts = ", ".join(bootstrap(settings))
-        raise NoBroker(f"no Kafka answers at {hosts} ({error}); check SHOPWINDOW_BROKER") from error
+        # Where hosts fail for different reasons, one that let itself be spoken to knows most.
+        told = sorted(attempts.failed, key=lambda failed: isinstance(failed[1], ConnectionRefusedError))
+        host, reason = told[0] if told else (hosts, error)
+        raise NoBroker(f"no Kafka answers at {hosts}: {_explained(settings, host, reason)}") from error
     finally:
-        log.setLevel(level)
+        attempts.open = False
+        _attempts.reset(before)
+
+
+# OpenSSL's verdicts upon a certificate.
+_NOT_YET, _EXPIRED, _OTHER_NAMES, _UNKNOWN_AUTHORITY = 9, 10, (62, 64), (2, 18, 19, 20, 21)
+
+
+def _explained(settings: Settings, host: str, error: BaseException) -> str:
+    """Why `host` (host:port) did not let us in, and what to do."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code == _EXPIRED:
+            return f"the certificate of {host} has expired; renew it on that broker"
+        if error.verify_code == _NOT_YET:
+            return f"the certificate of {host} is not valid yet; check the clocks of both machines"
+        if error.verify_code in _OTHER_NAMES:
+            return (
+                f"the certificate of {host} is for another name ({error.verify_message}); write the name that it is for "
+                "in SHOPWINDOW_BROKER, or have a certificate made for this one"
+            )
+        if error.verify_code in _UNKNOWN_AUTHORITY:
+            authority = f"'{settings.ssl_ca_file}'" if settings.ssl_ca_file else "the authorities of this system"
+            return (
+                f"the certificate of {host} is not signed by {authority}; name the file of the authority that signed it "
+                "in SHOPWINDOW_SSL_CA_FILE"
+            )
+        return f"the certificate of {host} is refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return (
+            f"{host} does not agree to TLS ({error.reason or error}); check SHOPWINDOW_SECURITY_PROTOCOL and its port"
+        )
+    if isinstance(error, (SaslAuthenticationFailed, AuthenticationFailedError)):
+        return (
+            f"{host} refuses the user '{settings.sasl_username}' or the password by {settings.sasl_mechanism}; check "
+            "SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD"
+        )
+    if isinstance(error, UnsupportedSaslMechanismError):
+        return f"{host} lets nobody log in by {settings.sasl_mechanism}; check SHOPWINDOW_SASL_MECHANISM"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nothing listens at {host}; start it, or check SHOPWINDOW_BROKER"
+    if isinstance(error, socket.gaierror):
+        return f"{host} is not known by name; check SHOPWINDOW_BROKER"
+    if isinstance(error, TimeoutError):
+        return f"{host} does not answer in time; check its load, the network and SHOPWINDOW_BROKER"
+    if isinstance(error, (KafkaConnectionError, ConnectionError, asyncio.IncompleteReadError)):
+        return (
+            f"{host} closes the connection; check that it speaks {settings.security_protocol} "
+            "(SHOPWINDOW_SECURITY_PROTOCOL) there, and SHOPWINDOW_BROKER"
+        )
+    return f"{error or type(error).__name__}; check SHOPWINDOW_BROKER"
 
 
 def partition_of(key: bytes, partitions: int) -> int:

@@ -1,24 +1,98 @@
-"""A refused record as it goes to `dead-letters`: the original bytes, and headers that say where and why."""
+"""A refused record as it goes to `dead-letters`: the original bytes, and headers that say where, why and how often."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stream.kafka.outputs import Record
+import msgspec
+
+from stream import metrics
+from stream.kafka.outputs import Headers, Output, Pair
 
 if TYPE_CHECKING:
     from stream.events import Reject
+    from stream.kafka.transport import Run
+
+# On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
+REDRIVEN = "shopwindow-redriven"
+_OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
 
-def dead_letter(topic: str, record: Any, reject: Reject) -> Record:
-    """`topic` is the logical name, `record` the aiokafka record as it came; its own headers follow ours."""
-    reasons = {
-        "topic": topic,
-        "partition": str(record.partition),
-        "offset": str(record.offset),
-        "error": reject.code,
-        "field": reject.field,
-        "message": reject.message,
-    }
-    headers = [(name, text.encode("utf-8", "replace")) for name, text in reasons.items()]
-    return Record(record.key, record.value, (*headers, *record.headers))
+class Redriven(msgspec.Struct, frozen=True):
+    """Which letter a record was, and where it came from when it was refused for the first time."""
+
+    letter: str
+    topic: str
+    partition: int
+    offset: int
+    attempts: int  # that had failed
+
+
+class Letter(NamedTuple):
+    """A record of `dead-letters`. Of one that somebody else wrote there, what it does not say is "" or -1."""
+
+    id: str  # "partition-offset" of the letter itself
+    time: float  # when it was refused, s since the epoch
+    topic: str  # logical, as are partition and offset where it was refused for the first time
+    partition: int
+    offset: int
+    attempts: int
+    error: str
+    field: str
+    message: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]  # the producer's own
+
+
+def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
+    """What goes to `dead-letters` for the rejects of a run, counted; nothing where there are none."""
+    letters = [dead_letter(run.topic, run.partition, run.records[reject.record], reject) for reject in rejects]
+    for reject in rejects:
+        metrics.DEAD_LETTERS.labels(run.topic, reject.code).inc()
+    pairs, headers = [pair for pair, _ in letters], [own for _, own in letters]
+    return [Output("dead-letters", None, pairs, headers)] if letters else []
+
+
+def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
+    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours."""
+    offset, attempts = record.offset, 1
+    before = redriven(record.headers)
+    if before is not None and before.topic == topic:
+        partition, offset, attempts = before.partition, before.offset, before.attempts + 1
+    values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
+    headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_OURS, values, strict=True)]
+    headers += [pair for pair in record.headers if pair[0] != REDRIVEN]
+    return (record.key, record.value), headers
+
+
+def redriven(headers: Any) -> Redriven | None:
+    """What the headers of a record tell of its time in `dead-letters`; None for one that was not there."""
+    for name, value in headers:
+        if name == REDRIVEN:
+            try:
+                return msgspec.json.decode(value, type=Redriven)
+            except msgspec.MsgspecError:
+                return None  # a producer's own, by chance
+    return None
+
+
+def read_letter(record: Any) -> Letter:
+    """The letter in an aiokafka record of `dead-letters`."""
+    told: dict[str, str] = {}
+    for name, value in record.headers:
+        if name not in _OURS or name in told:
+            break  # the producer's own begin
+        told[name] = value.decode("utf-8", "replace")
+    return Letter(
+        f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
+        _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),
+        told.get("error", ""), told.get("field", ""), told.get("message", ""), record.key, record.value,
+        tuple(record.headers[len(told) :]),
+    )  # fmt: skip
+
+
+def _number(told: dict[str, str], name: str, otherwise: int) -> int:
+    text = told.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else otherwise

@@ -65,6 +65,8 @@ TOPICS = (
     Topic("copy-requests", _kept(1), False),
     Topic("copy", _compacted(), False),
     Topic("dead-letters", {**_kept(30), "max.message.bytes": str(DEAD_LETTER_BYTES)}, False),
+    # Kept longer than the letters, and dated by the broker; see redrive.py.
+    Topic("redrives", {**_kept(37), "message.timestamp.type": "LogAppendTime"}, False),
 )
 
 

@@ -19,7 +19,7 @@ from deploy.broker import Broker
 from stream.kafka import topics
 from stream.kafka.app import BatchApp, make_app
 from stream.kafka.connect import client_options, partition_of
-from stream.kafka.outputs import Output, Record
+from stream.kafka.outputs import Output
 from stream.kafka.table import ExactTable
 from tests.counting import Counts, running, settings_for, total, until
 
@@ -37,7 +37,7 @@ def counting(settings: Any) -> tuple[BatchApp, Counts]:
             for record in run.records:
                 rows[record.key] = touched[record.key] = rows.get(record.key, 0) + 1
             changelog = [(key, b"%d" % n) for key, n in touched.items()]
-            pages = [Record(key, value) for key, value in changelog]
+            pages = [(key, value) for key, value in changelog]
             await app.outputs.commit_run(run, [Output("homepages", run.partition, pages)], changelog)
 
     app.listen(["clicks"], count, ExactTable(app, "profiles", counts))

@@ -5,7 +5,6 @@ from typing import Any
 
 from stream.kafka import topics
 from stream.kafka.app import make_app
-from stream.kafka.outputs import Record
 from tests.counting import running, scenario, settings_for
 from tests.shopwindow import read_all
 
@@ -36,13 +35,13 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
             return await send_batch(*args, **named)
 
         app.outputs._producer().send_batch = counted
-        each = [[Record(b"k", b"%d %d" % (who, n)) for n in range(5)] for who in range(20)]
+        each = [[(b"k", b"%d %d" % (who, n)) for n in range(5)] for who in range(20)]
         await asyncio.gather(*(app.outputs.send("impressions", 1, records) for records in each))
         assert sent == 1
-        await app.outputs.send("impressions", None, [Record(b"%d" % n, b"keyed") for n in range(40)])
+        await app.outputs.send("impressions", None, [(b"%d" % n, b"keyed") for n in range(40)])
         await app.outputs.send("impressions", 1, [])
     read = await read_all(settings, "impressions")
-    assert [r.value for r in read if r.value != b"keyed"] == [r.value for records in each for r in records]
+    assert [r.value for r in read if r.value != b"keyed"] == [value for records in each for _, value in records]
     assert len({r.partition for r in read if r.value == b"keyed"}) == settings.partitions
     assert sent == 1 + settings.partitions, "nothing at all is no batch"
 
@@ -53,10 +52,10 @@ async def test_more_than_a_batch_holds_goes_in_several_and_returns_when_all_have
 ) -> None:
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
-        large = [Record(b"k", b"%d" % n + bytes(300_000)) for n in range(7)]
+        large = [(b"k", b"%d" % n + bytes(300_000)) for n in range(7)]
         await asyncio.gather(app.outputs.send("impressions", 0, large), app.outputs.send("impressions", 0, large[:1]))
         read = await read_all(settings, "impressions")
-    assert [r.value for r in read] == [r.value for r in [*large, large[0]]]
+    assert [r.value for r in read] == [value for _, value in [*large, large[0]]]
 
 
 @scenario
@@ -64,10 +63,10 @@ async def test_a_send_that_fails_is_raised_where_it_was_made_and_nowhere_else(br
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         outcomes = await asyncio.gather(
-            app.outputs.send("impressions", 0, [Record(b"k", bytes(3 << 20))]),
-            app.outputs.send("impressions", 1, [Record(b"k", b"fits")]),
+            app.outputs.send("impressions", 0, [(b"k", bytes(3 << 20))]),
+            app.outputs.send("impressions", 1, [(b"k", b"fits")]),
             return_exceptions=True,
         )
         assert isinstance(outcomes[0], Exception) and outcomes[1] is None
-        await app.outputs.send("impressions", 0, [Record(b"k", b"after")])
+        await app.outputs.send("impressions", 0, [(b"k", b"after")])
     assert sorted(r.value for r in await read_all(settings, "impressions")) == [b"after", b"fits"]

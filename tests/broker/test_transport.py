@@ -5,18 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from stream.events import Reject
 from stream.kafka import topics, transport
 from stream.kafka.app import make_app, serve
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import NoBroker, client_options
-from stream.kafka.dead_letters import dead_letter
-from stream.kafka.outputs import Output, Record
+from stream.kafka.dead_letters import dead_letters
+from stream.kafka.outputs import Output
 from stream.kafka.table import ExactTable
 from stream.kafka.topics import WrongTopics
 from stream.kafka.transport import Run
@@ -129,7 +129,7 @@ async def test_a_failed_send_stops_the_worker_before_the_table_counts_the_run(br
 
     async def too_large(runs: Any) -> None:
         async for run in runs:
-            page = Record(b"k", bytes(3 << 20))
+            page = (b"k", bytes(3 << 20))
             await app.outputs.commit_run(run, [Output("homepages", run.partition, [page])], [(b"k", b"1")])
 
     app.listen(["clicks"], too_large, table)
@@ -150,9 +150,8 @@ async def test_a_record_of_full_size_fits_into_the_dead_letters(broker: str, top
 
     async def refuse(runs: Any) -> None:
         async for run in runs:
-            reject: Any = SimpleNamespace(index=0, code="not_json", field="", message="not JSON: \udcff")
-            letters = [dead_letter(run.topic, record, reject) for record in run.records]
-            await app.outputs.commit_run(run, [Output("dead-letters", None, letters)])
+            reject = Reject(0, "not_json", "", "not JSON: \udcff")
+            await app.outputs.commit_run(run, dead_letters(run, [reject]))
 
     app.listen(["clicks"], refuse)
     async with running(app):

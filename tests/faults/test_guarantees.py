@@ -1,66 +1,25 @@
 """The product's guarantees, against a real worker and a real broker."""
 
 import asyncio
-import itertools
 import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 
 from stream.kafka import topics
 from stream.page import schemas
-from stream.profile import describe
 from stream.settings import Settings
 from tests.counting import scenario, send
 from tests.shopwindow import clicks, command, pages_of, profiles_of, read_all, settings_for, until_counted, worker
 from tests.unit.behaviour import NOW, record
 from tests.unit.shop import item
 
-EVENTS, SHOPPERS = 3_000, 40
-
 
 async def open_shop(settings: Settings, items: int = 50) -> None:
     await topics.create(settings)
     await send(settings, "catalog", [item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}") for k in range(items)])
-
-
-async def undisturbed(broker: str, prefix: str) -> dict[str, Any]:
-    settings = settings_for(broker, prefix + "calm-")
-    await open_shop(settings)
-    await send(settings, "clicks", clicks(EVENTS, SHOPPERS))
-    with worker(settings):
-        return await until_counted(settings, EVENTS)
-
-
-@scenario
-async def test_1_and_4_after_kill_9_no_event_is_lost_and_profiles_are_byte_for_byte_those_of_a_calm_run(
-    broker: str, topic_prefix: str
-) -> None:
-    settings = settings_for(broker, topic_prefix, run_records=60)
-    await open_shop(settings)
-    sent = clicks(EVENTS, SHOPPERS)
-    await send(settings, "clicks", sent[:1000])
-    for part in (sent[1000:2000], sent[2000:]):
-        with worker(settings) as process:
-            while not any(row["events"] for row in (await profiles_of(settings)).values()):
-                await asyncio.sleep(0.02)
-            await send(settings, "clicks", part)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    with worker(settings):
-        profiles = await until_counted(settings, EVENTS)
-    calm = await undisturbed(broker, topic_prefix)
-    assert profiles.keys() == calm.keys()
-    for key in calm:
-        assert profiles[key].tobytes() == calm[key].tobytes(), (describe(profiles[key], {}), describe(calm[key], {}))
-    for key, pages in pages_of(await read_all(settings, "homepages")).items():
-        versions = [page["version"] for page in pages]
-        # A page may come once more at its version after a crash; none is left out, none goes back.
-        assert all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
-        assert versions[0] == 1
 
 
 @scenario

@@ -1,4 +1,4 @@
-"""What a kill -9 may do to a worker: nothing that anyone can see in its table."""
+"""What a kill -9 may do to a worker: nothing that anyone can see in its table, its pages or its impressions."""
 
 import asyncio
 import random
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,56 @@ from deploy.broker import Broker
 from stream.kafka import topics
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import client_options, partition_of
-from tests.counting import scenario, send, settings_for, until
+from stream.profile import describe
+from tests import shopwindow
+from tests.counting import lasting, scenario, send, settings_for, until
+from tests.faults.test_guarantees import open_shop
 
 ROOT = Path(__file__).parents[2]
+EVENTS, SHOPPERS = 400, 40  # events for each life of the worker; shoppers in all
+
+
+@lasting(3600)
+async def test_kills_at_random_moments_of_a_replay_leave_profiles_byte_for_byte_those_of_a_calm_run(
+    broker: str,
+    topic_prefix: str,
+    chance: random.Random,
+    size: Callable[[int, int], int],
+    progress: Callable[[str], None],
+) -> None:
+    kills = size(5, 100)
+    settings = shopwindow.settings_for(broker, topic_prefix, run_records=20)
+    await open_shop(settings)
+    sent = shopwindow.behaviour(chance, EVENTS * (kills + 1), SHOPPERS)
+    for life in range(kills):
+        with shopwindow.worker(settings) as process:
+            await send(settings, "clicks", sent[life * EVENTS : (life + 1) * EVENTS])
+            working = chance.random() < 0.8
+            if working:
+                await process.ready()
+            moment = chance.uniform(0, 0.8 if working else 3.0)
+            await asyncio.sleep(moment)  # the fault itself: nothing is waited for
+            assert process.poll() is None, process.said()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        counted = sum(int(row["events"]) for row in (await shopwindow.profiles_of(settings)).values())
+        progress(
+            f"kill {life + 1} of {kills}, {moment:.2f} s after {'ready' if working else 'start'}: "
+            f"{counted} of {(life + 1) * EVENTS} events were counted"
+        )
+    await send(settings, "clicks", sent[kills * EVENTS :])
+    with shopwindow.worker(settings):
+        profiles = await shopwindow.until_counted(settings, len(sent), 60 + len(sent) / 200)
+    await shopwindow.assert_answered(settings, sent)
+
+    quiet = shopwindow.settings_for(broker, topic_prefix + "calm-")
+    await open_shop(quiet)
+    await send(quiet, "clicks", sent)
+    with shopwindow.worker(quiet):
+        calm = await shopwindow.until_counted(quiet, len(sent), 60 + len(sent) / 200)
+    assert profiles.keys() == calm.keys()
+    for key in calm:
+        assert profiles[key].tobytes() == calm[key].tobytes(), (describe(profiles[key], {}), describe(calm[key], {}))
 
 
 @contextmanager

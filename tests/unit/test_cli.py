@@ -22,6 +22,10 @@ COMMANDS = (
     "replay",
     "watch",
     "profiles",
+    "dead-letters",
+    "dead-letters list",
+    "dead-letters show",
+    "dead-letters redrive",
     "models",
     "settings",
     "schemas",
@@ -36,7 +40,7 @@ def nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "example: " in told and f"shopwindow {command}" in told.split("example: ")[1]
@@ -62,7 +66,17 @@ def test_a_bad_setting_is_named_and_the_status_is_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["send", "x"], ["profiles"], ["watch"], ["topics", "check"], ["replay", "x"], ["catalog", "load", "x"]],
+    [
+        ["send", "x"],
+        ["profiles"],
+        ["watch"],
+        ["topics", "check"],
+        ["replay", "x"],
+        ["catalog", "load", "x"],
+        ["dead-letters", "list"],
+        ["dead-letters", "show", "1-2"],
+        ["dead-letters", "redrive"],
+    ],
 )
 def test_without_a_broker_commands_say_what_to_do(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1

@@ -16,12 +16,15 @@ ANY_PORT = Settings(web_port=0)
 
 
 def asked(
-    *paths: str, ready: Callable[[], Mapping[str, bool]] = lambda: {}, before_scrape: Callable[[], None] = lambda: None
+    *paths: str,
+    ready: Callable[[], Mapping[str, bool]] = lambda: {},
+    before_scrape: Callable[[], None] = lambda: None,
+    health: Callable[[], web.Health] = web.Health,
 ) -> list[tuple[int, str, str]]:
     """(status, content type, text) of each path, of a server that lives for the call."""
 
     async def ask() -> list[tuple[int, str, str]]:
-        endpoint = await web.start(ANY_PORT, ready, before_scrape)
+        endpoint = await web.start(ANY_PORT, ready, before_scrape, health)
         found = []
         async with aiohttp.ClientSession(f"http://127.0.0.1:{endpoint.port}") as session:
             for path in paths:
@@ -46,6 +49,13 @@ def test_a_live_worker_is_healthy_before_it_is_ready() -> None:
     assert (health[0], health[2]) == (200, "ok\n")
     assert readiness[0] == 503 and readiness[1].startswith("application/json")
     assert readiness[2] == '{"partitions_assigned": true, "models_warmed": false}'
+
+
+def test_health_gives_the_reason_for_a_restart_and_takes_note_of_what_none_would_mend() -> None:
+    [deaf] = asked("/healthz", health=lambda: web.Health(problem="gone deaf"))
+    assert (deaf[0], deaf[2]) == (503, "gone deaf\n")
+    [alone] = asked("/healthz", health=lambda: web.Health(note="Kafka does not answer"))
+    assert (alone[0], alone[2]) == (200, "ok; Kafka does not answer\n")
 
 
 def test_a_worker_is_ready_when_every_condition_holds() -> None:

@@ -1,0 +1,165 @@
+"""The engines that the benchmarks compare, each as a process of its own: it prints one JSON object and ends.
+
+    python -m deploy.bench.engines naive|count|fold BROKER PREFIX PARTITIONS RECORDS
+    python -m deploy.bench.engines echo|worker BROKER PREFIX PARTITIONS
+
+naive: a stock Faust agent. count: the same job on our transport.
+fold: the real fold into profiles with its changelog, no pages. echo and worker run until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from deploy.bench.common import Meter, one_core
+from deploy.bench.naive import naive
+from stream.kafka.connect import client_options
+from stream.settings import Settings
+
+RUN_RECORDS = 4096
+
+
+def settings_of(broker: str, prefix: str, partitions: int) -> Settings:
+    return replace(
+        Settings(), broker=f"kafka://{broker}", prefix=prefix, app_id=prefix + "bench", partitions=partitions,
+        run_records=RUN_RECORDS,
+    )  # fmt: skip
+
+
+class Shopper(msgspec.Struct):
+    user_id: str
+
+
+class Click(msgspec.Struct):
+    data: Shopper
+
+
+class Rows:
+    """A store of bytes by key."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+
+    def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        rows = self.rows[partition]
+        for key, value in records:
+            if value is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = value
+
+    def drop(self, partition: int) -> None:
+        self.rows.pop(partition, None)
+
+
+async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
+    from stream.kafka.app import make_app, serve, settle_garbage
+    from stream.kafka.table import ExactTable
+
+    app, stop = make_app(settings), asyncio.Event()
+    settle_garbage()
+    store = Rows()
+    app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
+    worker = asyncio.create_task(serve(app, stop))
+    await asyncio.wait([worker, asyncio.create_task(meter.all_done.wait())], return_when=asyncio.FIRST_COMPLETED)
+    meter.tell()
+    stop.set()
+    await worker
+
+
+def counting(app: Any, store: Rows, meter: Meter) -> Any:
+    from stream.kafka.outputs import Output
+
+    decode = msgspec.json.Decoder(Click).decode
+    counts: dict[int, dict[str, int]] = defaultdict(dict)
+
+    async def count(runs: Any) -> None:
+        async for run in runs:
+            meter.began()
+            mine, changed, out = counts[run.partition], {}, []
+            for record in run.records:
+                shopper = decode(record.value).data.user_id
+                mine[shopper] = changed[shopper] = n = mine.get(shopper, 0) + 1
+                out.append((record.key, b'{"shopper":"%b","count":%d}' % (record.key, n)))
+            changelog = [(shopper.encode(), b"%d" % n) for shopper, n in changed.items()]
+            await app.outputs.commit_run(run, [Output("homepages", run.partition, out)], changelog)
+            meter.count(len(run.records))
+
+    return count
+
+
+def folding(app: Any, store: Rows, meter: Meter) -> Any:
+    import numpy as np
+
+    from stream.events import decode_run
+    from stream.profile import PROFILE, PROFILE_VERSION
+    from stream.rows import pack, unpack
+    from stream.signals import fold_with_activity
+
+    async def fold(runs: Any) -> None:
+        async for run in runs:
+            meter.began()
+            rows, records = store.rows[run.partition], run.records
+            decoded = decode_run(
+                [r.value for r in records],
+                [r.key for r in records],
+                [r.timestamp / 1000 for r in records],
+                "clicks",
+                300.0,
+            )
+            places: dict[bytes, int] = {}
+            of_record = np.array([places.setdefault(key, len(places)) if key else -1 for key in decoded.keys], np.int32)
+            profiles = np.zeros(len(places), PROFILE)
+            known = [at for key, at in places.items() if key in rows]
+            profiles[known] = unpack([rows[key] for key in places if key in rows], PROFILE, PROFILE_VERSION)
+            offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
+            fold_with_activity(profiles, of_record[decoded.rows["record"]], decoded.rows, offsets)
+            changelog = list(zip(places, pack(profiles, PROFILE_VERSION), strict=True))
+            store.apply(run.partition, changelog)
+            await app.outputs.commit_run(run, (), changelog)
+            meter.count(len(records))
+
+    return fold
+
+
+async def echo(settings: Settings) -> None:
+    """What Kafka and aiokafka alone take: each click goes to `homepages` as it came."""
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+    async with (
+        AIOKafkaConsumer(settings.prefix + "clicks", **client_options(settings), group_id=settings.app_id) as consumer,
+        AIOKafkaProducer(**client_options(settings)) as producer,
+    ):
+        await consumer.seek_to_end()
+        print("shopwindow: ready", file=sys.stderr, flush=True)
+        async for record in consumer:
+            await producer.send(
+                settings.prefix + "homepages", record.value, key=record.key, partition=record.partition
+            )  # fmt: skip
+
+
+def main(kind: str, broker: str, prefix: str, partitions: str, records: str = "0") -> int:
+    settings, meter = settings_of(broker, prefix, int(partitions)), Meter(int(records))
+    with one_core():
+        if kind == "naive":
+            asyncio.run(naive(settings, meter))
+        elif kind == "echo":
+            asyncio.run(echo(settings))
+        elif kind == "worker":
+            from agents.app import run
+
+            return run(replace(settings, copy=False, web_port=0, run_records=Settings().run_records))
+        else:
+            asyncio.run(_serve(settings, meter, {"count": counting, "fold": folding}[kind]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

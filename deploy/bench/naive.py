@@ -1,0 +1,48 @@
+"""The baseline: a Faust agent as Faust's documentation teaches it, a Record, a Table, one send an event."""
+
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import faust
+
+from deploy.bench.common import Meter
+from stream.settings import Settings
+
+
+class Shopper(faust.Record):
+    user_id: str
+
+
+class Click(faust.Record, serializer="json"):
+    id: str
+    type: str
+    time: str
+    data: Shopper
+
+
+async def naive(settings: Settings, meter: Meter) -> None:
+    with TemporaryDirectory() as folder:
+        app = faust.App(
+            settings.app_id, broker=settings.broker, store="memory://", topic_partitions=settings.partitions,
+            topic_replication_factor=1, web_enabled=False, topic_disable_leader=True, datadir=folder,
+        )  # fmt: skip
+        clicks = app.topic(settings.prefix + "clicks", key_type=bytes, value_type=Click, key_serializer="raw")
+        homepages = app.topic(settings.prefix + "homepages", key_type=str, value_serializer="json")
+        counts = app.Table("counts", default=int, partitions=settings.partitions)
+
+        async def count(stream: Any) -> None:
+            async for click in stream:
+                meter.began()
+                shopper = click.data.user_id
+                counts[shopper] += 1
+                await homepages.send(key=shopper, value={"shopper": shopper, "count": counts[shopper]})
+                if meter.done == meter.wanted - 1:
+                    await app.producer.flush()
+                meter.count(1)
+
+        app.agent(clicks, name="count")(count)
+        app.finalize()
+        await app.start()
+        await meter.all_done.wait()
+        meter.tell()
+        await app.stop()

@@ -1,0 +1,143 @@
+"""Notices a feed that has gone deaf: the process lives and Kafka answers others, but no fetch of ours is answered.
+
+Nothing else shows it: the heartbeats go on, the group is content, and the lag is that of a quiet hour. So each partition
+that the next fetch asks for is looked at: an answer, even an empty one, leaves a trace within some 20 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from faust.types import TP
+
+from stream.kafka.connect import NoBroker, bootstrap, client_options, connecting
+
+if TYPE_CHECKING:
+    from stream.kafka.app import BatchApp
+
+log = logging.getLogger(__name__)
+LOOK = 1.0  # s between two looks, at most
+ANSWER = 10.0  # s that a broker has to answer the question whether it is there
+ORDERLY = 30.0  # s that the worker has to end by itself: what is stuck may hold up the end too
+
+
+class Deaf(RuntimeError):
+    """Fetches are not answered, and Kafka is not the reason; the message says since when and what to do."""
+
+
+class Silence:
+    """For how long each partition has waited for an answer. Knows no clock and no Kafka."""
+
+    def __init__(self) -> None:
+        self._seen: dict[TP | None, tuple[object, float]] = {}
+
+    def waits(self, traces: Mapping[TP | None, object], now: float) -> dict[TP | None, float]:
+        """The wait (s) of each partition that a fetch asks for, by what its last answer left behind.
+
+        A partition that is not asked for has nothing to wait for, and begins anew.
+        """
+        kept = {tp: self._seen[tp] for tp in traces if tp in self._seen and self._seen[tp][0] == traces[tp]}
+        self._seen = {tp: kept.get(tp, (trace, now)) for tp, trace in traces.items()}
+        return {tp: now - since for tp, (_, since) in self._seen.items()}
+
+    def forgive(self) -> None:
+        """Let every wait begin anew."""
+        self._seen.clear()
+
+
+class Watch:
+    """Looks at the fetches of an app, and ends it where they are answered no more; run it with `run`."""
+
+    def __init__(self, app: BatchApp) -> None:
+        self._app = app
+        self._limit: float = app.settings.fetch_timeout
+        self._silence = Silence()
+        self._away_since: float | None = None
+        self.longest = 0.0  # s that a partition has waited by now
+        self.problem: str | None = None  # why this process is of no use any more
+        self.note: str | None = None  # what is wrong, but not with this process
+
+    async def run(self) -> None:
+        """Never returns; where the feed is deaf, it crashes the app with Deaf, or LookupError where a topic is gone."""
+        while True:
+            await asyncio.sleep(min(LOOK, self._limit / 4))
+            waits = self._silence.waits(self._traces(), monotonic())
+            self.longest = max(waits.values(), default=0.0)
+            if self.longest > self._limit:
+                stuck = waits.get(None, 0.0) > self._limit  # our own loop: then it is all of them
+                await self._judge([tp for tp, wait in waits.items() if tp and (stuck or wait > self._limit)])
+            elif self._away_since is not None and waits and self.longest < self._limit / 2:
+                log.warning("Kafka answers again, after %.0f s", monotonic() - self._away_since)
+                self._away_since = self.note = None
+
+    def _traces(self) -> Mapping[TP | None, object]:
+        return self._app.feed.traces() if self._app.started and not self._app.rebalancing else {}
+
+    async def _judge(self, silent: list[TP]) -> None:
+        hosts = ", ".join(bootstrap(self._app.settings))
+        try:
+            await self._ask_kafka(silent)
+        except LookupError as error:
+            self.problem = str(error)
+            await self._end(error)
+        except (NoBroker, KafkaError, OSError, TimeoutError) as error:
+            self._silence.forgive()
+            if self._away_since is None:
+                self._away_since = monotonic() - self.longest
+                self.note = f"Kafka at {hosts} does not answer; this worker keeps trying"
+                log.warning("%s (%s)", self.note, error or type(error).__name__)
+        else:
+            tp = silent[0]
+            self.problem = (
+                f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka at "
+                f"{hosts} answers; this process has gone deaf and ends, so that its supervisor starts it anew "
+                "(SHOPWINDOW_FETCH_TIMEOUT is the limit)"
+            )
+            await self._end(Deaf(self.problem))
+
+    async def _ask_kafka(self, silent: list[TP]) -> None:
+        """Ask the leaders of the partitions for their ends, as a client of its own.
+
+        Raises NoBroker, KafkaError or TimeoutError where Kafka does not answer, LookupError where a topic is gone.
+        """
+        settings = self._app.settings
+        asker = AIOKafkaConsumer(**client_options(settings), request_timeout_ms=int(ANSWER * 1000))
+        try:
+            async with asyncio.timeout(ANSWER):
+                with connecting(settings):
+                    await asker.start()
+                cluster = await asker._client.fetch_all_metadata()
+                for topic in sorted({tp.topic for tp in silent}):
+                    if not cluster.partitions_for_topic(topic):
+                        raise LookupError(
+                            f"topic '{topic}' is gone, and with it what had not been read; `shopwindow topics create` "
+                            "creates it, and this worker is to be started anew"
+                        )
+                partitions = [TopicPartition(*tp) for tp in silent]
+                asker.assign(partitions)
+                await asker.end_offsets(partitions)
+        finally:
+            await asker.stop()
+
+    async def _end(self, error: Exception) -> None:
+        farewell = f"shopwindow: the worker stopped: {error}\n"
+        killer = threading.Timer(ORDERLY, _end_at_once, [farewell])
+        killer.daemon = True
+        killer.start()
+        await self._app.crash(error)
+        await asyncio.Event().wait()
+
+
+def _end_at_once(farewell: str) -> None:
+    sys.stderr.write(farewell)
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,132 @@
+"""Refused events on their way back, against a real broker: each goes once, whoever sends it and however that ended."""
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from deploy.dead_letters import send_back
+from stream.events import Reject
+from stream.kafka import redrive as protocol
+from stream.kafka import topics
+from stream.kafka.connect import client_options, partition_of
+from stream.kafka.dead_letters import dead_letter, read_letter
+from stream.settings import Settings
+from tests.counting import scenario, send
+from tests.shopwindow import Record, clicks, command, read_all, settings_for, until_counted, worker
+from tests.unit.behaviour import NOW, record
+from tests.unit.shop import item
+from tests.unit.test_dead_letters import consumed
+
+
+async def refused(settings: Settings, records: list[Record], topic: str = "clicks") -> None:
+    """Letters of good events, as another version may have refused them."""
+    async with AIOKafkaProducer(**client_options(settings)) as producer:
+        for at, (key, value) in enumerate(records):
+            home = partition_of(key or b"", settings.partitions)
+            reject = Reject(0, "poison", "value", "it hurt")
+            _, headers = dead_letter(topic, home, consumed(key, value, (), home, at), reject)
+            await producer.send(settings.prefix + "dead-letters", value, key=key, headers=headers, partition=home)
+        await producer.flush()
+
+
+async def run(settings: Settings, *arguments: str) -> Any:
+    return await asyncio.to_thread(command, settings, "dead-letters", *arguments)
+
+
+@scenario
+async def test_letters_are_listed_shown_and_sent_back_once_and_a_second_failure_comes_back_with_its_count(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}") for k in range(20)])
+    good = clicks(12, 3)
+    await send(settings, "clicks", [*good[:10], (b"u1", b"{half an event"), (b"u1", b"\x00\xffbytes")])
+    await refused(settings, good[10:])
+    with worker(settings):
+        await until_counted(settings, 10)
+        while len(await read_all(settings, "dead-letters")) < 4:
+            await asyncio.sleep(0.05)
+        listed = [json.loads(line) for line in (await run(settings, "list", "--json")).stdout.splitlines()]
+        assert sorted(letter["reason"] for letter in listed) == ["not_json", "not_json", "poison", "poison"]
+        poison = next(letter for letter in listed if letter["reason"] == "poison" and letter["offset"] == 0)
+        shown = (await run(settings, "show", poison["id"])).stdout
+        assert "it hurt" in shown and good[10][1].decode() in shown  # type: ignore[union-attr]
+        dump = next(letter["id"] for letter in listed if letter["bytes"] == 7)
+        assert "00000000  00 ff 62 79 74 65 73" in (await run(settings, "show", dump)).stdout
+
+        dry = await run(settings, "redrive", "--dry-run")
+        assert "2 dead letters would be sent back" in dry.stdout and "2 left:" in dry.stdout, dry
+        assert len(await read_all(settings, "clicks")) == 12
+        first = await run(settings, "redrive", "--reason", "poison")
+        assert "2  poison         to clicks" in first.stdout, first
+        await until_counted(settings, 12)
+        assert "0 dead letters sent back" in (await run(settings, "redrive", "--reason", "poison")).stdout
+        twice = await run(settings, "redrive", poison["id"])
+        assert twice.returncode == 1 and "is not sent twice" in twice.stdout
+        assert "poison" not in (await run(settings, "list")).stdout
+        assert "sent back" in (await run(settings, "list", "--all")).stdout
+        assert len(await read_all(settings, "clicks")) == 14
+
+        assert "1 dead letter sent back" in (await run(settings, "redrive", dump, "--force")).stdout
+        while len(await read_all(settings, "dead-letters")) < 5:
+            await asyncio.sleep(0.05)
+    letters = [read_letter(letter) for letter in await read_all(settings, "dead-letters")]
+    (before, after) = sorted((x for x in letters if x.value == b"\x00\xffbytes"), key=lambda x: x.attempts)
+    assert (before.attempts, after.attempts) == (1, 2)
+    assert (before.topic, before.partition, before.offset) == (after.topic, after.partition, after.offset)
+    missing = await run(settings, "show", "0-999")
+    assert missing.returncode == 1 and "there is no dead letter 0-999" in missing.stderr
+
+
+@scenario
+async def test_two_operators_at_once_send_each_letter_once(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await refused(settings, clicks(700, 20))
+    done = await asyncio.gather(*(send_back(settings, None, (), False, False) for _ in range(3)))
+    sent = sum(one.sent.total() for one in done)
+    assert sent == 700
+    values = [record.value for record in await read_all(settings, "clicks")]
+    assert len(values) == len(set(values)) == 700
+
+
+async def claimed(settings: Settings, letter: str, home: int, sent: bool, value: bytes) -> None:
+    """As an operator who died before he could note that he was done leaves it."""
+    line = msgspec.json.encode({"by": uuid.uuid4().hex, "end": len(await read_all(settings, "clicks"))})
+    async with AIOKafkaProducer(**client_options(settings)) as producer:
+        key = letter.encode()
+        await producer.send_and_wait(
+            settings.prefix + "redrives", line, key=key, partition=partition_of(key, settings.partitions)
+        )
+        if sent:
+            (mine,) = [x for x in await read_all(settings, "dead-letters") if f"{x.partition}-{x.offset}" == letter]
+            headers = protocol.again(read_letter(mine))
+            await producer.send_and_wait(settings.prefix + "clicks", value, key=b"u1", partition=home, headers=headers)
+
+
+@scenario
+async def test_what_an_operator_who_died_had_sent_is_found_and_what_he_had_not_is_sent(
+    broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    records = [record("view_item", "u1", f"e{k}", NOW, item="i") for k in range(3)]
+    await refused(settings, list(records))
+    home = partition_of(b"u1", settings.partitions)
+    ids = {x.value: f"{x.partition}-{x.offset}" for x in await read_all(settings, "dead-letters")}
+    await claimed(settings, ids[records[0][1]], home, True, records[0][1])
+    await claimed(settings, ids[records[1][1]], home, False, records[1][1])
+    early = await send_back(settings, None, (), False, False)
+    assert early.sent.total() == 1 and early.left.total() == 2
+    assert all("claimed" in why for _, why in early.left), "he may still be at it"
+    monkeypatch.setattr(protocol, "EXPIRES", 0.0)
+    late = await send_back(settings, None, (), False, False)
+    assert late.sent.total() == 1 and [why for _, why in late.left] == ["an interrupted redrive had sent it already"]
+    assert sorted(x.value for x in await read_all(settings, "clicks")) == sorted(value for _, value in records)
+    assert (await send_back(settings, None, (), False, False)).sent.total() == 0

@@ -18,10 +18,11 @@ from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
-from stream import metrics
+from stream import metrics, record_batch
 from stream.events import LOCALES
 from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
 from stream.kafka.connect import NoBroker
+from stream.kafka.disk import DiskProfiles
 from stream.kafka.table import ExactTable
 from stream.kafka.watch import Watch
 from stream.rules import PageRules
@@ -40,6 +41,14 @@ def policy_of(settings: Settings) -> Policy:
         page_ttl=settings.page_ttl,
         copy=settings.copy,
     )
+
+
+def profiles_of(settings: Settings) -> tuple[Profiles | DiskProfiles, DiskProfiles | None]:
+    """The store that is set; and once more where it is on a disk."""
+    if settings.store == "memory":
+        return Profiles(), None
+    disk = DiskProfiles(settings.data_dir / "profiles" / (settings.prefix + settings.app_id))
+    return disk, disk
 
 
 def _thread(name: str) -> OffLoop:
@@ -61,12 +70,12 @@ class Worker:
         ranker = Ranker(settings.models_dir / "ranker")
         self.path = PagePath(self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings))
         self.app: BatchApp = make_app(settings)
-        self.profiles = Profiles()
+        self.profiles, disk = profiles_of(settings)
         # Two at a time would only fight for the same core: the batches are numba and ONNX, without the GIL.
         self._batches = _thread("batches")
         out = self.app.outputs
         self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
-        table = ExactTable(self.app, "profiles", self.profiles)
+        table = ExactTable(self.app, "profiles", self.profiles, disk)
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
         tables = items.ItemTables()
         signals = ExactTable(self.app, "item-signals", tables)
@@ -97,6 +106,19 @@ class Worker:
             "models_warmed": self._warm,
         }
 
+    def recovered(self) -> dict[str, Any]:
+        """How far each table is read from its changelog; empty before the first assignment."""
+        return {
+            one.table: {
+                "partitions": one.partitions,
+                "records_read": one.read,
+                "records_to_read": one.to_read,
+                "percent": 100.0 if not one.to_read else round(100.0 * one.read / one.to_read, 1),
+                "seconds_left": None if one.seconds_left is None else round(one.seconds_left, 1),
+            }
+            for one in self.app.recovery.progress()
+        }
+
     def update_gauges(self) -> None:
         """Figures that are read when somebody asks."""
         metrics.PROFILES.set(self.profiles.count())
@@ -115,11 +137,12 @@ class Worker:
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Serve until `stop` is set. Raises what crashed the worker."""
-        endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health)
+        endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health, self.recovered)
         tasks = [asyncio.create_task(self.watch.run())]
         try:
             await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
+            await self._batches(record_batch.warm)
             settle_garbage()
             self._warm = True
             tasks.append(asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came)))
@@ -138,6 +161,7 @@ class Worker:
             if self.scribe:
                 await self.scribe.stop()
             await endpoint.stop()
+            self.profiles.close()
 
 
 def run(settings: Settings) -> int:

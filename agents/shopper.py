@@ -16,6 +16,7 @@ from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Decoded, Reject, decode_run
 from stream.kafka.dead_letters import dead_letters
+from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.settings import Settings
@@ -30,7 +31,9 @@ ACTIVITY_ROWS = 8192  # of one record, about
 class Shoppers:
     """The agent of `clicks`, `purchases`, `privacy` and `refreshes`, which share the profiles' partitions."""
 
-    def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
+    def __init__(
+        self, settings: Settings, path: PagePath, profiles: Profiles | DiskProfiles, out: Outputs, off_loop: OffLoop
+    ) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
         self._answer = Together(self._answer_all, off_loop)
 

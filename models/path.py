@@ -312,8 +312,9 @@ class _Stopwatch:
 
 def _read(stored: Mapping[bytes, bytes], keys: Sequence[bytes]) -> tuple[Rows, Rows]:
     """Profiles (S,) and what was served (S,), blank where nothing is stored."""
-    known = [at for at, key in enumerate(keys) if key in stored]
-    pairs = [decode_record(stored[keys[at]]) for at in known]
+    values = [stored.get(key) for key in keys]
+    known = [at for at, value in enumerate(values) if value is not None]
+    pairs = [decode_record(value) for value in values if value is not None]
     old = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
     old_serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION)
     if len(known) == len(keys):

@@ -24,6 +24,9 @@ class Profiles:
     def drop(self, partition: int) -> None:
         self.partitions.pop(partition, None)
 
+    def close(self) -> None:
+        """Nothing to close."""
+
     def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
         """Those of `shoppers` whose profile is in this worker's partitions."""
         rows_of = list(self.partitions.values())

@@ -22,6 +22,7 @@ import faust
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from agents.app import profiles_of
 from deploy.bench import population
 from deploy.bench.common import Figures, Plan, middle, one_core, say
 from deploy.broker import Broker
@@ -31,7 +32,6 @@ from stream.kafka.app import make_app, serve
 from stream.kafka.connect import bootstrap, client_options, partition_of
 from stream.kafka.table import ExactTable
 from stream.settings import Settings
-from stream.store import Profiles
 
 SECONDS = 60.0
 KINDS = ("memory", "stock")
@@ -140,8 +140,8 @@ def _resident() -> int:
 
 async def _ours(settings: Settings, kind: str) -> Figures:
     app = make_app(settings)
-    store = Profiles()
-    app.listen(["clicks"], _nothing, ExactTable(app, "profiles", store))
+    store, disk = profiles_of(dataclasses.replace(settings, store=kind))
+    app.listen(["clicks"], _nothing, ExactTable(app, "profiles", store, disk))
     record_batch.warm()
     gc.collect()
     before, start, stop = _resident(), monotonic(), asyncio.Event()
@@ -156,6 +156,7 @@ async def _ours(settings: Settings, kind: str) -> Figures:
     figures["resident"] = _resident()
     stop.set()
     await worker
+    store.close()
     return figures
 
 

@@ -17,9 +17,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     CorruptRecordException,
     KafkaError,
-    NotLeaderForPartitionError,
     OffsetOutOfRangeError,
-    UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.protocol.fetch import FetchRequest
@@ -27,7 +25,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import calc_crc32c
 from faust.types import TP
 
-from stream.kafka.connect import client_options, connecting
+from stream.kafka.connect import NoBroker, client_options, connecting
 from stream.record_batch import (
     ATTRIBUTES,
     COMPRESSED,
@@ -73,7 +71,11 @@ class ChangelogReader:
         Leaders that move are found again, brokers that are gone waited for. Raises OffsetOutOfRangeError where a log
         neither has an offset nor ends there, CorruptRecordException where a checksum is wrong.
         """
-        client = await self._connected({tp.topic for tp in wanted})
+        try:
+            client = await self._connected({tp.topic for tp in wanted})
+        except (NoBroker, KafkaError):
+            await asyncio.sleep(RETRY)
+            return {}
         by_node: defaultdict[int, dict[TP, int]] = defaultdict(dict)
         for tp, offset in wanted.items():
             leader = client.cluster.leader_for_partition(TopicPartition(*tp))
@@ -121,10 +123,12 @@ class ChangelogReader:
             for partition, code, _, *rest in parts:
                 tp = TP(topic, partition)
                 kind = for_code(code)
-                if kind in (NotLeaderForPartitionError, UnknownTopicOrPartitionError):
-                    return _LOST
                 if kind is OffsetOutOfRangeError:
-                    raise OffsetOutOfRangeError({tp: wanted[tp]})
+                    raise OffsetOutOfRangeError(
+                        f"partition {partition} of '{topic}' has nothing at offset {wanted[tp]} any more"
+                    )
+                if code and kind.retriable:
+                    return _LOST
                 if code:
                     raise kind(f"partition {partition} of '{topic}' cannot be read")
                 if rest[-1]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -23,6 +25,11 @@ WATERMARK = b"\x00wm:"
 
 # Changelogs are read over so many connections: while we take in what one has brought, the broker fills the other.
 LANES = 2
+# How long a disk's rows may have been left alone while the changelog went on: a tombstone is kept for a day (topics.py),
+# and one that was missed would leave its row for ever.
+STALE = 12 * 3600.0  # s
+LOCK_PATIENCE = 10.0  # s
+log = logging.getLogger(__name__)
 
 
 class Store(Protocol):
@@ -35,21 +42,53 @@ class Store(Protocol):
         """Forget every row of the partition: it has another owner now, or is about to be read anew."""
 
 
+class Mark(Protocol):
+    """How far the rows on a disk have come."""
+
+    @property
+    def offset(self) -> int:
+        """Of the last changelog record that is in them."""
+
+    @property
+    def watermarks(self) -> dict[tuple[str, int], int]:
+        """(topic, partition) -> the next offset to count."""
+
+    @property
+    def at(self) -> float:
+        """When they were written, s since the epoch."""
+
+
+class DiskStore(Store, Protocol):
+    """A store whose rows also lie on a disk, never ahead of the changelog. `drop` leaves them there."""
+
+    def open(self, partition: int) -> Mark | None:
+        """What the disk has of the partition. Raises BlockingIOError while another process has it."""
+
+    def persist(
+        self, partition: int, records: Sequence[tuple[bytes, bytes | None]], watermarks: Mapping[tuple[str, int], int],
+        offset: int,
+    ) -> None:  # fmt: skip
+        """The changelog has these rows, up to `offset`: write them all or none."""
+
+    def wipe(self, partition: int) -> None:
+        """Remove what the disk has of the partition."""
+
+
 class ExactTable(faust.Table[bytes, bytes]):
     """A Faust table by its changelog, its recovery and its place in the assignment; the rows live in `store`.
 
-    `name` is the logical name of the changelog topic. `skipped` counts records that arrived again and were below
-    the watermark.
+    `name` is the logical name of the changelog topic; `disk` is the store again, where it has one. `skipped` counts
+    records that arrived again and were below the watermark.
     """
 
     app: BatchApp
 
-    def __init__(self, app: BatchApp, name: str, store: Store) -> None:
+    def __init__(self, app: BatchApp, name: str, store: Store, disk: DiskStore | None = None) -> None:
         changelog = app.topic(
             app.settings.prefix + name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
         )
         super().__init__(app, name=name, partitions=app.settings.partitions, changelog_topic=changelog)
-        self.store = store
+        self.store, self.disk = store, disk
         self.watermarks: dict[tuple[int, str, int], int] = {}  # (table partition, topic, partition) -> next offset
         self.applied: dict[int, int] = {}  # table partition -> changelog offset up to which the store has it
         self.skipped = 0
@@ -63,11 +102,19 @@ class ExactTable(faust.Table[bytes, bytes]):
     def watermark_record(self, topic: str, partition: int, next_offset: int) -> tuple[bytes, bytes]:
         return b"%s%s:%d" % (WATERMARK, topic.encode(), partition), b"%d" % next_offset
 
-    def written(self, topic: str, partition: int, next_offset: int, changelog_offset: int) -> None:
+    def written(
+        self, topic: str, partition: int, next_offset: int, changelog_offset: int,
+        changelog: Sequence[tuple[bytes, bytes | None]],
+    ) -> None:  # fmt: skip
         """A run's changelog batch is acknowledged; its last record has `changelog_offset`."""
         self.watermarks[partition, topic, partition] = next_offset
         # Recovery after a rebalance that leaves us the partition need not read it again.
         self.applied[partition] = max(self.applied.get(partition, -1), changelog_offset)
+        if self.disk is not None:
+            self.disk.persist(partition, changelog, self._watermarks_of(partition), self.applied[partition])
+
+    def _watermarks_of(self, partition: int) -> dict[tuple[str, int], int]:
+        return {(topic, source): at for (mine, topic, source), at in self.watermarks.items() if mine == partition}
 
     def apply_records(self, partition: int, records: Sequence[tuple[bytes, bytes | None]], last_offset: int) -> None:
         """Changelog records in order, of which `last_offset` is the last: watermarks to us, rows to the store."""
@@ -78,9 +125,11 @@ class ExactTable(faust.Table[bytes, bytes]):
                 self.watermarks[partition, topic, int(source)] = int(record[1] or 0)
             else:
                 rows.append(record)
-        if rows:
-            self.store.apply(partition, rows)
         self.applied[partition] = last_offset
+        if self.disk is not None:
+            self.disk.persist(partition, rows, self._watermarks_of(partition), last_offset)
+        elif rows:
+            self.store.apply(partition, rows)
 
     def distrust(self, partition: int) -> None:
         """The rows in memory are ahead of the changelog: read them anew should the partition come back."""
@@ -102,10 +151,57 @@ class ExactTable(faust.Table[bytes, bytes]):
         gone = {tp.partition for tp in revoked if tp.topic == changelog}
         for partition in gone | self._distrusted:
             self.store.drop(partition)
-            self.watermarks = {key: offset for key, offset in self.watermarks.items() if key[0] != partition}
-            self.applied.pop(partition, None)
+            self.forget(partition)
             self.app.recovery.revoke(TP(changelog, partition))
         self._distrusted.clear()
+        if self.disk is not None:
+            try:
+                for partition in sorted(tp.partition for tp in assigned if tp.topic == changelog):
+                    if partition not in self.applied:
+                        await self._open(self.disk, partition)
+            except Exception as error:
+                await self.app.crash(error)
+
+    def forget(self, partition: int) -> None:
+        """Nothing of the partition counts as read any more."""
+        self.watermarks = {key: offset for key, offset in self.watermarks.items() if key[0] != partition}
+        self.applied.pop(partition, None)
+
+    async def _open(self, disk: DiskStore, partition: int) -> None:
+        patience = monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                mark = disk.open(partition)
+                break
+            except BlockingIOError as error:
+                # The worker that had the partition until now may not have closed its files yet.
+                if monotonic() > patience:
+                    raise RuntimeError(str(error)) from None
+                await asyncio.sleep(0.05)
+        if mark is not None:
+            self.applied[partition] = mark.offset
+            self.watermarks.update({(partition, *source): offset for source, offset in mark.watermarks.items()})
+
+    def check(self, partition: int, begin: int, end: int) -> None:
+        """Wipe rows that do not belong to a changelog with the offsets `begin` to `end`, or that have missed tombstones."""
+        offset = self.applied.get(partition)
+        if offset is None:
+            return
+        mark = self.disk.open(partition) if self.disk is not None else None
+        if offset >= end:
+            reason = f"ends at {end}, but they are of offset {offset}: it was created anew"
+        elif offset + 1 < begin:
+            reason = f"begins at {begin}, but they are of offset {offset}: it was truncated"
+        elif mark is not None and offset + 1 < end and time.time() - mark.at > STALE:
+            reason = f"may have lost tombstones since they were written, {(time.time() - mark.at) / 3600:.0f} hours ago"
+        else:
+            return
+        log.warning("the rows of '%s' %d are read anew: the changelog %s", self.name, partition, reason)
+        self.forget(partition)
+        if self.disk is not None:
+            self.disk.wipe(partition)
+        else:
+            self.store.drop(partition)
 
 
 class TableProgress(NamedTuple):
@@ -128,6 +224,8 @@ class BatchRecovery(Recovery):
         self._begins: dict[TP, int] = {}  # offset before the first that this recovery reads
         self._since = 0.0  # monotonic, of the same
         self._bounded = False  # this assignment's ends and beginnings are known
+        self._followed: set[TP] = set()  # standby copies that are kept current
+        self.records_read = 0  # of all recoveries and standby copies, since the start
         self._wakened = asyncio.Event()
 
     @Service.task
@@ -155,21 +253,22 @@ class BatchRecovery(Recovery):
             await reader.close()
 
     def _wanted(self, lane: int) -> dict[TP, int]:
-        """The next offset of each changelog partition that the lane is to read now."""
-        if not (self.in_recovery and self._bounded):
-            return {}
-        return {
-            tp: self.active_offsets[tp] + 1
-            for tp, left in self.active_remaining().items()
-            if left > 0 and tp.partition % LANES == lane
-        }
+        """The next offset of each changelog partition that the lane is to read now: ours first, then standby copies."""
+        if self.in_recovery:
+            tps = {tp for tp, left in self.active_remaining().items() if left > 0} if self._bounded else set()
+            offsets = self.active_offsets
+        else:
+            tps, offsets = self._followed, self.standby_offsets
+        return {tp: offsets[tp] + 1 for tp in tps if tp.partition % LANES == lane}
 
     def _apply(self, tp: TP, wanted: int, stretch: Stretch) -> None:
-        if tp not in self.active_tps or self.active_offsets.get(tp) != wanted - 1:
+        offsets = self.active_offsets if tp in self.active_tps else self.standby_offsets
+        if offsets.get(tp) != wanted - 1:
             return  # while it was fetched, a rebalance has given the partition away or set it back
         table = cast(ExactTable, self.tp_to_table[tp])
         table.apply_records(tp.partition, stretch.records, stretch.next_offset - 1)
-        self.active_offsets[tp] = stretch.next_offset - 1
+        offsets[tp] = stretch.next_offset - 1
+        self.records_read += len(stretch.records)
 
     def _end_if_read(self) -> None:
         if self.in_recovery and self._bounded and not self.need_recovery():
@@ -192,7 +291,7 @@ class BatchRecovery(Recovery):
     # What Faust calls.
 
     async def on_rebalance(self, *args: Any, **options: Any) -> None:
-        self._bounded = False
+        self._bounded, self._followed = False, set()
         await super().on_rebalance(*args, **options)
 
     def _set_recovery_started(self) -> None:
@@ -200,13 +299,25 @@ class BatchRecovery(Recovery):
         self.signal_recovery_end.clear()
         super()._set_recovery_started()
 
+    def _set_recovery_ended(self) -> None:
+        super()._set_recovery_ended()
+        self._wakened.set()  # the turn of the standby copies
+
     async def _build_offsets(self, consumer: Any, tps: set[TP], destination: Any, title: str) -> None:
+        if tps:
+            begins, ends = await consumer.earliest_offsets(*tps), await consumer.highwaters(*tps)
+            for tp in tps:
+                table = cast(ExactTable, self.tp_to_table[tp])
+                table.check(tp.partition, begins.get(tp) or 0, ends.get(tp) or 0)
+                destination[tp] = table.persisted_offset(tp)
         await super()._build_offsets(consumer, tps, destination, title)
         if title == "active":
             self._begins = dict(destination)
             self._since = monotonic()
             self._bounded = True
-            self._wakened.set()
+        else:
+            self._followed = set(tps)
+        self._wakened.set()
 
     async def _seek_offsets(self, consumer: Any, tps: set[TP], offsets: Any, title: str) -> None:
         """The consumer of the group does not read changelogs: our reader is told where to start."""

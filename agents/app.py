@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agents import copy, items, shopper, web
+from agents.overload import Overload
 from agents.scribe import Sampling, Scribe
 from agents.together import OffLoop
 from agents.world import World, cancelled
@@ -75,6 +76,7 @@ class Worker:
         self._batches = _thread("batches")
         out = self.app.outputs
         self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
+        self.overload = Overload(settings, self.app, self.path, self.shoppers)
         table = ExactTable(self.app, "profiles", self.profiles, disk)
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
         tables = items.ItemTables()
@@ -94,6 +96,7 @@ class Worker:
             self.app.listen(copy.TOPICS, copy.Copies(settings, self.scribe, out).live, limit=copy.RUN_RECORDS)
         self.watch = Watch(self.app)
         self._warm = False
+        self._serving: asyncio.Future[Any] | None = None
 
     def health(self) -> web.Health:
         return web.Health(self.watch.problem, self.watch.note)
@@ -119,12 +122,18 @@ class Worker:
             for one in self.app.recovery.progress()
         }
 
+    def _serve(self) -> None:
+        """In the thread of the batches, which alone reads and writes what is served."""
+        ours = self.app.partitions("clicks")
+        self._serving = asyncio.ensure_future(self._batches(lambda: self.profiles.serve(ours, time.monotonic())))
+
     def update_gauges(self) -> None:
         """Figures that are read when somebody asks."""
         metrics.PROFILES.set(self.profiles.count())
         metrics.PROFILE_BYTES.set(self.profiles.size())
         metrics.CATALOG_ITEMS.set(self.world.catalog.showable_count(time.time()))
         metrics.SIGNAL_ITEMS.set(self.world.signals.count)
+        metrics.COPYWRITER_UP.set(self.scribe is not None and self.scribe.alive)
         metrics.READY.set(all(self.conditions().values()))
         if self.app.started:
             lag: dict[str, int] = {}
@@ -145,9 +154,11 @@ class Worker:
             await self._batches(record_batch.warm)
             settle_garbage()
             self._warm = True
-            tasks.append(asyncio.create_task(self.world.follow(self._batches, self.shoppers.headlines_came)))
+            for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
+                tasks.append(asyncio.create_task(watch))
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
+            self.app.when_ready(self._serve)
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
             await serve(self.app, stop)

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from agents.scribe import Scribe
-from models.copybook import CopyRequest, CopyText
+from agents.scribe import Scribe, ScribeRests
+from models.copybook import PATIENCE, TEXTS, CopyRequest, CopyText
 from models.copywriter import Facts
 from stream import metrics
 from stream.events import Reject
@@ -28,7 +28,7 @@ class Copies:
 
     def __init__(self, settings: Settings, scribe: Scribe, out: Outputs) -> None:
         self._settings, self._scribe, self._out = settings, scribe, out
-        self._written: dict[str, float] = {}  # segment -> until when its headline holds
+        self._written: dict[str, float] = {}  # segment -> until when its headline holds, the first to end first
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         async for run in runs:
@@ -45,6 +45,8 @@ class Copies:
             except (msgspec.MsgspecError, TypeError) as error:
                 rejects.append(Reject(at, "invalid", "value", f"not a request for copy: {error}"))
                 continue
+            if now - record.timestamp / 1000 > PATIENCE:
+                continue  # whoever wants it still has asked again
             if self._written.get(request.segment, 0.0) <= now:
                 requests[request.segment] = request
         return list(requests.values()), dead_letters(run, rejects)
@@ -54,14 +56,22 @@ class Copies:
             return []
         start = time.perf_counter()
         facts = [Facts(r.locale, r.slot, r.category, tuple(r.titles)) for r in requests]
-        copies = await self._scribe.write(facts, key64("\n".join(r.segment for r in requests)) & 0x7FFFFFFF)
+        try:
+            copies = await self._scribe.write(facts, key64("\n".join(r.segment for r in requests)) & 0x7FFFFFFF)
+        except ScribeRests:
+            for request in requests:
+                metrics.COPIES.labels(request.locale, "dropped").inc()
+            return []  # they are asked for again
         metrics.COPY_SECONDS.observe(time.perf_counter() - start)
         now = time.time()
         return [Output("copy", None, [self._record(r, c, now) for r, c in zip(requests, copies, strict=True)])]
 
     def _record(self, request: CopyRequest, copy: Any, now: float) -> Pair:
         metrics.COPIES.labels(request.locale, "refused" if copy is None else "written").inc()
+        self._written.pop(request.segment, None)
         self._written[request.segment] = now + self._settings.copy_ttl
+        while len(self._written) > TEXTS or self._written[next(iter(self._written))] <= now:
+            del self._written[next(iter(self._written))]
         text = CopyText(
             segment=request.segment, locale=request.locale, slot=request.slot, category=request.category,
             text=None if copy is None else copy.text, created=now, ttl=self._settings.copy_ttl,

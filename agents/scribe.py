@@ -14,15 +14,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 
 from models import manifest
 from models.copywriter import Copy, Copywriter, Facts
+from stream import metrics
 
 NICE = 10
 PATIENCE = 60.0  # s for an answer, or to be ready; then it is taken to be stuck
+# A process that ends or hangs so often, with no answer in between, is left alone for a while.
+LIVES = 3
+REST = 300.0  # s
 LINE_BYTES = 1 << 20
+FAILURES = (EOFError, TimeoutError, OSError, ValueError, msgspec.MsgspecError)  # of a process, its pipes, its answers
 log = logging.getLogger(__name__)
 
 
@@ -47,40 +53,80 @@ class _Answer(msgspec.Struct, frozen=True):
     copies: list[Copy | None]
 
 
+class ScribeRests(Exception):
+    """No headlines for now: the process does not stay up. It is tried again after REST seconds."""
+
+
 class Scribe:
     """`Copywriter.write` as an awaitable call. Raises ManifestError where a file of the model is missing or changed."""
 
-    def __init__(self, folder: Path, sampling: Sampling) -> None:
+    def __init__(self, folder: Path, sampling: Sampling, rest: float = REST) -> None:
         self.version = manifest.load(folder, "copywriter").version  # `sha256:...`
         self._folder, self._sampling = folder.resolve(), sampling
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._number = 0
+        self._rest, self._rests_until = rest, 0.0  # s, of the monotonic clock
+        self._failed = 0  # times in a row
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
         """Return when the model is loaded and warm. Raises RuntimeError where it does not come up."""
+        try:
+            await self._start()
+        except FAILURES as error:
+            raise RuntimeError(
+                f"the copywriter's process does not come up ({_said(error)}); what it said is above, and without headlines "
+                "(SHOPWINDOW_COPY=false) the worker starts"
+            ) from None
+
+    async def _start(self) -> None:
         await self.stop()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "agents.scribe", str(self._folder), msgspec.json.encode(self._sampling).decode(),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
             cwd=Path(__file__).resolve().parent.parent,
         )  # fmt: skip
-        try:
-            await self._answer(0)
-        except (EOFError, TimeoutError) as error:
-            raise RuntimeError(f"the copywriter's process does not come up: {error}") from None
+        await self._answer(0)
 
     async def write(self, facts: Sequence[Facts], seed: int) -> list[Copy | None]:
-        """A headline for each, None where there is none. A process that died or hangs is replaced."""
+        """A headline for each, None where there is none. A process that died or hangs is replaced.
+
+        Raises ScribeRests where it dies or hangs again and again, and at once until it has rested.
+        """
         async with self._turn:
-            for _ in range(2):
+            while monotonic() >= self._rests_until:
                 self._number += 1
                 try:
-                    return await self._ask(_Request(self._number, list(facts), seed))
-                except (EOFError, TimeoutError, ConnectionError) as error:
-                    log.error("the copywriter's process is started again: %s", error)
-                    await self.start()
-        return [None] * len(facts)
+                    if self._process is not None and self._process.returncode is not None:
+                        raise EOFError(f"it ended with status {self._process.returncode}")
+                    if self._process is None:
+                        await self._start()
+                    copies = await self._ask(_Request(self._number, list(facts), seed))
+                except FAILURES as error:
+                    await self.stop()
+                    self._failed += 1
+                    metrics.COPYWRITER_DEATHS.inc()
+                    if self._failed < LIVES:
+                        log.warning("the copywriter's process is started again: %s", _said(error))
+                        continue
+                    self._rests_until = monotonic() + self._rest
+                    log.error(
+                        "the copywriter's process does not stay up (%s, %d times in a row); pages go out with template "
+                        "headlines, and it is tried again in %.0f s: see what it said above, check SHOPWINDOW_MODELS_DIR, "
+                        "or set SHOPWINDOW_COPY=false",
+                        _said(error), self._failed, self._rest,
+                    )  # fmt: skip
+                else:
+                    if self._failed >= LIVES:
+                        log.warning("the copywriter writes again")
+                    self._failed = 0
+                    return copies
+        raise ScribeRests
 
     async def stop(self) -> None:
         if self._process is not None:
@@ -104,6 +150,10 @@ class Scribe:
                 if answer.number == number:
                     return answer.copies
         raise EOFError(f"it ended with status {await self._process.wait()}")
+
+
+def _said(error: Exception) -> str:
+    return f"no answer within {PATIENCE:.0f} s" if isinstance(error, TimeoutError) else str(error)
 
 
 def main(folder: str, sampling: str) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from agents.poison import place, told, without_poison
 from agents.together import OffLoop, Together
 from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
-from stream.events import KINDS, Decoded, Reject, decode_run
-from stream.kafka.dead_letters import dead_letters
+from stream.events import KINDS, Reject, decode_run
+from stream.kafka.dead_letters import count_rejects, letters
 from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
@@ -26,6 +28,23 @@ from stream.store import Profiles
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
+SOUND = 10.0  # s without a bad answer after which the ranker counts as well again
+ALL_POISON = 100  # records in a row: a step that fails for each of them fails for another reason
+OUT_OF_MEMORY = (
+    "the memory is used up; the events wait in Kafka: give the worker more, or fewer partitions (start more workers), or "
+    "smaller runs (SHOPWINDOW_RUN_RECORDS)"
+)
+log = logging.getLogger(__name__)
+PAGE_OWED = msgspec.json.encode(Refresh("", "", 0.0))  # a record of `refreshes`; the shopper's row says for which event
+
+
+class _Made(NamedTuple):
+    """What a run came to."""
+
+    part: Part
+    rejects: list[Reject]
+    step: Step
+    outputs: list[Output]
 
 
 class Shoppers:
@@ -35,6 +54,9 @@ class Shoppers:
         self, settings: Settings, path: PagePath, profiles: Profiles | DiskProfiles, out: Outputs, off_loop: OffLoop
     ) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
+        self._off_loop = off_loop
+        self._unsound_at: float | None = None  # s, when the ranker last gave no probabilities, while it is broken
+        self._poisoned = 0  # records in a row that made a step fail
         self._answer = Together(self._answer_all, off_loop)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
@@ -48,29 +70,106 @@ class Shoppers:
             await self._out.commit_run(run, outputs, step.changelog)
             metrics.STAGE.labels("publish").observe(time.perf_counter() - start)
             done = time.time()
-            for trigger in step.triggers if run.topic != "refreshes" else ():
-                metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
+            for trigger, owed in zip(step.triggers, step.owed, strict=True):
+                if owed or run.topic != "refreshes":  # a page for its headline only says nothing of the event
+                    metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
             for mode, count in Counter(step.modes).items():
                 metrics.PAGES.labels(mode).inc(count)
 
     def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
         """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
-        start = time.perf_counter()
-        read = [self._read(run) for run in runs]
-        decoding = time.perf_counter() - start
-        steps = self._path.steps([part for part, _ in read], time.time())
-        for stage, seconds in {"decode": decoding, **steps[0].seconds}.items():
+        now = time.time()
+        try:
+            made = self._make([(run, run.records) for run in runs], now)
+            self._poisoned = 0
+        except MemoryError:
+            raise RuntimeError(OUT_OF_MEMORY) from None
+        except Exception:
+            made = [self._without_poison(run, now) for run in runs]
+        for stage, seconds in made[0].step.seconds.items():
             metrics.STAGE.labels(stage).observe(seconds)
-        for run, (part, _), step in zip(runs, read, steps, strict=True):
-            self._profiles.apply(run.partition, step.changelog)
-            _count(run, part.decoded, step)
+        self._path.took_effect([one.step for one in made], now)
+        for run, one in zip(runs, made, strict=True):
+            self._profiles.apply(run.partition, one.step.changelog)
+            _count(run, one)
+        self._look_at_the_ranker([one.step for one in made], now)
+        return [(one.step, one.outputs) for one in made]
+
+    def _look_at_the_ranker(self, steps: Sequence[Step], now: float) -> None:
+        """Say once when it stops to give probabilities, and once when it has given nothing else for a while."""
+        unsound = sum(sum(step.unsound) for step in steps)
+        metrics.UNSOUND_PAGES.inc(unsound)
+        if unsound:
+            if self._unsound_at is None:
+                metrics.RANKER_BROKEN.set(1)
+                log.error(
+                    "the ranker in %s gives no probabilities (NaN, or it fails), so that pages are the popular ones; put "
+                    "the one of before there, or fit it again (shopwindow models train), and restart the worker",
+                    self._settings.models_dir / "ranker",
+                )  # fmt: skip
+            self._unsound_at = now
+        elif (
+            self._unsound_at is not None
+            and not 0 <= now - self._unsound_at < SOUND
+            and any(mode in ("full", "cached_copy") for step in steps for mode in step.modes)
+        ):
+            metrics.RANKER_BROKEN.set(0)
+            log.warning("the ranker gives probabilities again; pages are personal")
+            self._unsound_at = None
+
+    def _make(self, taken: Sequence[tuple[Run, Sequence[Any]]], now: float) -> list[_Made]:
+        """What records of each run come to. Changes nothing: it may be tried."""
+        start = time.perf_counter()
+        read = [self._read(run, records) for run, records in taken]
+        decoding = time.perf_counter() - start
+        steps = self._path.steps([part for part, _ in read], now)
+        steps[0].seconds["decode"] = decoding
         return [
-            (step, dead_letters(run, rejects) + self._outputs(run, step))
-            for run, (_, rejects), step in zip(runs, read, steps, strict=True)
+            _Made(part, rejects, step, letters(run, records, rejects) + self._outputs(run, step))
+            for (run, records), (part, rejects), step in zip(taken, read, steps, strict=True)
         ]
 
-    def _read(self, run: Run) -> tuple[Part, list[Reject]]:
-        records, stored = run.records, self._profiles.partitions[run.partition]
+    def _without_poison(self, run: Run, now: float) -> _Made:
+        """What the run comes to less the records that make a step raise: they go to `dead-letters`.
+
+        Raises RuntimeError where the records are not to blame.
+        """
+        try:
+            made, poison = without_poison(run.records, lambda records: self._make([(run, records)], now)[0])
+            if not poison:
+                return made
+            self._outputs(run, self._path.probe(now))
+        except MemoryError:
+            raise RuntimeError(OUT_OF_MEMORY) from None
+        except Exception as fault:
+            # Not `from fault`: its message may hold what belongs to a shopper.
+            raise RuntimeError(
+                f"no page can be made, whatever the event ({place(fault)}); nothing is lost, the events wait in Kafka: "
+                "run an earlier version, or with the models of before (SHOPWINDOW_MODELS_DIR), and report it"
+            ) from None
+        self._poisoned = self._poisoned + len(poison) if len(poison) == len(run.records) else 0
+        if self._poisoned >= ALL_POISON:
+            raise RuntimeError(
+                f"the last {self._poisoned} records, all there were, made a step fail ({place(poison[0])}), so that it "
+                "is hardly their fault; they wait in Kafka: run an earlier version, or with the models of before "
+                "(SHOPWINDOW_MODELS_DIR), and report it"
+            )
+        rejects = []
+        for at, error in sorted(poison.items()):
+            record = run.records[at]
+            rejects.append(Reject(at, "poison", "value", told(error, record.key, record.value)))
+            log.error(
+                "a record of '%s' (partition %d, offset %d) makes a step fail: %s; it lies in dead-letters",
+                run.topic, run.partition, record.offset, place(error),
+            )  # fmt: skip
+            if run.topic == "refreshes":
+                self._profiles.owed.forget(run.partition, record.key)
+        return made._replace(
+            rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *letters(run, run.records, rejects)]
+        )
+
+    def _read(self, run: Run, records: Sequence[Any]) -> tuple[Part, list[Reject]]:
+        stored = self._profiles.of(run.partition)
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
             return Part(stored, refreshes=refreshes), rejects
@@ -100,8 +199,23 @@ class Shoppers:
 
     async def headlines_came(self, served: dict[bytes, Refresh]) -> None:
         """Have the pages of waiting shoppers made once more, by way of their partition: only its owner writes there."""
+        if self._path.shed.copy:
+            return
         asked = [(key, msgspec.json.encode(served[key])) for key in self._profiles.owned(served)]
         await self._out.send("refreshes", None, asked)
+
+    async def pay_pages(self) -> None:
+        """Have pages that are owed made, each when the shopper may have one again: by way of her partition, as above.
+
+        The rows at rest say to whom a page is owed, so that a crash at any point forgets none. One that is asked for
+        twice is made once: the page settles it.
+        """
+        owed = self._profiles.owed
+        metrics.OWED_PAGES.set(len(owed))
+        if len(owed):
+            now, after = time.monotonic(), self._path.shed.page_every
+            for partition, keys in await self._off_loop(lambda: owed.due(now, after)):
+                await self._out.send("refreshes", partition, [(key, PAGE_OWED) for key in keys])
 
 
 def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Reject]]:
@@ -115,7 +229,9 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
     return refreshes, rejects
 
 
-def _count(run: Run, decoded: Decoded, step: Step) -> None:
+def _count(run: Run, made: _Made) -> None:
+    decoded, step = made.part.decoded, made.step
+    count_rejects(run.topic, made.rejects)
     metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)
@@ -126,3 +242,4 @@ def _count(run: Run, decoded: Decoded, step: Step) -> None:
             metrics.EVENTS.labels(run.topic, KINDS[kind]).inc(count)
     metrics.DUPLICATES.inc(int((heads & ~step.fresh).sum()))
     metrics.CLAMPED.inc(decoded.clamped)
+    metrics.DEFERRED_PAGES.inc(len(step.changelog) - len(step.pages))

@@ -32,6 +32,14 @@ _TEMPLATE_HEADS = {
     (locale, slot): slot_head(slot, text, "template") for locale, of in TEMPLATES.items() for slot, text in of.items()
 }
 PATIENCE = 60.0  # s after which an unanswered request is made again
+# At most. A copywriter writes some 40 headlines a second: what it cannot answer within PATIENCE is not asked for.
+UNANSWERED = 1024  # requests
+# 200 bytes each. More segments than that (languages x slots x categories) share the room, the newest texts have it.
+TEXTS = 16_384
+# Each is a page to be made once more, at a stroke when the headline comes: 2,000 take a worker a second or two.
+WAITERS_OF_ONE = 2048  # pages that wait for one headline; the latest
+WAITERS = 65_536  # pages in all, of some 250 bytes
+WORTH_WAITING = 600.0  # s; a page that is older is left as it is
 
 
 class CopyRequest(msgspec.Struct, frozen=True):
@@ -59,7 +67,10 @@ class CopyText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refresh(msgspec.Struct, frozen=True):
-    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`."""
+    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`.
+
+    Or one that was put off and is due: its segment is empty, its trigger is in the shopper's row.
+    """
 
     segment: str
     event_id: str
@@ -76,17 +87,35 @@ class Title(NamedTuple):
     missing: bool  # no headline of GPT-2 is there, and none was found impossible
 
 
+class _Waiting(NamedTuple):
+    """Who waits for the headline of a segment, the latest last."""
+
+    since: float  # s
+    shoppers: dict[bytes, tuple[str, float]]  # and the trigger of the page that has a template
+
+
 class CopyBook:
-    """Headlines by segment, kept as the JSON heads of their slots."""
+    """Headlines by segment, kept as the JSON heads of their slots. Everything that it holds is bounded, see above."""
 
     def __init__(self) -> None:
+        # Each in the order of time, the oldest first, so that what is too old or too much is found at its front.
         self._texts: dict[str, tuple[float, bytes | None]] = {}  # segment -> until when, head (None: template)
         self._asked: dict[str, float] = {}  # segment -> when it was asked for
-        # segment -> shoppers whose page has a template, and the trigger of that page
-        self._waiting: dict[str, dict[bytes, tuple[str, float]]] = {}
+        self._waiting: dict[str, _Waiting] = {}  # by segment
+        self._waiters = 0
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    @property
+    def unanswered(self) -> int:
+        """Headlines that were asked for and have not come."""
+        return len(self._asked)
+
+    @property
+    def waiters(self) -> int:
+        """Pages that wait for a headline."""
+        return self._waiters
 
     def title(self, locale: str, slot: int, category: str, now: float) -> Title:
         """The best headline there is at `now` (s): of GPT-2 for the segment, else a template."""
@@ -95,13 +124,49 @@ class CopyBook:
             return Title(head, False)
         return Title(_TEMPLATE_HEADS[locale, slot], now >= until)
 
-    def ask(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> bool:
-        """Note that a shopper waits. -> True where the segment is to be asked for, False where it has been."""
-        self._waiting.setdefault(segment, {})[shopper] = trigger
-        if now - self._asked.get(segment, -PATIENCE) < PATIENCE:
-            return False
+    def wants(self, segment: str, now: float, more: int = 0) -> bool:
+        """True where a headline that is missing is to be asked for; `more` are about to be.
+
+        Not where it has been asked for a while ago, nor where too many are unanswered: the copywriter is slow, or gone.
+        """
+        return len(self._asked) + more < UNANSWERED and not 0 <= now - self._asked.get(segment, -PATIENCE) < PATIENCE
+
+    def asked(self, segment: str, now: float) -> None:
+        """Note that the segment has been asked for."""
+        self._asked.pop(segment, None)
         self._asked[segment] = now
-        return True
+
+    def waits(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> None:
+        """Note that a shopper's page, made for `trigger`, has a template for want of a headline."""
+        waiting = self._waiting.get(segment)
+        if waiting is None:
+            waiting = self._waiting[segment] = _Waiting(now, {})
+        before = len(waiting.shoppers)
+        waiting.shoppers.pop(shopper, None)
+        waiting.shoppers[shopper] = trigger
+        if len(waiting.shoppers) > WAITERS_OF_ONE:
+            del waiting.shoppers[next(iter(waiting.shoppers))]
+        self._waiters += len(waiting.shoppers) - before
+
+    def forget(self, now: float) -> None:
+        """Drop what is too old at `now` (s), or too much: requests nobody answered, pages that waited in vain, old texts."""
+        # A clock that has been set back leaves times that are yet to come: they are too old as well.
+        while self._asked and not 0 <= now - self._asked[next(iter(self._asked))] < PATIENCE:
+            del self._asked[next(iter(self._asked))]
+        while self._waiting and (
+            self._waiters > WAITERS or not 0 <= now - self._waiting[next(iter(self._waiting))].since < WORTH_WAITING
+        ):
+            self._served(next(iter(self._waiting)))
+        while self._texts and (len(self._texts) > TEXTS or now >= self._texts[next(iter(self._texts))][0]):
+            del self._texts[next(iter(self._texts))]
+
+    def _served(self, segment: str) -> dict[bytes, tuple[str, float]]:
+        """Who waited for the segment, who does no more."""
+        waiting = self._waiting.pop(segment, None)
+        if waiting is None:
+            return {}
+        self._waiters -= len(waiting.shoppers)
+        return waiting.shoppers
 
     def apply(self, records: Iterable[tuple[bytes, bytes | None]]) -> dict[bytes, Refresh]:
         """Take in records of `copy`. -> of the shoppers who waited for a text that has come, what is to be refreshed.
@@ -117,12 +182,14 @@ class CopyBook:
             except (msgspec.MsgspecError, ValueError):
                 continue
             self._asked.pop(segment, None)
-            waiting = self._waiting.pop(segment, {})
+            waiting = self._served(segment)
+            self._texts.pop(segment, None)
             if copy is None:
-                self._texts.pop(segment, None)
                 continue
             head = None if copy.text is None else slot_head(slot, copy.text, "gpt2")
             self._texts[segment] = (copy.created + copy.ttl, head)
+            if len(self._texts) > TEXTS:
+                del self._texts[next(iter(self._texts))]
             if head is not None:
                 served.update((shopper, Refresh(segment, *trigger)) for shopper, trigger in waiting.items())
         return served

@@ -15,17 +15,27 @@ import numpy.typing as npt
 
 from models.copybook import CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
-from models.ranker import Ranker
+from models.ranker import Ranker, sound
 from stream.catalog import Catalog
-from stream.events import EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
+from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
+from stream.ladder import Shed
 from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
-from stream.profile import PROFILE, PROFILE_VERSION, SERVING, SERVING_VERSION, decode_record, encode_record
+from stream.profile import (
+    OWED_ID,
+    PROFILE,
+    PROFILE_VERSION,
+    SERVING,
+    SERVING_BEFORE,
+    SERVING_VERSION,
+    decode_record,
+    encode_record,
+)
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import react, show
-from stream.signals import ACTIVITY, ItemTable, Signals, decode_activity, encode_activity, fold_with_activity
+from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -58,16 +68,22 @@ class Part(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a part came to. The lists have an entry for each page; records are (key, value)."""
+    """What a part came to. The lists have an entry for each page, the changelog also for each that is put off.
+
+    Records are (key, value).
+    """
 
     fresh: npt.NDArray[np.bool_]  # (n,) of the event rows, False for duplicates
     activity: Rows  # (m,) ACTIVITY
     triggers: list[Trigger]
+    owed: list[bool]  # True for a page that had been put off
     changelog: list[tuple[bytes, bytes | None]]
     pages: list[tuple[bytes, bytes]]
     impressions: list[tuple[bytes, bytes]]
-    requests: list[list[CopyRequest]]
+    missing: list[list[str]]  # segments whose headline the page goes without
+    requests: list[list[CopyRequest]]  # those of them that are to be asked for
     modes: list[str]
+    unsound: list[bool]  # True where the ranker gave no probabilities, so that the page is the popular one
     shown: list[Rows]  # (count,) PLACED
     phi: list[Floats]  # (count, F) of the items shown
     seconds: dict[str, float]  # by stage, of all parts together
@@ -84,6 +100,9 @@ class PagePath:
     def __init__(self, catalog: Catalog, signals: Signals, ranker: Ranker, copies: CopyBook, policy: Policy) -> None:
         self.catalog, self.signals, self.ranker, self.copies, self.policy = catalog, signals, ranker, copies, policy
         self.copywriter: str | None = None  # version of the model that writes the headlines
+        self.shed = (
+            Shed()
+        )  # what pages go without now; may be set while a step is at work, which then goes on as it began
         self._hash = features_hash()
 
     def step(
@@ -95,91 +114,140 @@ class PagePath:
     def steps(self, parts: Sequence[Part], generated_at: float) -> list[Step]:
         """Fold what has come into the profiles of its shoppers, and make each of them one page; the parts go together.
 
-        generated_at: s since the epoch, on the pages. Nothing is changed in place: the changelog is the new state. A
-        shopper all of whose events are duplicates gets no page, nor does a refresh of one who is not stored.
+        generated_at: s since the epoch, on the pages. Nothing is changed in place: the changelog is the new state, and
+        `took_effect` notes who waits for a headline. Steps may be tried and thrown away. A
+        shopper all of whose events are duplicates gets no page, nor does a refresh of one who is not stored. While pages
+        are paced (`shed`), a page too soon after the last is put off: the shopper's row says that it is owed, until any
+        later one is made.
         """
-        watch = _Stopwatch()
-        folded = [_fold(part) for part in parts]
+        watch, shed = _Stopwatch(), self.shed
+        folded = [_fold(part, shed) for part in parts]
         keys = [key for one in folded for key in one.keys]
         triggers = [trigger for one in folded for trigger in one.triggers]
         profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
         serving = np.concatenate([one.serving for one in folded]) if len(folded) > 1 else folded[0].serving
         watch.lap("fold")
-        made = Step(np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), triggers, [], [], [], [], [], [], [], watch.seconds)
+        made = Step(
+            np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), [], [], [], [], [], [], [], [], [], [], [], watch.seconds
+        )
+        late = np.zeros(len(keys), np.bool_)  # (S,) whose page is put off
         if keys:
-            self._publish(watch, made, keys, profiles, serving, generated_at)
-        steps, start = [], 0
+            if shed.page_every:
+                late = _too_soon(profiles, serving, triggers, generated_at, shed.page_every)
+                late &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in folded])
+            self._publish(watch, made, keys, triggers, profiles, serving, late, generated_at, shed)
+        steps, start, page = [], 0, 0
         for one in folded:
             mine = slice(start, start + len(one.keys))
+            paged = slice(page, page + int((~late[mine]).sum()))
             steps.append(
                 Step(
-                    one.fresh, one.activity, made.triggers[mine], made.changelog[mine], made.pages[mine],
-                    made.impressions[mine], made.requests[mine], made.modes[mine], made.shown[mine], made.phi[mine],
-                    watch.seconds,
+                    one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
+                    made.pages[paged], made.impressions[paged], made.missing[paged], made.requests[paged],
+                    made.modes[paged], made.unsound[paged], made.shown[paged], made.phi[paged], watch.seconds,
                 )
             )  # fmt: skip
-            start = mine.stop
+            start, page = mine.stop, paged.stop
         return steps
 
+    def probe(self, generated_at: float) -> Step:
+        """The step of events that are known to be good, over the catalogue there is: where it raises, no event is to blame."""
+        events: Any = np.zeros(6, EVENT)
+        events["kind"], events["part"] = (HOME, VIEW, CLICK, ADD, BUY, HIDE), 0
+        events["id"], events["record"] = np.arange(1, 7), np.arange(6)
+        events["time"], events["quantity"] = generated_at, 1
+        events["item"][1:5], events["item"][5] = self.catalog.items[0]["id"] or 1, 2
+        decoded = Decoded(events, [b"new", *[b"probe"] * 5], [str(k) for k in range(6)], [], 0)
+        return self.step({}, decoded, np.arange(6), generated_at)
+
+    def took_effect(self, steps: Sequence[Step], generated_at: float) -> None:
+        """Note, of steps that are published, which headlines are asked for and who waits for them."""
+        for step in steps:
+            for (key, _), trigger, missing, requests in zip(
+                step.pages, step.triggers, step.missing, step.requests, strict=True
+            ):
+                for segment in missing:
+                    self.copies.waits(segment, key, trigger, generated_at)
+                for request in requests:
+                    self.copies.asked(request.segment, generated_at)
+        self.copies.forget(generated_at)
+
     def _publish(
-        self, watch: _Stopwatch, step: Step, keys: list[bytes], profiles: Rows, serving: Rows, generated_at: float
-    ) -> None:
-        serving["version"] += 1
+        self, watch: _Stopwatch, step: Step, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
+        late: npt.NDArray[np.bool_], generated_at: float, shed: Shed,
+    ) -> None:  # fmt: skip
         refused = profiles["consent"] < 0
         without_consent = bool(refused.any())
         if without_consent:
             for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
                 serving[field][refused] = 0
-        names = [key.decode("utf-8", "surrogatepass") for key in keys]
-        shopper = np.array([key64(name) for name in names], np.int64)
-        popular = (shopper & 0x7FFFFFFF) / 2.0**31 < self.policy.popular_share
-        # One time a shopper, her newest event: a page is the same to the bit alone and in any batch.
-        now = np.maximum(profiles["last_seen"], [trigger.event_time for trigger in step.triggers])
-        batch = _Batch(
-            keys, names, profiles, serving, now, step.triggers,
-            ~popular & ~refused & (profiles["recent_item"][:, -1] != 0),
-            np.where(profiles["locale"] == 0, self.policy.default_locale, profiles["locale"]),
-            shopper ^ (serving["version"] * np.int64(-7046029254386353131)),
-        )  # fmt: skip
-        for at in range(0, len(keys), CHUNK):
-            self._pages(watch, step, batch.part(slice(at, at + CHUNK)), generated_at)
+        if late.any():
+            _put_off(serving, late, triggers)
+            paged = np.flatnonzero(~late)
+            served = serving[paged]
+            self._page_all(
+                watch, step, [keys[at] for at in paged], [triggers[at] for at in paged], profiles[paged], served,
+                generated_at, shed,
+            )  # fmt: skip
+            serving[paged] = served
+        else:
+            self._page_all(watch, step, keys, triggers, profiles, serving, generated_at, shed)
         if without_consent:
             serving["shown_item"][refused] = 0  # not even what was shown is kept
         blobs = zip(pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True)
         step.changelog.extend(zip(keys, (encode_record(*pair) for pair in blobs), strict=True))
         watch.lap("encode")
 
-    def _pages(self, watch: _Stopwatch, step: Step, batch: _Batch, generated_at: float) -> None:
-        policy, catalog, signals = self.policy, self.catalog, self.signals
-        profiles, serving, now, personal = batch.profiles, batch.serving, batch.now, batch.personal
+    def _page_all(
+        self, watch: _Stopwatch, step: Step, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
+        generated_at: float, shed: Shed,
+    ) -> None:  # fmt: skip
+        """A page for each, which settles what was owed. profiles (S,), serving (S,); the latter is changed in place."""
+        if not keys:
+            return
+        step.triggers.extend(triggers)
+        step.owed.extend((serving["owed_time"] > 0).tolist())
+        serving["version"] += 1
+        serving["owed_time"] = 0
+        serving["owed_id"] = 0
+        refused = profiles["consent"] < 0
+        serving["paged_at"] = np.where(refused, 0.0, generated_at) if shed.page_every else 0.0
+        names = [key.decode("utf-8", "surrogatepass") for key in keys]
+        shopper = np.array([key64(name) for name in names], np.int64)
+        popular = (shopper & 0x7FFFFFFF) / 2.0**31 < self.policy.popular_share
+        # One time a shopper, her newest event: a page is the same to the bit alone and in any batch.
+        now = np.maximum(profiles["last_seen"], [trigger.event_time for trigger in triggers])
+        batch = _Batch(
+            keys, names, profiles, serving, now, triggers,
+            ~popular & ~refused & (profiles["recent_item"][:, -1] != 0),
+            np.where(profiles["locale"] == 0, self.policy.default_locale, profiles["locale"]),
+            shopper ^ (serving["version"] * np.int64(-7046029254386353131)),
+        )  # fmt: skip
+        for at in range(0, len(keys), CHUNK):
+            self._pages(watch, step, batch.part(slice(at, at + CHUNK)), generated_at, shed)
+
+    def _pages(self, watch: _Stopwatch, step: Step, batch: _Batch, generated_at: float, shed: Shed) -> None:
+        policy, catalog, signals = _shorn(self.policy, shed), self.catalog, self.signals
+        profiles, serving, wanted = batch.profiles, batch.serving, batch.personal
         # Shown after it is made: what expires between the event and the page must not be on it.
-        shown_at = np.maximum(now, generated_at)
-        leaders = signals.leaders(float(now.max()))
-        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, policy.default_locale)
-        everyone = bool(personal.all())
-        if not everyone:
-            them = np.flatnonzero(~personal)
-            common, popularity = retrieve_popular(
-                profiles[them], shown_at[them], catalog, leaders, policy.default_locale
-            )
-            candidates = _replaced(candidates, them, common)
-        watch.lap("retrieve")
-        phi = joint_features(profiles, serving, now, candidates, catalog, signals)  # (U, C, F)
-        watch.lap("phi")
-        scores = self.ranker.score(phi, candidates.count)  # (U, C)
-        if not everyone:
-            scores[them] = popularity
-        watch.lap("score")
+        shown_at = np.maximum(batch.now, generated_at)
+        leaders = signals.leaders(float(batch.now.max()))
+        candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
+        while not (good := sound(scores, candidates.count) | ~batch.personal).all():
+            batch = batch._replace(personal=batch.personal & good)
+            candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
+        personal = batch.personal
+        step.unsound.extend((wanted & ~personal).tolist())
         placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
         placed, count = placements.placed, placements.count
         shown_phi = explain(profiles, placed, count, personal, phi, self.ranker.theta, catalog, signals)
         show(serving, placed, count, catalog.items)
         watch.lap("assemble")
-        slot_heads, slot_of = self._titles(step, batch, placements, generated_at)
+        slot_heads, slot_of = self._titles(step, batch, placements, generated_at, policy.copy)
         heads = [
             PageHead(
                 name, version, generated_at, generated_at + policy.page_ttl, trigger.event_id, trigger.event_time,
-                self._mode(shown, mine),
+                _mode(shown, mine, policy.copy),
             )
             for name, version, trigger, shown, mine in zip(
                 batch.names, serving["version"].tolist(), batch.triggers, count.tolist(), personal.tolist(), strict=True
@@ -188,7 +256,7 @@ class PagePath:
         step.modes.extend(head.mode for head in heads)
         pages = encode_pages(
             placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version, self.copywriter,
-            policy.rules.applied(),
+            [*policy.rules.applied(), *([f"page_every:{shed.page_every:g}"] if shed.page_every else [])],
         )  # fmt: skip
         step.pages.extend(zip(batch.keys, pages, strict=True))
         impressions = encode_impressions(placed, count, heads, shown_phi, catalog, self.ranker.version, self._hash)
@@ -197,33 +265,68 @@ class PagePath:
         step.shown.extend(row[:n] for row, n in zip(placed, count.tolist(), strict=True))
         watch.lap("encode")
 
+    def _scored(
+        self, watch: _Stopwatch, batch: _Batch, shown_at: npt.NDArray[np.float64], leaders: Leaders
+    ) -> tuple[Candidates, Floats, Floats]:
+        """Candidates, phi (U, C, F) and scores (U, C): the ranker's for personal pages, popularity for the others."""
+        profiles, catalog, signals, locale = batch.profiles, self.catalog, self.signals, self.policy.default_locale
+        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, locale)
+        everyone = bool(batch.personal.all())
+        if not everyone:
+            them = np.flatnonzero(~batch.personal)
+            common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, locale)
+            candidates = _replaced(candidates, them, common)
+        watch.lap("retrieve")
+        # A history model's score belongs here, before the features that multiply it; `shed.exploration` leaves it out.
+        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals)
+        watch.lap("phi")
+        if everyone or batch.personal.any():
+            scores = self._probabilities(phi, candidates.count)
+        else:
+            scores = np.zeros(phi.shape[:2], np.float32)
+        if not everyone:
+            scores[them] = popularity
+        watch.lap("score")
+        return candidates, phi, scores
+
+    def _probabilities(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
+        """What the ranker says; NaN where it raises and would over any features. Raises where it does over these alone."""
+        nothing = np.full(phi.shape[:2], np.nan, np.float32)
+        try:
+            scores = self.ranker.score(phi, count)
+            return scores if scores.shape == nothing.shape else nothing
+        except MemoryError:
+            raise
+        except Exception:
+            if self.ranker.works():
+                raise
+            return nothing
+
     def _titles(
-        self, step: Step, batch: _Batch, placements: Placements, now: float
+        self, step: Step, batch: _Batch, placements: Placements, now: float, copy: bool
     ) -> tuple[list[bytes], npt.NDArray[np.int32]]:
-        """The heads of the slots, and which of them each slot of each page takes; what is missing is asked for."""
-        placed, policy = placements.placed, self.policy
+        """The heads of the slots, and which of them each slot of each page takes; with `copy` what is missing is asked for."""
+        placed = placements.placed
         slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
         heads: dict[bytes, int] = {}
         categories = self._interests(batch.profiles)
+        wanted = {request.segment for requests in step.requests for request in requests}
         for i, (count, code) in enumerate(zip(placements.count.tolist(), batch.locales.tolist(), strict=True)):
             locale, category = LOCALES[code], categories[i] if batch.personal[i] else ""
+            missing: list[str] = []
             asked: list[CopyRequest] = []
             for slot in dict.fromkeys(placed["slot"][i, :count].tolist()):
                 title = self.copies.title(locale, slot, category, now)
                 slot_of[i, slot] = heads.setdefault(title.head, len(heads))
-                if title.missing and policy.copy:
+                if title.missing and copy:
                     segment = segment_of(locale, slot, category)
-                    if self.copies.ask(segment, batch.keys[i], batch.triggers[i], now):
+                    missing.append(segment)
+                    if segment not in wanted and self.copies.wants(segment, now, len(wanted)):
+                        wanted.add(segment)
                         asked.append(self._request(segment, locale, slot, placed[i, :count]))
+            step.missing.append(missing)
             step.requests.append(asked)
         return list(heads), slot_of
-
-    def _mode(self, shown: int, personal: bool) -> str:
-        if not shown:
-            return "static"
-        if not personal:
-            return "popular"
-        return "full" if self.policy.copy else "cached_copy"
 
     def _interests(self, profiles: Rows) -> list[str]:
         """The category that each shopper is about now: of the last half hour the strongest; "" where unknown."""
@@ -235,6 +338,21 @@ class PagePath:
         lead = placed["row"][placed["slot"] == slot][:TITLES].tolist()
         titles = [self.catalog.title(row, locale) for row in lead]
         return CopyRequest(segment, locale, SLOTS[slot], segment.rsplit("|", 1)[1], titles)
+
+
+def _shorn(policy: Policy, shed: Shed) -> Policy:
+    """The policy less what is shed."""
+    if shed.exploration:
+        policy = policy._replace(rules=policy.rules._replace(explore=False))
+    return policy._replace(copy=False) if shed.copy else policy
+
+
+def _mode(shown: int, personal: bool, copy: bool) -> str:
+    if not shown:
+        return "static"
+    if not personal:
+        return "popular"
+    return "full" if copy else "cached_copy"
 
 
 class _Batch(NamedTuple):
@@ -268,12 +386,9 @@ class _Folded(NamedTuple):
     activity: Rows
 
 
-def _fold(part: Part) -> _Folded:
+def _fold(part: Part, shed: Shed) -> _Folded:
     if part.refreshes:
-        keys = [key for key in part.refreshes if key in part.stored]
-        wanted = [part.refreshes[key] for key in keys]
-        triggers = [Trigger(refresh.event_id, refresh.event_time) for refresh in wanted]
-        return _Folded(keys, *_read(part.stored, keys), triggers, np.zeros(0, np.bool_), np.zeros(0, ACTIVITY))
+        return _to_refresh(part, shed)
     decoded, rows = part.decoded, part.decoded.rows
     places: dict[bytes, int] = {}
     record_who = [places.setdefault(key, len(places)) if key else -1 for key in decoded.keys]
@@ -298,6 +413,55 @@ def _fold(part: Part) -> _Folded:
     return _Folded(keys, profiles, serving, triggers, fresh, activity)
 
 
+def _to_refresh(part: Part, shed: Shed) -> _Folded:
+    """Who gets a page of a part of refreshes: to whom one is owed, and who waits for a headline unless copy is shed."""
+    keys = [key for key in part.refreshes if key in part.stored]
+    profiles, serving = _read(part.stored, keys)
+    triggers, taken = [], []
+    for at, (key, time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
+        refresh = part.refreshes[key]
+        if refresh.segment and shed.copy:
+            continue
+        if time > 0:
+            event_id = serving["owed_id"][at].tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass")
+            triggers.append(Trigger(event_id, time))
+        elif refresh.segment:
+            triggers.append(Trigger(refresh.event_id, refresh.event_time))
+        else:
+            continue  # a later page has settled it
+        taken.append(at)
+    return _Folded(
+        [keys[at] for at in taken], profiles[taken], serving[taken], triggers, np.zeros(0, np.bool_),
+        np.zeros(0, ACTIVITY),
+    )  # fmt: skip
+
+
+def _too_soon(
+    profiles: Rows, serving: Rows, triggers: Sequence[Trigger], now: float, every: float
+) -> npt.NDArray[np.bool_]:
+    """(S,) True for who had a page less than `every` s before `now`.
+
+    Not who refused consent: nothing is kept of her, not the id of an event either. Nor whose event has an id that is too
+    long to be kept. Where the clock has been set back, the page is made.
+    """
+    age = now - serving["paged_at"]
+    soon: npt.NDArray[np.bool_] = (age >= 0) & (age < every) & (profiles["consent"] >= 0)
+    for at in np.flatnonzero(soon).tolist():
+        name = triggers[at].event_id.encode("utf-8", "surrogatepass")
+        soon[at] = len(name) <= OWED_ID and not name.endswith(b"\0")
+    return soon
+
+
+def _put_off(serving: Rows, late: npt.NDArray[np.bool_], triggers: Sequence[Trigger]) -> None:
+    """In place: note of whom `late` is true that a page for the newest of her events is owed."""
+    for at in np.flatnonzero(late).tolist():
+        event_id, time = triggers[at]
+        if time >= serving["owed_time"][at]:
+            serving["owed_time"][at] = time
+            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID, b"\0")
+            serving["owed_id"][at] = np.frombuffer(name, np.int32)
+
+
 class _Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -316,7 +480,7 @@ def _read(stored: Mapping[bytes, bytes], keys: Sequence[bytes]) -> tuple[Rows, R
     known = [at for at, value in enumerate(values) if value is not None]
     pairs = [decode_record(value) for value in values if value is not None]
     old = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
-    old_serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION)
+    old_serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, SERVING_BEFORE)
     if len(known) == len(keys):
         return old, old_serving
     profiles, serving = np.zeros(len(keys), PROFILE), np.zeros(len(keys), SERVING)
@@ -354,4 +518,4 @@ def warm(path: PagePath) -> None:
         signals.apply(records)
         ItemTable().apply(records)
         events["id"] += 10
-    quiet.steps([Part(stored, refreshes={b"warm": Refresh("", "", 1e9)})], 1e9)
+    quiet.steps([Part(stored, refreshes={b"warm": Refresh("en|for_you|", "", 1e9)})], 1e9)

@@ -12,8 +12,30 @@ import onnxruntime as ort
 
 from models import manifest
 from models.phi import FEATURES, features_hash
+from stream.jit import njit
 
 GRAPH, THETA = "softmax.onnx", "theta.npy"
+
+
+TOLERANCE = 1e-3  # of the sum of a distribution over 256 float32
+
+
+@njit
+def _sound(scores, count, sound):  # type: ignore[no-untyped-def]
+    for u in range(scores.shape[0]):
+        total, good = 0.0, True
+        for c in range(count[u]):
+            good = good and scores[u, c] >= 0.0  # not so for NaN
+            total += scores[u, c]
+        sound[u] = good and (count[u] == 0 or abs(total - 1.0) < TOLERANCE)
+
+
+def sound(scores: npt.NDArray[np.float32], count: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """(U,) True where a row of scores (U, C) is a distribution over its first `count` (U,), or that is 0."""
+    found = np.zeros(len(count), np.bool_)
+    if scores.ndim == 2 and len(scores) == len(count) and scores.shape[1] >= count.max(initial=0):
+        _sound(scores, count, found)
+    return found
 
 
 class Ranker:
@@ -56,3 +78,13 @@ class Ranker:
         mask = np.arange(phi.shape[1], dtype=np.int32)[None, :] < count[:, None]  # (U, C) bool
         (scores,) = self._session.run(["probability"], {"phi": phi, "mask": mask, "theta": self.theta})
         return scores  # type: ignore[no-any-return]
+
+    def works(self) -> bool:
+        """False where the model fails over features that no shopper has a part in: then no shopper is to blame."""
+        count = np.array([2, 1], np.int32)
+        try:
+            return bool(sound(self.score(np.zeros((2, 2, len(FEATURES)), np.float32), count), count).all())
+        except MemoryError:
+            raise
+        except Exception:
+            return False

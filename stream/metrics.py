@@ -37,6 +37,8 @@ COPIES = _counter("copies", "Headlines asked of GPT-2, by what came of it", "loc
 COPY_SECONDS = _histogram(
     "copy_seconds", "Time to generate a batch of headlines", (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 )
+COPYWRITER_UP = _gauge("copywriter_up", "1 while the copywriter's process runs")
+COPYWRITER_DEATHS = _counter("copywriter_deaths", "Times that the copywriter's process died or hung over a request")
 CATALOG_ITEMS = _gauge("catalog_items", "Items of the catalogue that may be shown")
 SIGNAL_ITEMS = _gauge("signal_items", "Items with signals")
 PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
@@ -46,4 +48,10 @@ FETCHED = _gauge("last_fetch_timestamp_seconds", "When the broker last answered 
 FETCH_SILENCE = _gauge(
     "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"
 )
+RUNG = _gauge("ladder_rung", "Rung of the ladder of degradation; 0 sheds nothing")
+RUNG_MOVES = _counter("ladder_moves", "Moves on the ladder of degradation", "direction")
+DEFERRED_PAGES = _counter("deferred_pages", "Times that a page was put off, as the shopper's last was too young")
+OWED_PAGES = _gauge("owed_pages", "Shoppers whose page was put off and is yet to come")
+UNSOUND_PAGES = _counter("unsound_pages", "Pages made the popular ones, as the ranker gave no probabilities for them")
+RANKER_BROKEN = _gauge("ranker_broken", "1 while the ranker gives no probabilities")
 READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

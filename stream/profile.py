@@ -78,18 +78,23 @@ PROFILE = np.dtype(
     ]
 )
 
-SHOWN, FATIGUE = 40, 24
-SERVING_VERSION = 1
+SHOWN, FATIGUE, OWED_ID = 40, 24, 64
+SERVING_VERSION = 2
+_SERVED: list[Any] = [
+    ("version", "i8"),  # of the last page published
+    ("shown_item", "i8", SHOWN),  # items of that page
+    ("fatigue_item", "i8", FATIGUE),  # shown at a view of the homepage and not taken since
+    ("fatigue_count", "f4", FATIGUE),
+    ("fatigue_time", "i4", FATIGUE),
+]
+_OWED: list[Any] = [
+    ("paged_at", "f8"),  # s, when the last page was made; only while pages are paced, else 0
+    ("owed_time", "f8"),  # s, event time of the newest event whose page is owed; 0 none is
+    ("owed_id", "i4", OWED_ID // 4),  # that event's id in UTF-8
+]
 # What was served to the shopper. It depends on how events were batched, so it lives beside the profile, not in it.
-SERVING = np.dtype(
-    [
-        ("version", "i8"),  # of the last page published
-        ("shown_item", "i8", SHOWN),  # items of that page
-        ("fatigue_item", "i8", FATIGUE),  # shown at a view of the homepage and not taken since
-        ("fatigue_count", "f4", FATIGUE),
-        ("fatigue_time", "i4", FATIGUE),
-    ]
-)
+SERVING = np.dtype(_SERVED + _OWED)
+SERVING_BEFORE = {1: np.dtype(_SERVED)}  # dtypes of older rows, by version
 
 
 # How much an interaction says of a taste: a purchase more than a look.
@@ -446,6 +451,18 @@ def decode_record(value: bytes) -> tuple[bytes, bytes]:
     if len(value) < end:
         raise ValueError(f"a changelog value of {len(value)} bytes says that its profile ends at {end}")
     return value[2:end], value[end:]
+
+
+_OWED_WORD = np.dtype(SERVING).fields["owed_time"][1] // 4  # type: ignore[index]  # where owed_time is, in 4-byte words
+assert _OWED_WORD % 2 == 0, "both words of it in one byte of the bitmap"
+
+
+def owes_page(value: bytes) -> bool:
+    """True where the value of a changelog record says that a page is owed. Unpacks nothing: it is asked of every row."""
+    at = 2 + int.from_bytes(value[:2], "little")
+    if len(value) <= at or value[at] != SERVING_VERSION:
+        return False
+    return bool(value[at + 1 + (_OWED_WORD >> 3)] >> (_OWED_WORD & 7) & 3)
 
 
 def describe(row: Any, names: Mapping[int, str]) -> dict[str, Any]:

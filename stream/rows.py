@@ -3,7 +3,7 @@
 Nothing here knows the fields of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -82,8 +82,24 @@ def cut(data: bytes, ends: Sequence[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(ends)]
 
 
-def unpack(blobs: Sequence[bytes], dtype: np.dtype[Any], version: int) -> Rows:
-    """What `pack` made of rows of `dtype`. (n,) dtype. Raises ValueError for another version or torn bytes."""
+def unpack(
+    blobs: Sequence[bytes], dtype: np.dtype[Any], version: int, before: Mapping[int, np.dtype[Any]] | None = None
+) -> Rows:
+    """What `pack` made of rows of `dtype`. (n,) dtype. Raises ValueError for another version or torn bytes.
+
+    `before` has the dtypes of older versions: fields are copied by name, those that are new are zero.
+    """
+    old = [at for at, blob in enumerate(blobs) if blob and blob[0] != version] if before else []
+    if old and before:
+        rows = np.zeros(len(blobs), dtype)
+        for kind in {blobs[at][0] for at in old}:
+            mine = [at for at in old if blobs[at][0] == kind]
+            found = unpack([blobs[at] for at in mine], before.get(kind, dtype), kind if kind in before else version)
+            for name in found.dtype.names or ():
+                rows[name][mine] = found[name]
+        new = sorted(set(range(len(blobs))) - set(old))
+        rows[new] = unpack([blobs[at] for at in new], dtype, version)
+        return rows
     for blob in blobs:
         if not blob or blob[0] != version:
             raise ValueError(

@@ -128,6 +128,11 @@ class Settings:
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
     web_port: int = _setting(6066, _whole(0, 65535), "port of the same; 0 takes a free one")
     run_records: int = _setting(512, _whole(1, 4096), "records that an agent takes at once, at most")
+    overload_lag: float = _setting(
+        2.0,
+        _real(0.05, 86_400, "s"),
+        "events that wait longer are overload: work is shed, more at twice and at four times",
+    )
     future_tolerance: float = _setting(
         300.0, _real(0, 86_400, "s"), "an event further ahead of its record's time is clamped to that"
     )

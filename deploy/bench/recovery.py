@@ -18,18 +18,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import faust
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from agents.app import profiles_of
 from deploy.bench import population
 from deploy.bench.common import Figures, Plan, middle, one_core, say
+from deploy.bench.naive import stock_table
 from deploy.broker import Broker
 from stream import record_batch
 from stream.kafka import topics
 from stream.kafka.app import make_app, serve
-from stream.kafka.connect import bootstrap, client_options, partition_of
+from stream.kafka.connect import client_options, partition_of
 from stream.kafka.table import ExactTable
 from stream.settings import Settings
 
@@ -151,7 +151,7 @@ async def _ours(settings: Settings, kind: str) -> Figures:
     waiting = asyncio.create_task(done.wait())
     await asyncio.wait({worker, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
     ready = monotonic()
-    figures = _times(app.recovery, start, ready) | {"records": store.count(), "resident_before": before}
+    figures = _times(app.recovery, start, ready) | {"records": app.recovery.records_read, "resident_before": before}
     gc.collect()
     figures["resident"] = _resident()
     stop.set()
@@ -166,29 +166,14 @@ async def _nothing(runs: Any) -> None:
 
 
 async def _stock(settings: Settings, kind: str) -> Figures:
-    app = faust.App(
-        settings.app_id, broker=[f"kafka://{host}" for host in bootstrap(settings)], store="memory://",
-        topic_partitions=settings.partitions, topic_allow_declare=False, topic_disable_leader=True, web_enabled=False,
-        stream_recovery_delay=0.0,
-    )  # fmt: skip
-    raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
-    held = app.Table(
-        "profiles", partitions=settings.partitions, key_type=bytes, value_type=bytes,
-        changelog_topic=app.topic(settings.prefix + "profiles", **raw),
-    )  # fmt: skip
-
-    @app.agent(app.topic(settings.prefix + "clicks", **raw))
-    async def clicks(stream: Any) -> None:
-        async for _ in stream:
-            pass
-
+    app, held = stock_table(settings)
     gc.collect()
     before, start = _resident(), monotonic()
     await app.start()
     async with asyncio.timeout(PATIENCE):
-        while not app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
+        while not app.tables.recovery.completed.is_set():
             await asyncio.sleep(0.01)
-    figures = _times(app.tables.recovery, start, monotonic()) | {"records": len(held), "resident_before": before}  # type: ignore[attr-defined]
+    figures = _times(app.tables.recovery, start, monotonic()) | {"records": len(held), "resident_before": before}
     gc.collect()
     figures["resident"] = _resident()
     await app.stop()

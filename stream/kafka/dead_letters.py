@@ -48,11 +48,19 @@ class Letter(NamedTuple):
 
 def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
     """What goes to `dead-letters` for the rejects of a run, counted; nothing where there are none."""
-    letters = [dead_letter(run.topic, run.partition, run.records[reject.record], reject) for reject in rejects]
+    count_rejects(run.topic, rejects)
+    return letters(run, run.records, rejects)
+
+
+def letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
+    """The same for some records of a run, which `rejects` number; not counted, as it may be a trial."""
+    made = [dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
+    return [Output("dead-letters", None, [pair for pair, _ in made], [own for _, own in made])] if made else []
+
+
+def count_rejects(topic: str, rejects: Sequence[Reject]) -> None:
     for reject in rejects:
-        metrics.DEAD_LETTERS.labels(run.topic, reject.code).inc()
-    pairs, headers = [pair for pair, _ in letters], [own for _, own in letters]
-    return [Output("dead-letters", None, pairs, headers)] if letters else []
+        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
 
 
 def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:

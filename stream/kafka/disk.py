@@ -25,6 +25,8 @@ from rocksdict import (
     WriteBufferManager,
 )
 
+from stream.store import Served
+
 log = logging.getLogger(__name__)
 
 STATE = b"\x00wm:state"  # no shopper's key: those that start with a watermark's prefix are no rows
@@ -84,6 +86,12 @@ class Partition(Mapping[Key, Row]):
                 yield key
         yield from (key for key, row in staged.items() if row is not None)
 
+    def items(self) -> Any:
+        staged = dict(self.staged)
+        found: Any = self.db.items()
+        yield from ((key, row) for key, row in found if key != STATE and key not in staged)
+        yield from ((key, row) for key, row in staged.items() if row is not None)
+
     def __len__(self) -> int:
         """About: RocksDB estimates."""
         return max(0, (self.db.property_int_value("rocksdb.estimate-num-keys") or 0) - (self.mark is not None))
@@ -94,15 +102,15 @@ class Partition(Mapping[Key, Row]):
         return live + (self.db.property_int_value("rocksdb.cur-size-all-mem-tables") or 0)
 
 
-class DiskProfiles:
+class DiskProfiles(Served[Partition]):
     """Profiles at rest by partition, each partition in files of its own under `folder`.
 
     A partition is to be opened before it is used. `folder` belongs to one worker: RocksDB locks what it opens.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        self.partitions: dict[int, Partition] = {}
         blocks = BlockBasedOptions()
         self._cache = Cache(CACHE_BYTES)
         blocks.set_block_cache(self._cache)
@@ -122,19 +130,17 @@ class DiskProfiles:
 
     def apply(self, partition: int, records: Sequence[tuple[Key, Row | None]]) -> None:
         """Rows that a run has folded: read from now on, on the disk once `persist` is called with them."""
+        if partition in self.active:
+            self.owed.note(partition, records, time.monotonic())
         self.partitions[partition].staged.update(records)
 
-    def owned(self, shoppers: Mapping[Key, Any]) -> list[Key]:
-        """Those of `shoppers` whose profile is in this worker's partitions."""
-        rows_of = list(self.partitions.values())
-        return [key for key in shoppers if any(key in rows for rows in rows_of)]
-
-    def count(self) -> int:
-        return sum(map(len, list(self.partitions.values())))
-
     def size(self) -> int:
-        """Bytes of all of them, about."""
-        return sum(rows.size() for rows in list(self.partitions.values()))
+        """Bytes of the profiles that this worker serves, about."""
+        return sum(rows.size() for rows in self.served())
+
+    def of(self, partition: int) -> Partition:
+        """The rows of a partition, which is open."""
+        return self.partitions[partition]
 
     # What the table does.
 
@@ -187,7 +193,7 @@ class DiskProfiles:
 
     def drop(self, partition: int) -> None:
         """Another worker has the partition, or memory is ahead of the changelog: keep the files, forget the rest."""
-        rows = self.partitions.pop(partition, None)
+        rows = self.forget(partition)
         if rows is not None:
             self._explained(rows.path, rows.db.close)
 

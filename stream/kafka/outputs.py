@@ -78,6 +78,28 @@ class _Post:
             self.acknowledged.set_result(None)
 
 
+class BatchProducer(Producer):
+    """Faust's producer, but with several requests under way to a broker at once.
+
+    aiokafka sends the next when the last is answered, so that a changelog waits for whatever else is being sent. What keeps
+    the order within a partition is another rule: none has two batches under way.
+    """
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        self._ensure_producer()._sender._in_flight = _NeverBusy()
+
+
+class _NeverBusy(set[int]):
+    """The brokers that aiokafka takes to be busy: none."""
+
+    def add(self, node: int) -> None:
+        pass
+
+    def remove(self, node: int) -> None:
+        pass
+
+
 class _Group(NamedTuple):
     """Records for one partition; headers of each, or none at all."""
 

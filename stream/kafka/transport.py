@@ -21,6 +21,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
 
+from stream.kafka.outputs import BatchProducer
 from stream.kafka.table import ExactTable
 
 if TYPE_CHECKING:
@@ -485,3 +486,4 @@ class BatchConsumer(driver.Consumer):
 
 class BatchTransport(driver.Transport):
     Consumer = BatchConsumer
+    Producer = BatchProducer

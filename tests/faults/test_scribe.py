@@ -6,17 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from agents.scribe import Sampling, Scribe
+from agents.app import Worker
+from agents.scribe import LIVES, Sampling, Scribe, ScribeRests
 from models.copywriter import Copywriter, Facts
 from models.manifest import ManifestError
+from stream import metrics
 from stream.settings import SHIPPED_MODELS
-from tests.shopwindow import ROOT
+from tests.counting import scenario, send, until
+from tests.faults.test_guarantees import open_shop
+from tests.shopwindow import ROOT, clicks, pages_of, read_all, settings_for, until_counted
 
 FOLDER = SHIPPED_MODELS / "copywriter"
 SAMPLING = Sampling(temperature=0.9, top_k=50, top_p=0.95, max_tokens=50, samples=2)
+PYTHON = sys.executable
 FACTS = [Facts("en", "for_you", "lighting", ("Brass lamp",)), Facts("zh", "trending", ""), Facts("en", "for_you", "?")]
 
 
@@ -85,3 +91,109 @@ def alive(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, rest: str) -> Path:
+    """A program in the place of Python: it is ready at once, notes each of its lives, and does `rest`."""
+    program, lives = folder / "stand-in", folder / "lives"
+    program.write_text(
+        f"#!{PYTHON}\nimport sys, time\nopen({str(lives)!r}, 'a').write('x')\n"
+        f'print(\'{{"number":0,"copies":[]}}\', flush=True)\n{rest}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("agents.scribe.sys.executable", str(program))
+    return lives
+
+
+def test_a_process_that_dies_again_and_again_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives = stand_in(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
+    clock = [1000.0]
+    monkeypatch.setattr("agents.scribe.monotonic", lambda: clock[0])
+
+    async def session() -> None:
+        scribe = Scribe(FOLDER, SAMPLING, rest=50.0)
+        await scribe.start()
+        assert scribe.alive
+        with pytest.raises(ScribeRests):
+            await scribe.write(FACTS, 7)
+        assert lives.read_text() == "x" * LIVES and not scribe.alive
+        [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        for part in ("ended with status 3", "3 times in a row", "template headlines", "50 s", "SHOPWINDOW_COPY=false"):
+            assert part in said
+        with pytest.raises(ScribeRests):
+            await scribe.write(FACTS, 7)
+        assert lives.read_text() == "x" * LIVES, "it rests"
+        clock[0] += 51.0
+        with pytest.raises(ScribeRests):
+            await scribe.write(FACTS, 7)
+        assert lives.read_text() == "x" * (LIVES + 1), "tried once"
+        clock[0] += 51.0
+        monkeypatch.undo()
+        await scribe.start()
+        monkeypatch.setattr("agents.scribe.monotonic", lambda: clock[0])
+        assert len(await scribe.write(FACTS, 7)) == 3
+        assert "writes again" in caplog.messages[-1]
+        await scribe.stop()
+
+    asyncio.run(session())
+
+
+def test_answers_that_are_none_and_a_process_that_hangs_are_failures_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def session() -> None:
+        for rest in ("sys.stdin.readline(); print('what?', flush=True); time.sleep(60)", "time.sleep(60)"):
+            stand_in(tmp_path, monkeypatch, rest)
+            scribe = Scribe(FOLDER, SAMPLING)
+            await scribe.start()
+            monkeypatch.setattr("agents.scribe.PATIENCE", 0.5)
+            with pytest.raises(ScribeRests):
+                await scribe.write(FACTS, 7)
+            assert not scribe.alive
+
+    asyncio.run(session())
+    assert "no answer within" in caplog.messages[-1]
+
+
+def test_a_process_that_does_not_come_up_is_a_sentence_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.scribe.sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"does not come up \(it ended with status 1\).*SHOPWINDOW_COPY=false"):
+        asyncio.run(Scribe(FOLDER, SAMPLING).start())
+
+
+def test_a_dead_copywriter_costs_headlines_and_no_page(
+    broker: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives = stand_in(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
+    pages_without_a_copywriter(broker, topic_prefix)
+    assert lives.read_text() == "x" * LIVES
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+
+
+@scenario
+async def pages_without_a_copywriter(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, copy=True)
+    await open_shop(settings)
+    await send(settings, "clicks", clicks(200, 20))
+    stop, worker = asyncio.Event(), Worker(settings)
+    run = asyncio.create_task(worker.run(stop, lambda line: None))
+    try:
+        await until_counted(settings, 200)
+        assert worker.scribe is not None
+        await until(lambda: worker.scribe is not None and worker.scribe._rests_until > 0, "the copywriter rests")
+        await send(settings, "clicks", clicks(300, 20)[200:])
+        await until_counted(settings, 300)
+        worker.update_gauges()
+        assert metrics.REGISTRY.get_sample_value("shopwindow_copywriter_up") == 0
+        assert not run.done()
+    finally:
+        stop.set()
+        await run
+    pages = pages_of(await read_all(settings, "homepages"))
+    sources = {slot["title_source"] for made in pages.values() for page in made for slot in page["slots"]}
+    assert (len(pages), sources) == (20, {"template"})
+    assert await read_all(settings, "copy") == [], "no headline is called impossible for want of a copywriter"

@@ -21,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream.kafka import app, table, transport
+from stream.kafka import app, outputs, table, transport
 from stream.kafka.app import make_app
 from stream.kafka.outputs import Batch
 from tests.counting import settings_for
@@ -144,6 +144,10 @@ NEEDS = [
     Need(STATE, "has_valid_position", None, "False until the first seek or reset"),
     Need(STATE, "position", None, "offset of the next fetch"),
     Need(STATE, "timestamp", None, "ms; set anew by every answer to a fetch, empty ones too"),
+    Need(f"{DRIVER}:Producer", "on_start", "", "has made and started aiokafka's producer when it returns"),
+    Need("aiokafka:AIOKafkaProducer", "_sender", None, "what sends its batches"),
+    Need("aiokafka.producer.sender:Sender", "_in_flight", None, "brokers that it waits for: it may have none"),
+    Need("aiokafka.producer.sender:Sender", "_muted_partitions", None, "partitions under way: no second batch for them"),
     Need("aiokafka:AIOKafkaProducer", "send_batch", "batch, topic, partition", "a batch as one append; a future"),
     Need("aiokafka.producer.message_accumulator:BatchBuilder", "_builder", None,
          "the C builder: append(offset, timestamp, key, value, headers), None where the record does not fit any more"),
@@ -156,6 +160,7 @@ NEEDS = [
 OURS = [
     (app.BatchApp, faust.App),
     (transport.BatchTransport, importlib.import_module(DRIVER).Transport),
+    (outputs.BatchProducer, importlib.import_module(DRIVER).Producer),
     (transport.BatchConsumer, importlib.import_module(DRIVER).Consumer),
     (transport.BatchConsumerThread, importlib.import_module(DRIVER).AIOKafkaConsumerThread),
     (table.ExactTable, faust.Table),

@@ -24,6 +24,7 @@ def test_rows_of_a_run_are_read_at_once_and_reach_the_disk_with_their_offset_onl
     rows = store.partitions[3]
     assert [rows.get(key) for key in (b"u1", b"u2", b"u3", b"u4")] == [b"more", None, b"new", None]
     assert (b"u1" in rows, b"u2" in rows) == (True, False) and rows[b"u3"] == b"new" and set(rows) == {b"u1", b"u3"}
+    store.serve([3], 0.0)
     assert store.owned({b"u1": 1, b"u2": 1, b"u3": 1}) == [b"u1", b"u3"]
 
     store.drop(3)  # a run that never reached the changelog

@@ -61,7 +61,7 @@ def test_parts_that_go_together_come_to_what_each_comes_to_alone() -> None:
     path, sent = path_of(popular_share=0.3), views(50, 2)
     before = path.step({}, *run_of(*sent), NOW + 5)
     stored = {key: value for key, value in before.changelog if value is not None}
-    refreshes = {f"u{s}".encode(): Refresh("", f"e{s}", NOW) for s in (3, 4, 999)}
+    refreshes = {f"u{s}".encode(): Refresh("en|for_you|", f"e{s}", NOW) for s in (3, 4, 999)}
     parts = [
         Part({}, *run_of(*sent)),
         Part(stored, refreshes=refreshes),
@@ -165,6 +165,9 @@ def test_a_look_tires_what_it_showed_and_a_click_refreshes_it() -> None:
 def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
     path = path_of()
     step = path.step({}, *run_of(*views(4, 1)), NOW)
+    assert path.step({}, *run_of(*views(4, 1)), NOW).requests == step.requests, "a step that was only tried asks nobody"
+    path.took_effect([step], NOW)
+    assert not any(path.step({}, *run_of(*views(4, 1)), NOW + 1).requests)
     asked = [request for requests in step.requests for request in requests]
     segments = [request.segment for request in asked]
     assert len(segments) == len(set(segments))
@@ -202,8 +205,10 @@ def test_copy_that_is_none_is_left_out_and_a_refused_headline_is_not_asked_for_a
         ttl=60,
         copywriter="v",
     )
-    assert book.ask("en|for_you|c", b"u", ("e", NOW), NOW)
-    assert not book.ask("en|for_you|c", b"u2", ("e", NOW), NOW + 1)
+    book.waits("en|for_you|c", b"u", ("e", NOW), NOW)
+    assert book.wants("en|for_you|c", NOW)
+    book.asked("en|for_you|c", NOW)
+    assert not book.wants("en|for_you|c", NOW + 1)
     assert book.apply([(b"en|for_you|c", msgspec.json.encode(refused))]) == {}
     assert not book.title("en", FOR_YOU, "c", NOW + 1).missing
 

@@ -19,6 +19,7 @@ from stream.profile import (
     PROFILE_VERSION,
     SEEN_IDS,
     SERVING,
+    SERVING_BEFORE,
     SERVING_VERSION,
     blank,
     decode_record,
@@ -226,7 +227,8 @@ def test_todays_code_reads_the_rows_of_version_1() -> None:
     profile_blob, serving_blob = decode_record(path.read_bytes())
     profile = unpack([profile_blob], PROFILE, PROFILE_VERSION)[0]
     assert profile.tobytes() == folded(golden_events()).tobytes()
-    serving = unpack([serving_blob], SERVING, SERVING_VERSION)[0]
+    served = unpack([serving_blob], SERVING, SERVING_VERSION, SERVING_BEFORE)
+    serving = served[0]
     assert (serving["version"], serving["shown_item"][0]) == (7, key64("lamp"))
 
 

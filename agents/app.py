@@ -41,6 +41,7 @@ def policy_of(settings: Settings) -> Policy:
         popular_share=settings.popular_share,
         page_ttl=settings.page_ttl,
         copy=settings.copy,
+        profile_ttl=settings.profile_ttl,
     )
 
 

@@ -23,7 +23,7 @@ from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
-from stream.store import Profiles
+from stream.store import CLOCK, Profiles
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
@@ -90,8 +90,9 @@ class Shoppers:
             metrics.STAGE.labels(stage).observe(seconds)
         self._path.took_effect([one.step for one in made], now)
         for run, one in zip(runs, made, strict=True):
-            self._profiles.apply(run.partition, one.step.changelog)
             _count(run, one)
+            self._retire(run, one)
+            self._profiles.apply(run.partition, one.step.changelog)
         self._look_at_the_ranker([one.step for one in made], now)
         return [(one.step, one.outputs) for one in made]
 
@@ -172,13 +173,30 @@ class Shoppers:
         stored = self._profiles.of(run.partition)
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
-            return Part(stored, refreshes=refreshes), rejects
+            return Part(stored, refreshes=refreshes, clock=self._profiles.clock(run.partition)), rejects
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
         )  # fmt: skip
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        return Part(stored, decoded, offsets), decoded.rejects
+        return Part(stored, decoded, offsets, clock=self._profiles.clock(run.partition)), decoded.rejects
+
+    def _retire(self, run: Run, made: _Made) -> None:
+        """Add to what a run sends: tombstones of profiles that have expired, a few at a time, and the partition's time.
+
+        A storefront must forget the page of who is forgotten: when she comes back, her pages count from 1 again.
+        """
+        step, ttl = made.step, self._settings.profile_ttl
+        if not ttl:
+            return
+        if step.clock > self._profiles.clock(run.partition):
+            step.changelog.append((CLOCK, repr(step.clock).encode()))
+        gone = self._profiles.sweep(run.partition, step.clock, ttl, {key for key, _ in step.changelog})
+        step.changelog.extend((key, None) for key in gone)
+        forgotten = [*step.lapsed, *gone]
+        if forgotten:
+            made.outputs.insert(0, Output("homepages", run.partition, [(key, None) for key in forgotten]))
+            metrics.EXPIRED.inc(len(forgotten))
 
     def _outputs(self, run: Run, step: Step) -> list[Output]:
         outputs = []

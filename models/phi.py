@@ -366,7 +366,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 x[k + 1] = 1.0 if days < 7.0 else 0.0
             x[k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
             for j in range(served.fatigue_item.shape[0]):
-                if served.fatigue_item[j] == item.id:
+                if served.fatigue_item[j] == np.int32(item.id):
                     rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
                     x[k + 3] = np.log1p(served.fatigue_count[j] * rest)
                     break

@@ -136,6 +136,9 @@ class Settings:
     future_tolerance: float = _setting(
         300.0, _real(0, 86_400, "s"), "an event further ahead of its record's time is clamped to that"
     )
+    profile_ttl: float = _setting(
+        7_776_000.0, _real(0, 315_360_000, "s"), "a profile is forgotten after so long without an event; 0: never"
+    )
     default_locale: str = _setting("en", _one_of("en", "zh"), "language for shoppers who said none")
     page_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a page expires so long after it was generated")
     brand_cap: int = _setting(2, _whole(1, 40), "items of one brand in a slot, at most")

@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,7 +30,8 @@ from stream.store import Served
 
 log = logging.getLogger(__name__)
 
-STATE = b"\x00wm:state"  # no shopper's key: those that start with a watermark's prefix are no rows
+NO_ROW = b"\x00wm:"  # no shopper's key starts so
+STATE = NO_ROW + b"state"
 CACHE_BYTES = 64 << 20  # blocks in memory, of all partitions together
 BUFFER_BYTES = 64 << 20  # rows not yet in a file, of all partitions together
 Key = bytes
@@ -56,6 +58,7 @@ class Partition(Mapping[Key, Row]):
     def __init__(self, path: Path, db: Rdict) -> None:
         self.path, self.db = path, db
         self.staged: dict[Key, Row | None] = {}
+        self._cursor = b""
         stored = db.get(STATE)
         self.mark: Mark | None = None
         if stored is not None:
@@ -82,15 +85,22 @@ class Partition(Mapping[Key, Row]):
         staged = dict(self.staged)
         key: Any
         for key in self.db.keys():  # noqa: SIM118  # an iterator; the object itself has none
-            if key != STATE and key not in staged:
+            if not key.startswith(NO_ROW) and key not in staged:
                 yield key
-        yield from (key for key, row in staged.items() if row is not None)
+        yield from (key for key, row in staged.items() if row is not None and not key.startswith(NO_ROW))
 
     def items(self) -> Any:
         staged = dict(self.staged)
         found: Any = self.db.items()
-        yield from ((key, row) for key, row in found if key != STATE and key not in staged)
-        yield from ((key, row) for key, row in staged.items() if row is not None)
+        yield from ((key, row) for key, row in found if not key.startswith(NO_ROW) and key not in staged)
+        yield from ((key, row) for key, row in staged.items() if row is not None and not key.startswith(NO_ROW))
+
+    def next_rows(self, count: int) -> list[tuple[Key, Row]]:
+        """From where the last call has ended; those of runs under way are left out."""
+        found: Any = self.db.items(from_key=self._cursor)
+        rows = list(islice(found, count + 1))
+        self._cursor = rows[count][0] if len(rows) > count else b""
+        return [(key, row) for key, row in rows[:count] if not key.startswith(NO_ROW) and key not in self.staged]
 
     def __len__(self) -> int:
         """About: RocksDB estimates."""
@@ -139,8 +149,10 @@ class DiskProfiles(Served[Partition]):
         return sum(rows.size() for rows in self.served())
 
     def of(self, partition: int) -> Partition:
-        """The rows of a partition, which is open."""
         return self.partitions[partition]
+
+    def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:
+        return self.partitions[partition].next_rows(count)
 
     # What the table does.
 

@@ -20,7 +20,8 @@ from stream.kafka.changelog import ChangelogReader, Stretch
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
 
-# A changelog key that starts so is no row: it says up to where a source is counted. Every reader skips it.
+# A changelog key that starts so is no row. Followed by topic:partition, it says up to where that source is counted;
+# others are the store's own. Every reader skips it.
 WATERMARK = b"\x00wm:"
 
 # Changelogs are read over so many connections: while we take in what one has brought, the broker fills the other.
@@ -120,7 +121,7 @@ class ExactTable(faust.Table[bytes, bytes]):
         """Changelog records in order, of which `last_offset` is the last: watermarks to us, rows to the store."""
         rows = []
         for record in records:
-            if record[0].startswith(WATERMARK):
+            if record[0].startswith(WATERMARK) and b":" in record[0][len(WATERMARK) :]:
                 topic, source = record[0][len(WATERMARK) :].decode().rsplit(":", 1)
                 self.watermarks[partition, topic, int(source)] = int(record[1] or 0)
             else:

@@ -204,5 +204,5 @@ def test_rows_of_before_are_read_together_with_todays_and_owe_nothing() -> None:
     values = [len(profile).to_bytes(2, "little") + profile + blob for blob in blobs]
     assert [owes_page(value) for value in values] == [False, True, False]
     assert not owes_page(b"") and not owes_page(b"\0\0")
-    with pytest.raises(ValueError, match="version 9, this program reads 2"):
+    with pytest.raises(ValueError, match="version 9, this program reads 3"):
         unpack([*blobs, b"\x09"], SERVING, SERVING_VERSION, SERVING_BEFORE)

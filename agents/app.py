@@ -118,6 +118,8 @@ class Worker:
                 "records_read": one.read,
                 "records_to_read": one.to_read,
                 "percent": 100.0 if not one.to_read else round(100.0 * one.read / one.to_read, 1),
+                "standby_partitions": one.copies,
+                "standby_records_to_read": one.behind,
                 "seconds_left": None if one.seconds_left is None else round(one.seconds_left, 1),
             }
             for one in self.app.recovery.progress()

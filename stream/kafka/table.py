@@ -213,6 +213,8 @@ class TableProgress(NamedTuple):
     read: int
     to_read: int  # of this recovery in all
     seconds_left: float | None  # at the rate so far; None where there is none yet
+    copies: int  # partitions of which we keep a standby copy
+    behind: int  # offsets that these had yet to read when they were assigned, and still have
 
 
 class BatchRecovery(Recovery):
@@ -279,6 +281,7 @@ class BatchRecovery(Recovery):
     def progress(self) -> list[TableProgress]:
         """Of each table that is or was recovered since the last assignment."""
         taken = monotonic() - self._since
+        behind = self.standby_remaining() if self._followed else {}
         found = []
         for table, tps in self.actives_for_table.items():
             known = [tp for tp in tps if tp in self._begins and self.active_highwaters.get(tp) is not None]
@@ -286,7 +289,13 @@ class BatchRecovery(Recovery):
             left = sum(max(0, self.active_highwaters[tp] - (self.active_offsets[tp] or 0)) for tp in known)
             left = min(left, total)
             seconds = None if total == left else left * taken / (total - left)
-            found.append(TableProgress(str(table.name), len(tps), total - left, total, 0.0 if not left else seconds))
+            copies = {tp for tp in self._followed if self.tp_to_table[tp] is table}
+            late = sum(max(0, behind.get(tp, 1)) for tp in copies)
+            found.append(
+                TableProgress(
+                    str(table.name), len(tps), total - left, total, 0.0 if not left else seconds, len(copies), late
+                )
+            )
         return sorted(found)
 
     # What Faust calls.

@@ -31,8 +31,8 @@ from stream.page import (
     TOGETHER,
     WORD,
 )
-from stream.profile import HALF_LIVES
-from stream.retrieval import RECENT_ITEMS, Candidates, distinct_recent
+from stream.profile import HALF_LIVES, TOP
+from stream.retrieval import CANDIDATES, RECENT_ITEMS, Candidates, distinct_recent, slot_of
 from stream.serving import FATIGUE_HALF_LIFE
 from stream.signals import POPULARITY_HALF_LIVES, Signals
 
@@ -110,6 +110,10 @@ REASON_OF = np.array([-1 if reason is None else reason for _, reason in _NAMED],
 _AT = {name: at for at, name in enumerate(FEATURES)}
 _LIVES, _POPULAR_LIVES = np.array(HALF_LIVES), np.array(POPULARITY_HALF_LIVES)
 _WORDS = 128  # slots of the hash of the last items' title words
+_PLACES = 1024  # slots of the hash of the candidates' rows
+assert _PLACES > 2 * CANDIDATES
+_MARKS = 1024  # slots of the sieve of items that a shopper has to do with
+_RECENT, _CART, _BOUGHT, _TIRED, _CATEGORY, _BRAND = 1, 2, 4, 8, 16, 32
 
 
 def features_hash() -> str:
@@ -130,65 +134,108 @@ TITLE_LAST, AGE = _AT["title_last"], _AT["age"]
 
 
 @njit
+def _log1p(value):  # type: ignore[no-untyped-def]
+    """Half the time of np.log1p, and as good for what is rounded to 32 bits."""
+    return np.log(1.0 + value)
+
+
+@njit
 def _log_share(value, floor):  # type: ignore[no-untyped-def]
     return np.log((value + floor) / floor)
 
 
 @njit
-def _shares(keys, weights, at, now, wanted, out):  # type: ignore[no-untyped-def]
-    """Shares of `wanted` in a profile's table at three half-lives, in out (3,)."""
+def _table_shares(keys, weights, at, now, out):  # type: ignore[no-untyped-def]
+    """Shares of each key of a profile's table, at three half-lives, in out (T, 3)."""
     for life in range(3):
         total = 1e-9
-        mine = 0.0
         for j in range(keys.shape[0]):
             total += weights[j, life]
-            if keys[j] == wanted:
-                mine = weights[j, life]
         # A little taste, long ago, is not a whole taste: the half adds doubt.
         decay = 2.0 ** -(max(0.0, now - at) / _LIVES[life])
-        out[life] = mine * decay / (total * decay + 0.5)
+        for j in range(keys.shape[0]):
+            out[j, life] = weights[j, life] * decay / (total * decay + 0.5)
+
+
+@njit
+def _alike(phi, i, k, wanted, keys, shares, recent_keys, weights, r, weight_sum):  # type: ignore[no-untyped-def]
+    """Five features from phi[i, k] on: shares of `wanted` in a table, whether the last item has it, its share of the last r."""
+    # Zero is no key. Of a key that stands there twice the later share holds.
+    for j in range(keys.shape[0] - 1, -1, -1):
+        if keys[j] == wanted:
+            for life in range(3):
+                phi[i, k + life] = shares[j, life]
+            break
+    for a in range(r):
+        if recent_keys[a] == wanted:
+            phi[i, k + 4] += weights[a] / weight_sum
+            if a == 0:
+                phi[i, k + 3] = 1.0
+
+
+@njit
+def _mark(marks, key, sign):  # type: ignore[no-untyped-def]
+    """Note in a small sieve that `key` may be in the list of `sign` (a bit): most candidates are in none."""
+    marks[key & (marks.shape[0] - 1)] |= sign
 
 
 @njit
 def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,  # type: ignore[no-untyped-def]
-                    near_row, column, phi):  # fmt: skip
+                    near_row, figures, seen_of, phi):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
+    weights = np.empty(RECENT_ITEMS)
+    recent_category, recent_brand = np.empty(RECENT_ITEMS, np.int32), np.empty(RECENT_ITEMS, np.int32)
     words = np.zeros(_WORDS, np.int32)
     word_last, word_recent = np.zeros(_WORDS), np.zeros(_WORDS)
-    shares = np.zeros(3)
+    category_shares, brand_shares = np.zeros((TOP, 3)), np.zeros((TOP, 3))
+    marks = np.empty(_MARKS, np.uint8)
     limit = rows.shape[1]
+    keys, places = np.empty(_PLACES, np.int32), np.empty(_PLACES, np.int32)
     # Sums over the walk, before their logarithms: next last, strict, sum, second; together last, second, sum; hop, cart.
     raw = np.zeros((limit, 9))
+    its, figs, leads_back = np.empty(limit, items.dtype), np.empty(limit, figures.dtype), np.empty(limit, np.bool_)
     for u in range(rows.shape[0]):
         p, served, time, n = profiles[u], serving[u], now[u], count[u]
+        keys[:] = -1
         for c in range(n):
-            column[rows[u, c]] = c
+            slot = slot_of(keys, rows[u, c])
+            keys[slot] = rows[u, c]
+            places[slot] = c
             raw[c, :] = 0.0
         r = distinct_recent(p, index_keys, index_rows, recent)
-        support = visits = 0.0
+        support = visits = weight_sum = 0.0
         for a in range(r):
+            weights[a] = 1.0 / (a + 1.0)
+            weight_sum += weights[a]
+            recent_category[a], recent_brand[a] = items[recent[a]].category, items[recent[a]].brand
             s = signals[recent[a]]
             if s.item == 0:
                 continue
-            weight = 1.0 / (a + 1.0)
+            weight = weights[a]
             if a == 0:
-                support = np.log1p(np.float64(s.strict_out)) / 5.0
-                visits = np.log1p(np.float64(s.seen)) / 5.0
+                support = _log1p(np.float64(s.strict_out)) / 5.0
+                visits = _log1p(np.float64(s.seen)) / 5.0
+            out = max(s.next_out, np.float32(1e-9))
             for j in range(near_row.shape[1]):
                 row = near_row[recent[a], j]
                 if row < 0:
                     continue
-                c = column[row]
-                follows = s.near_next[j] / max(s.next_out, np.float32(1e-9))
+                slot = slot_of(keys, row)
+                c = places[slot] if keys[slot] == row else -1
+                follows = s.near_next[j] / out
                 if a == 0 and follows > 0.02:
                     o = signals[row]
+                    hop_out = max(o.next_out, np.float32(1e-9))
                     for k in range(near_row.shape[1]):
                         hop = near_row[row, k]
-                        if hop >= 0 and column[hop] >= 0:
-                            raw[column[hop], 7] += follows * o.near_next[k] / max(o.next_out, np.float32(1e-9))
+                        if hop < 0:
+                            continue
+                        slot = slot_of(keys, hop)
+                        if keys[slot] == hop:
+                            raw[places[slot], 7] += follows * o.near_next[k] / hop_out
                 if c < 0:
                     continue
-                together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * signals[row].seen, 1e-9))
+                together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
                 if a == 0:
                     raw[c, 0] = follows
                     raw[c, 1] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
@@ -198,17 +245,38 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                     raw[c, 5] = together
                 raw[c, 2] += weight * follows
                 raw[c, 6] += weight * together
+        marks[:] = 0
         for i in range(p.cart_item.shape[0]):
             if p.cart_item[i] == 0 or p.cart_quantity[i] == 0:
                 continue
+            _mark(marks, p.cart_item[i], _CART)
             source = find(index_keys, index_rows, p.cart_item[i])
             if source < 0 or signals[source].item == 0:
                 continue
             s = signals[source]
             for j in range(near_row.shape[1]):
                 row = near_row[source, j]
-                if row >= 0 and column[row] >= 0:
-                    raw[column[row], 8] += s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * signals[row].seen, 1e-9))
+                if row < 0:
+                    continue
+                slot = slot_of(keys, row)
+                if keys[slot] == row:
+                    raw[places[slot], 8] += s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
+        for j in range(p.recent_item.shape[0]):
+            if p.recent_item[j] != 0:
+                _mark(marks, p.recent_item[j], _RECENT)
+        for j in range(p.bought_item.shape[0]):
+            if p.bought_item[j] != 0:
+                _mark(marks, p.bought_item[j], _BOUGHT)
+        for j in range(served.fatigue_item.shape[0]):
+            if served.fatigue_item[j] != 0:
+                _mark(marks, served.fatigue_item[j], _TIRED)
+        for j in range(p.category.shape[0]):
+            _mark(marks, p.category[j], _CATEGORY)
+        for j in range(p.brand.shape[0]):
+            _mark(marks, p.brand[j], _BRAND)
+        for a in range(r):
+            _mark(marks, recent_category[a], _CATEGORY)
+            _mark(marks, recent_brand[a], _BRAND)
         # Title words of the last items, hashed.
         words[:] = 0
         for a in range(r):
@@ -224,20 +292,17 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                     word_last[at] = word_recent[at] = 0.0
                 if a == 0:
                     word_last[at] = 1.0
-                word_recent[at] += 1.0 / (a + 1.0)
-        weight_sum = 0.0
-        for a in range(r):
-            weight_sum += 1.0 / (a + 1.0)
+                word_recent[at] += weights[a]
         length = 0
         for j in range(p.recent_item.shape[0] - 1, -1, -1):
             if p.recent_item[j] == 0 or time - p.recent_time[j] > 1800.0:
                 break
             length += 1
-        log_length = np.log1p(np.float64(length))
+        log_length = _log1p(np.float64(length))
         activity = 0.0
         for j in range(p.activity.shape[0]):
             activity += p.activity[j, 0]
-        activity = np.log1p(activity * 2.0 ** -(max(0.0, time - p.activity_at) / _LIVES[0]))
+        activity = _log1p(activity * 2.0 ** -(max(0.0, time - p.activity_at) / _LIVES[0]))
         mean, priced = 0.0, p.price_weight > 0.0
         spread = 0.7
         if priced:
@@ -246,98 +311,121 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             # A few prices say little of the spread: half a price of doubt at a common spread of .7.
             spread = np.sqrt((variance * p.price_weight + 0.5 * 0.49) / (p.price_weight + 0.5)) + 0.1
         word_decay = 2.0 ** -(max(0.0, time - p.word_at) / 86_400.0)
-        searched_total = 1e-9
+        searched_total, searches = 1e-9, False
         for j in range(p.word.shape[0]):
             searched_total = max(searched_total, p.word_weight[j])
+            searches = searches or p.word[j] != 0
+        _table_shares(p.category, p.category_weight, p.category_at, time, category_shares)
+        _table_shares(p.brand, p.brand_weight, p.brand_at, time, brand_shares)
+        last, last_price = -1, np.float32(0.0)
+        if r > 0:
+            last, last_price = recent[0], items[recent[0]].log_price
+        # Fetch what lies anywhere in memory in loops of their own, so short that the processor waits for many lines at once.
+        for c in range(n):
+            its[c] = items[rows[u, c]]
+        for c in range(n):
+            figs[c] = figures[rows[u, c]]
+        for c in range(n):
+            hits = np.int32(0)
+            for j in range(near_row.shape[1]):
+                hits += np.int32(near_row[rows[u, c], j] == last)
+            leads_back[c] = hits > 0
         for c in range(n):
             row = rows[u, c]
-            item, s, x, w = items[row], signals[row], phi[u, c], raw[c]
+            item, s, i = its[c], figs[c], u * limit + c
             k = NEXT_LAST
-            x[k] = _log_share(w[0], 3e-4)
-            x[k + 1] = _log_share(w[1], 3e-4)
-            x[k + 2] = _log_share(w[2], 3e-4)
-            x[k + 3] = _log_share(w[3], 3e-4)
-            x[k + 4] = x[k] * support
-            x[k + 5] = x[k + 2] * log_length
-            x[k + 6] = _log_share(w[4], 3e-3)
-            x[k + 7] = _log_share(w[5], 3e-3)
-            x[k + 8] = _log_share(w[6], 3e-3)
-            x[k + 9] = x[k + 6] * visits
-            if r > 0 and s.item != 0:
+            if raw[c, 2] > 0.0:  # zero where the walk did not come by, as what is left out here
+                phi[i, k] = _log_share(raw[c, 0], 3e-4)
+                phi[i, k + 1] = _log_share(raw[c, 1], 3e-4)
+                phi[i, k + 2] = _log_share(raw[c, 2], 3e-4)
+                phi[i, k + 3] = _log_share(raw[c, 3], 3e-4)
+                phi[i, k + 4] = phi[i, k] * support
+                phi[i, k + 5] = phi[i, k + 2] * log_length
+            if raw[c, 6] > 0.0:
+                phi[i, k + 6] = _log_share(raw[c, 4], 3e-3)
+                phi[i, k + 7] = _log_share(raw[c, 5], 3e-3)
+                phi[i, k + 8] = _log_share(raw[c, 6], 3e-3)
+                phi[i, k + 9] = phi[i, k + 6] * visits
+            if last >= 0 and s.known != 0 and leads_back[c]:
                 for j in range(near_row.shape[1]):
-                    if near_row[row, j] == recent[0]:
-                        x[k + 10] = _log_share(np.float64(s.near_next[j] / max(s.next_out, np.float32(1e-9))), 3e-4)
+                    if near_row[row, j] == last:
+                        follows = np.float64(signals[row].near_next[j] / max(s.next_out, np.float32(1e-9)))
+                        phi[i, k + 10] = _log_share(follows, 3e-4)
                         break
-            x[k + 11] = _log_share(w[7], 3e-4)
-            x[TOGETHER_CART] = _log_share(w[8], 3e-3)
-            gap = max(0.0, time - s.time)
-            for life in range(3):
-                x[POPULAR_HOUR + life] = np.log1p(np.float64(s.popular[life]) * 2.0 ** -(gap / _POPULAR_LIVES[life]))
-            x[POPULAR_HOUR + 3] = x[POPULAR_HOUR + 1] / (1.0 + p.events)
-            k = BOUGHT_BY_MANY
-            stock = 2.0 ** -(gap / _POPULAR_LIVES[2])
-            x[k] = np.log1p(np.float64(s.buys) * stock)
-            x[k + 1] = np.log1p(np.float64(s.carts) * stock)
-            x[k + 2] = np.log((s.buys * stock + 1.0) / (s.popular[2] * stock + 20.0) * 20.0)
-            k = IS_LAST
-            times, back, since, carted = 0, -1, 0.0, 0.0
-            for j in range(p.recent_item.shape[0] - 1, -1, -1):
-                if p.recent_item[j] == item.id:
-                    times += 1
-                    if back < 0:
-                        back = p.recent_item.shape[0] - 1 - j
-                        since = time - p.recent_time[j]
-                    if p.recent_kind[j] == ADD:
-                        carted = 1.0
-            if times > 0:
-                rate = s.repeat / max(s.strict_out, np.float32(1.0))
-                x[k] = 1.0 if r > 0 and recent[0] == row else 0.0
-                x[k + 1] = 1.0
-                x[k + 2] = 1.0 / (1.0 + back)
-                x[k + 3] = np.log1p(np.float64(times))
-                x[k + 4] = np.log1p(max(0.0, since) / 60.0)
-                x[k + 5] = rate * x[k]
-                x[k + 6] = rate
-                x[k + 7] = carted
-            for j in range(p.cart_item.shape[0]):
-                if p.cart_item[j] == item.id and p.cart_quantity[j] > 0:
-                    x[IN_THE_CART] = 1.0
-            for j in range(p.bought_item.shape[0] - 1, -1, -1):
-                if p.bought_item[j] == item.id:
-                    x[IN_THE_CART + 1] = 1.0
-                    x[IN_THE_CART + 2] = np.log1p(max(0.0, time - p.bought_time[j]) / 86_400.0)
-                    break
-            k = CATEGORY_0
-            if item.category != 0:
-                _shares(p.category, p.category_weight, p.category_at, time, item.category, shares)
+            if raw[c, 7] > 0.0:
+                phi[i, k + 11] = _log_share(raw[c, 7], 3e-4)
+            if raw[c, 8] > 0.0:
+                phi[i, TOGETHER_CART] = _log_share(raw[c, 8], 3e-3)
+            if s.known != 0:
+                gap = max(0.0, time - s.time)
+                stock = 0.0
                 for life in range(3):
-                    x[k + life] = shares[life]
-                for a in range(r):
-                    if items[recent[a]].category == item.category:
-                        x[k + 4] += 1.0 / (a + 1.0) / weight_sum
-                        if a == 0:
-                            x[k + 3] = 1.0
+                    stock = 2.0 ** -(gap / _POPULAR_LIVES[life])
+                    phi[i, POPULAR_HOUR + life] = _log1p(np.float64(s.popular[life]) * stock)
+                phi[i, POPULAR_HOUR + 3] = phi[i, POPULAR_HOUR + 1] / (1.0 + p.events)
+                k = BOUGHT_BY_MANY
+                phi[i, k] = _log1p(np.float64(s.buys) * stock)
+                phi[i, k + 1] = _log1p(np.float64(s.carts) * stock)
+                phi[i, k + 2] = np.log((s.buys * stock + 1.0) / (s.popular[2] * stock + 20.0) * 20.0)
+            mark = marks[item.id & (_MARKS - 1)]
+            if mark & _RECENT:
+                k = IS_LAST
+                times, back, since, carted = 0, -1, 0.0, 0.0
+                for j in range(p.recent_item.shape[0] - 1, -1, -1):
+                    if p.recent_item[j] == item.id:
+                        times += 1
+                        if back < 0:
+                            back = p.recent_item.shape[0] - 1 - j
+                            since = time - p.recent_time[j]
+                        if p.recent_kind[j] == ADD:
+                            carted = 1.0
+                if times > 0:
+                    rate = s.repeat / max(s.strict_out, np.float32(1.0))
+                    phi[i, k] = 1.0 if last == row else 0.0
+                    phi[i, k + 1] = 1.0
+                    phi[i, k + 2] = 1.0 / (1.0 + back)
+                    phi[i, k + 3] = _log1p(np.float64(times))
+                    phi[i, k + 4] = _log1p(max(0.0, since) / 60.0)
+                    phi[i, k + 5] = rate * phi[i, k]
+                    phi[i, k + 6] = rate
+                    phi[i, k + 7] = carted
+            if mark & _CART:
+                for j in range(p.cart_item.shape[0]):
+                    if p.cart_item[j] == item.id and p.cart_quantity[j] > 0:
+                        phi[i, IN_THE_CART] = 1.0
+            if mark & _BOUGHT:
+                for j in range(p.bought_item.shape[0] - 1, -1, -1):
+                    if p.bought_item[j] == item.id:
+                        phi[i, IN_THE_CART + 1] = 1.0
+                        phi[i, IN_THE_CART + 2] = _log1p(max(0.0, time - p.bought_time[j]) / 86_400.0)
+                        break
+            if marks[item.category & (_MARKS - 1)] & _CATEGORY and item.category != 0:
+                _alike(
+                    phi,
+                    i,
+                    CATEGORY_0,
+                    item.category,
+                    p.category,
+                    category_shares,
+                    recent_category,
+                    weights,
+                    r,
+                    weight_sum,
+                )
             k = BRAND_0
-            if item.brand != 0:
-                _shares(p.brand, p.brand_weight, p.brand_at, time, item.brand, shares)
-                for life in range(3):
-                    x[k + life] = shares[life]
-                for a in range(r):
-                    if items[recent[a]].brand == item.brand:
-                        x[k + 4] += 1.0 / (a + 1.0) / weight_sum
-                        if a == 0:
-                            x[k + 3] = 1.0
-            x[k + 5] = np.sqrt(x[CATEGORY_0 + 4] * x[BRAND_0 + 4])
+            if marks[item.brand & (_MARKS - 1)] & _BRAND and item.brand != 0:
+                _alike(phi, i, k, item.brand, p.brand, brand_shares, recent_brand, weights, r, weight_sum)
+            phi[i, k + 5] = np.sqrt(phi[i, CATEGORY_0 + 4] * phi[i, BRAND_0 + 4])
             k = PRICE_0
             if item.log_price != 0.0:
                 if priced:
                     far = (item.log_price - mean) / spread
-                    x[k] = min(abs(far), 6.0)
-                    x[k + 1] = min(far * far, 36.0) / 6.0
-                    x[k + 2] = min(max(far, 0.0), 6.0)
-                    x[k + 3] = min(max(-far, 0.0), 6.0)
-                if r > 0 and items[recent[0]].log_price != 0.0:
-                    x[k + 4] = min(abs(item.log_price - items[recent[0]].log_price), 5.0)
+                    phi[i, k] = min(abs(far), 6.0)
+                    phi[i, k + 1] = min(far * far, 36.0) / 6.0
+                    phi[i, k + 2] = min(max(far, 0.0), 6.0)
+                    phi[i, k + 3] = min(max(-far, 0.0), 6.0)
+                if last_price != 0.0:
+                    phi[i, k + 4] = min(abs(item.log_price - last_price), 5.0)
             k = TITLE_LAST
             n_words = 0
             for j in range(item.word.shape[0]):
@@ -345,40 +433,40 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 if word == 0:
                     break
                 n_words += 1
-                for i in range(p.word.shape[0]):
-                    if p.word[i] == word:
-                        x[SEARCHED] += p.word_weight[i] * word_decay
-                        x[SEARCHED + 1] = max(x[SEARCHED + 1], p.word_weight[i] / searched_total)
+                if searches:
+                    for m in range(p.word.shape[0]):
+                        if p.word[m] == word:
+                            phi[i, SEARCHED] += p.word_weight[m] * word_decay
+                            phi[i, SEARCHED + 1] = max(phi[i, SEARCHED + 1], p.word_weight[m] / searched_total)
                 at = word & (_WORDS - 1)
                 while words[at] != 0 and words[at] != word:
                     at = (at + 1) & (_WORDS - 1)
                 if words[at] == word:
-                    x[k] += word_last[at]
-                    x[k + 1] += word_recent[at]
+                    phi[i, k] += word_last[at]
+                    phi[i, k + 1] += word_recent[at]
             if n_words > 0:
-                x[k] /= n_words
-                x[k + 1] /= n_words * weight_sum if weight_sum > 0.0 else 1.0
-            x[k + 2] = x[k + 1] * x[CATEGORY_0 + 4]
+                phi[i, k] /= n_words
+                phi[i, k + 1] /= n_words * weight_sum if weight_sum > 0.0 else 1.0
+            phi[i, k + 2] = phi[i, k + 1] * phi[i, CATEGORY_0 + 4]
             k = AGE
             if item.added > 0.0:
                 days = max(0.0, time - item.added) / 86_400.0
-                x[k] = np.log1p(days)
-                x[k + 1] = 1.0 if days < 7.0 else 0.0
-            x[k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
-            for j in range(served.fatigue_item.shape[0]):
-                if served.fatigue_item[j] == np.int32(item.id):
-                    rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
-                    x[k + 3] = np.log1p(served.fatigue_count[j] * rest)
-                    break
-            x[k + 4] = x[k + 3] * x[POPULAR_HOUR + 1]
+                phi[i, k] = _log1p(days)
+                phi[i, k + 1] = 1.0 if days < 7.0 else 0.0
+            phi[i, k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
+            if mark & _TIRED:
+                for j in range(served.fatigue_item.shape[0]):
+                    if served.fatigue_item[j] == np.int32(item.id):
+                        rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
+                        phi[i, k + 3] = _log1p(served.fatigue_count[j] * rest)
+                        break
+            phi[i, k + 4] = phi[i, k + 3] * phi[i, POPULAR_HOUR + 1]
             g = generators[u, c]
-            x[k + 5] = 1.0 if g & GEN_CATEGORY else 0.0
-            x[k + 6] = 1.0 if g & GEN_FRESH else 0.0
-            x[k + 7] = 1.0 if g & GEN_POPULAR else 0.0
-            x[k + 8] = 1.0 if s.item != 0 else 0.0
-            x[k + 9] = x[CATEGORY_0] * activity
-        for c in range(n):
-            column[rows[u, c]] = -1
+            phi[i, k + 5] = 1.0 if g & GEN_CATEGORY else 0.0
+            phi[i, k + 6] = 1.0 if g & GEN_FRESH else 0.0
+            phi[i, k + 7] = 1.0 if g & GEN_POPULAR else 0.0
+            phi[i, k + 8] = 1.0 if s.known != 0 else 0.0
+            phi[i, k + 9] = phi[i, CATEGORY_0] * activity
 
 
 def joint_features(
@@ -395,11 +483,11 @@ def joint_features(
     are the same to the bit alone and in any batch.
     """
     phi = np.zeros((*candidates.rows.shape, F), np.float32)
-    column = np.full(len(catalog.items), -1, np.int32)
     signals.fit()
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
-        catalog.index.rows, catalog.items, signals.rows, signals.near_row, column, phi,
+        catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures,
+        signals.seen, phi.reshape(-1, F),
     )  # fmt: skip
     return phi
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from stream.events import locale_code, words
 from stream.ids import IdIndex, key32, key64
 from stream.jit import njit
+
+Rows = npt.NDArray[np.void]
 
 AVAILABLE, PRODUCT, EN, ZH = 1, 2, 4, 8  # bits of `flags`; EN, ZH: has a title in that locale
 TITLE_WORDS = 6
@@ -94,6 +96,11 @@ def decode_item(key: bytes | None, value: bytes) -> Item:
     return item
 
 
+def fragment_of(item_id: str) -> bytes:
+    """How pages and impressions begin to speak of an item."""
+    return b'{"item_id":%s,"kind":"product"' % msgspec.json.encode(item_id)
+
+
 @njit
 def showable(item, now, title_bit):  # type: ignore[no-untyped-def]
     """True where the ITEM row may be on a page at `now` for a reader of the locale whose flag is `title_bit` (0: any)."""
@@ -119,6 +126,23 @@ class Catalog:
         self.longest_fragment = 0  # bytes
         self._used = 0
         self._items: dict[int, Item] = {}
+
+    @classmethod
+    def of_rows(cls, items: Rows, fragments: Sequence[bytes]) -> Self:
+        """A catalogue of (n,) ITEM that are ready, with distinct ids, and the n fragments that pages name them by.
+
+        It knows no texts: `item`, `item_id` and `title` raise KeyError.
+        """
+        self = cls()
+        self.index.add_all(np.ascontiguousarray(items["id"]))
+        if len(self) != len(items):
+            raise ValueError(f"{len(items)} items have {len(self)} ids; give each its own")
+        self.items, self.fragments = items.copy(), np.frombuffer(b"".join(fragments), np.uint8).copy()
+        ends = np.cumsum([len(fragment) for fragment in fragments], dtype=np.int64)
+        self.fragment_at = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+        self.longest_fragment = max(map(len, fragments))
+        self._used, self.version = len(self.fragments), 1
+        return self
 
     def __len__(self) -> int:
         return len(self.index)
@@ -207,7 +231,7 @@ class Catalog:
             if text:
                 self.names.setdefault(key32(text), text)
         if row not in self._items:
-            self._write_fragment(row, b'{"item_id":%s,"kind":"product"' % msgspec.json.encode(item.item_id))
+            self._write_fragment(row, fragment_of(item.item_id))
         self._items[row] = item
 
     def _write_fragment(self, row: int, fragment: bytes) -> None:

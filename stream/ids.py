@@ -45,7 +45,8 @@ def find(keys, rows, key):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
+def insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
+    """Put a `key` that is not there in a table that has room, for `find`."""
     mask = keys.shape[0] - 1
     at = (key ^ (key >> 29)) & mask
     while keys[at] != 0:
@@ -58,7 +59,19 @@ def _insert(keys, rows, key, row):  # type: ignore[no-untyped-def]
 def _rehash(keys, rows, new_keys, new_rows):  # type: ignore[no-untyped-def]
     for at in range(keys.shape[0]):
         if keys[at] != 0:
-            _insert(new_keys, new_rows, keys[at], rows[at])
+            insert(new_keys, new_rows, keys[at], rows[at])
+
+
+@njit
+def _add_all(keys, rows, wanted, count, out):  # type: ignore[no-untyped-def]
+    """`keys` has room for all. -> how many there are then."""
+    for i in range(wanted.shape[0]):
+        out[i] = find(keys, rows, wanted[i])
+        if out[i] < 0:
+            out[i] = count
+            insert(keys, rows, wanted[i], count)
+            count += 1
+    return count
 
 
 @njit
@@ -94,10 +107,23 @@ class IdIndex:
         row = self.get(key)
         if row >= 0:
             return row
-        if 2 * (self.count + 1) > self.keys.shape[0]:
-            keys, rows = np.zeros(2 * self.keys.shape[0], np.int64), np.zeros(2 * self.rows.shape[0], np.int32)
-            _rehash(self.keys, self.rows, keys, rows)
-            self.keys, self.rows = keys, rows
-        _insert(self.keys, self.rows, np.int64(key), np.int32(self.count))
+        self._make_room(1)
+        insert(self.keys, self.rows, np.int64(key), np.int32(self.count))
         self.count += 1
         return self.count - 1
+
+    def add_all(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """`add` of each key, none of which is EMPTY, in order. (n,) -> (n,)."""
+        self._make_room(len(keys))
+        out = np.empty(len(keys), np.int32)
+        self.count = int(_add_all(self.keys, self.rows, keys, self.count, out))
+        return out
+
+    def _make_room(self, more: int) -> None:
+        size = self.keys.shape[0]
+        while 2 * (self.count + more) > size:
+            size *= 2
+        if size > self.keys.shape[0]:
+            keys, rows = np.zeros(size, np.int64), np.zeros(size, np.int32)
+            _rehash(self.keys, self.rows, keys, rows)
+            self.keys, self.rows = keys, rows

@@ -1,15 +1,17 @@
 """Item signals: popularity, transitions and co-visits, folded from shoppers' activity by the item's owner."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from stream.catalog import AVAILABLE, Catalog
+from stream.catalog import Catalog, showable
 from stream.events import ADD, BUY, CLICK, VIEW
-from stream.ids import IdIndex
+from stream.ids import IdIndex, find, insert
 from stream.jit import njit
 from stream.profile import fold_event
 from stream.rows import pack, unpack
@@ -307,8 +309,20 @@ class ItemTable:
         return rows
 
 
+# What phi reads of every candidate and retrieval of every neighbour: one cache line an item.
+FIGURES = np.dtype(
+    [
+        ("time", "f8"),  # all are as of this event time
+        *((name, SIGNAL[name]) for name in ("popular", "seen", "next_out", "strict_out", "repeat", "buys", "carts")),
+        ("known", "i4"),  # 1 where there are signals
+        ("pad", "i4", 4),
+    ]
+)
+assert FIGURES.itemsize == 64
+
 LEADERS, CATEGORY_LEADERS, FRESH_DAYS = 240, 32, 14.0
 LEADERS_AGE = 5.0  # s of event time after which leaders are found anew
+SCAN = 4096  # items looked at in one go, a fraction of a millisecond
 
 
 class Leaders(NamedTuple):
@@ -328,9 +342,15 @@ class Signals:
         self._catalog = catalog
         self.rows = np.zeros(len(catalog.items), SIGNAL)  # (capacity,) SIGNAL; item 0 where there is none
         self.near_row = np.full((len(catalog.items), NEAR), -1, np.int32)  # (capacity, NEAR) rows of the neighbours
+        self.figures = np.zeros(len(catalog.items), FIGURES)  # (capacity,) FIGURES
+        # (capacity,) sessions of each once more, by itself: a walk asks it of a thousand neighbours.
+        self.seen = np.zeros(len(catalog.items), np.float32)
         self.count = 0
         self._leaders: Leaders | None = None
         self._leaders_at, self._leaders_version = 0.0, -1
+        self._scan: _Scan | None = None  # under way
+        self._scan_rest = 0.0  # what of a row is still to be looked at
+        self._scan_at = 0.0  # event time of the last look
 
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Set the rows of item-signals records. Raises ValueError for rows of another version."""
@@ -338,11 +358,21 @@ class Signals:
         rows = unpack(values, SIGNAL, SIGNAL_VERSION)
         at = self._catalog.rows_of(rows["item"])
         near = self._catalog.rows_of(rows["near_item"].reshape(-1)).reshape(len(rows), NEAR)
+        self.put(at, rows, near)
+
+    def put(self, at: npt.NDArray[np.int32], rows: Rows, near: npt.NDArray[np.int32]) -> None:
+        """Set the signals of the catalogue's rows `at` (n,): (n,) SIGNAL and (n, NEAR) rows of their neighbours."""
         self.fit()
         self.count += int((self.rows["item"][np.unique(at)] == 0).sum())
         # Of an item that comes twice the later row holds, as in numpy's assignment.
         self.rows[at] = rows
         self.near_row[at] = near
+        figures: Any = np.zeros(len(rows), FIGURES)
+        for name in FIGURES.names or ():
+            if name in (SIGNAL.names or ()):
+                figures[name] = rows[name]
+        figures["known"] = 1
+        self.figures[at], self.seen[at] = figures, rows["seen"]
 
     def fit(self) -> None:
         """Grow to the catalogue's capacity: call before a batch reads both."""
@@ -350,45 +380,136 @@ class Signals:
         if missing > 0:
             self.rows = np.concatenate([self.rows, np.zeros(missing, SIGNAL)])
             self.near_row = np.concatenate([self.near_row, np.full((missing, NEAR), -1, np.int32)])
+            self.figures = np.concatenate([self.figures, np.zeros(missing, FIGURES)])
+            self.seen = np.concatenate([self.seen, np.zeros(missing, np.float32)])
 
     def leaders(self, now: float) -> Leaders:
-        """What leads at `now` (s, event time), at most LEADERS_AGE old."""
-        stale = now - self._leaders_at > LEADERS_AGE or self._leaders_version != self._catalog.version
-        if self._leaders is None or stale:
-            self._leaders = self._find_leaders(now)
-            self._leaders_at, self._leaders_version = now, self._catalog.version
+        """What leads at `now` (s, event time).
+
+        A catalogue of at most SCAN items is looked through anew where that was more than LEADERS_AGE ago or an item has
+        changed. A larger one is looked through all the time, in pieces: a share of it that goes with the event time that
+        has passed, so that all of it takes LEADERS_AGE, but never more than SCAN items at a call. No page waits longer.
+        """
+        if self._leaders is None:
+            scan = _Scan(now)
+            scan.look(self, len(self._catalog))
+            return self._found(scan)
+        passed, self._scan_at = abs(now - self._scan_at), now
+        n = len(self._catalog)
+        if self._scan is None and (
+            abs(now - self._leaders_at) > LEADERS_AGE or self._leaders_version != self._catalog.version
+        ):
+            self._scan, self._scan_rest = _Scan(now), 0.0
+        if self._scan is None:
+            return self._leaders
+        if n <= SCAN:
+            piece = n
+        else:
+            self._scan_rest += min(n * passed / LEADERS_AGE, SCAN)
+            piece = int(self._scan_rest)
+            self._scan_rest -= piece
+        if self._scan.look(self, piece) < n:
+            return self._leaders
+        return self._found(self._scan)
+
+    def _found(self, scan: _Scan) -> Leaders:
+        self._leaders = scan.leaders()
+        self._leaders_at, self._leaders_version, self._scan = scan.now, scan.version, None
         return self._leaders
 
-    def _find_leaders(self, now: float) -> Leaders:
-        self.fit()
-        n = len(self._catalog)
-        items, rows = self._catalog.items[:n], self.rows[:n]
-        shown = (items["present"] == 1) & ((items["flags"] & AVAILABLE) != 0) & (items["expires"] > now)
-        gap = np.maximum(0.0, now - rows["time"])[:, None]  # (n, 1)
+
+@njit
+def _insert(rows, scores, row, score, items):  # type: ignore[no-untyped-def]
+    """Keep `row` among the best (rows (k,), -1 free; scores (k,) descending; of equals the lowest id first)."""
+    j = rows.shape[0] - 1
+    if rows[j] >= 0 and (scores[j] > score or (scores[j] == score and items[rows[j]].id < items[row].id)):
+        return
+    while j > 0 and (
+        rows[j - 1] < 0 or scores[j - 1] < score or (scores[j - 1] == score and items[rows[j - 1]].id > items[row].id)
+    ):
+        rows[j], scores[j] = rows[j - 1], scores[j - 1]
+        j -= 1
+    rows[j], scores[j] = row, score
+
+
+@njit
+def _look(items, figures, start, end, now, keys, places, known, overall, popularity, of_category, strength,  # type: ignore[no-untyped-def]
+          fresh, added):  # fmt: skip
+    """Look through the rows from `start` on. -> the row to go on from, how many categories are known; it stops early
+    where they fill half of `keys`."""
+    for row in range(start, end):
+        item = items[row]
+        if not showable(item, now, 0):
+            continue
+        f = figures[row]
+        gap = max(0.0, now - f.time)
         # By the hour, the day and the fortnight: what trends now leads what was once loved.
-        popular = (rows["popular"] * 2.0 ** -(gap / _POPULAR_LIVES)) @ np.array([0.5, 1.0, 0.25])
-        popular = np.where(shown, popular, -1.0)
-        order = np.lexsort((items["id"], -popular))
-        order = order[: int(shown.sum())]
-        keys = np.unique(items["category"][order])
-        keys = keys[keys != 0].astype(np.int32)
-        by_category = np.full((len(keys), CATEGORY_LEADERS), -1, np.int32)
-        place = np.searchsorted(keys, items["category"][order])
-        for k in range(len(keys)):
-            found = order[(place == k) & (items["category"][order] == keys[k])][:CATEGORY_LEADERS]
-            by_category[k, : len(found)] = found
-        new = np.flatnonzero(shown & (items["added"] > now - FRESH_DAYS * 86_400.0) & (items["added"] <= now))
-        new = new[np.lexsort((items["id"][new], -items["added"][new]))]
-        first = order[:LEADERS]
+        score = 0.5 * f.popular[0] * 2.0 ** -(gap / _POPULAR_LIVES[0])
+        score += 1.0 * f.popular[1] * 2.0 ** -(gap / _POPULAR_LIVES[1])
+        score += 0.25 * f.popular[2] * 2.0 ** -(gap / _POPULAR_LIVES[2])
+        if item.category != 0:
+            place = find(keys, places, item.category)
+            if place < 0:
+                if 2 * (known + 1) > keys.shape[0]:
+                    return row, known
+                insert(keys, places, item.category, known)
+                place = np.int32(known)
+                known += 1
+            _insert(of_category[place], strength[place], row, score, items)
+        _insert(overall, popularity, row, score, items)
+        if now - FRESH_DAYS * 86_400.0 < item.added <= now:
+            _insert(fresh, added, row, item.added, items)
+    return end, known
+
+
+class _Scan:
+    """One look through the catalogue, in as many pieces as one likes."""
+
+    def __init__(self, now: float) -> None:
+        self.now, self.version = now, -1
+        self._at = self._known = 0
+        self._overall, self._popularity = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
+        self._fresh, self._added = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
+        self._room(64)
+
+    def _room(self, categories: int) -> None:
+        old = self._keys[self._keys != 0] if self._known else np.zeros(0, np.int64)
+        places = self._places[self._keys != 0] if self._known else np.zeros(0, np.int32)
+        rows, strength = np.full((categories, CATEGORY_LEADERS), -1, np.int32), np.zeros((categories, CATEGORY_LEADERS))
+        self._keys, self._places = np.zeros(2 * categories, np.int64), np.zeros(2 * categories, np.int32)
+        if self._known:
+            rows[: self._known], strength[: self._known] = (
+                self._of_category[: self._known],
+                self._strength[: self._known],
+            )
+            for key, place in zip(old.tolist(), places.tolist(), strict=True):
+                insert(self._keys, self._places, np.int64(key), np.int32(place))
+        self._of_category, self._strength = rows, strength
+
+    def look(self, signals: Signals, items: int) -> int:
+        """Look at so many items more, at most. -> how many have been looked at."""
+        catalog = signals._catalog
+        signals.fit()
+        if self.version < 0:
+            self.version = catalog.version
+        end = min(self._at + items, len(catalog))
+        while self._at < end:
+            self._at, self._known = _look(
+                catalog.items, signals.figures, self._at, end, self.now, self._keys, self._places, self._known,
+                self._overall, self._popularity, self._of_category, self._strength, self._fresh, self._added,
+            )  # fmt: skip
+            if self._at < end:
+                self._room(2 * len(self._of_category))
+        return self._at
+
+    def leaders(self) -> Leaders:
+        found = self._keys != 0
+        keys, places = self._keys[found], self._places[found]
+        order = np.argsort(keys)
         return Leaders(
-            _padded(first),
-            np.pad(popular[first], (0, LEADERS - len(first))).astype(np.float32),
-            keys,
-            by_category,
-            _padded(new),
+            self._overall,
+            self._popularity.astype(np.float32),
+            keys[order].astype(np.int32),
+            np.ascontiguousarray(self._of_category[places[order]]),
+            self._fresh,
         )
-
-
-def _padded(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    kept = rows[:LEADERS].astype(np.int32)
-    return np.concatenate([kept, np.full(LEADERS - len(kept), -1, np.int32)])

@@ -29,6 +29,7 @@ from stream.settings import Settings
 
 SECONDS = 120.0
 RATES = (50, 200, 1000)  # events/s
+WARM = 200  # events/s before the first round: caches, connections, profiles
 PARTITIONS, ITEMS, SHOPPERS = 4, 3000, 2000
 LATE = 30.0  # s after which an answer is given up
 
@@ -55,7 +56,7 @@ async def _measure(broker: str, plan: Plan) -> Figures:
     found: dict[int, list[Figures]] = {rate: [] for rate in RATES}
     async with _engine(broker, "echo", shop) as echo, _engine(broker, "worker", shop) as worker:
         for engine in (echo, worker):
-            await engine.drive(RATES[1], max(1.0, seconds))  # caches, connections, profiles
+            await engine.drive(WARM, max(1.0, seconds))
         for turn in range(plan.rounds):
             for rate in RATES:
                 base, ours = await echo.drive(rate, seconds), await worker.drive(rate, seconds)

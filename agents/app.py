@@ -14,15 +14,15 @@ from typing import Any
 from agents import copy, items, shopper, web
 from agents.overload import Overload
 from agents.scribe import Sampling, Scribe
+from agents.telling import Telling
 from agents.together import OffLoop
 from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
-from stream import metrics, record_batch
+from stream import logs, metrics, record_batch
 from stream.events import LOCALES
 from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
-from stream.kafka.connect import NoBroker
 from stream.kafka.disk import DiskProfiles
 from stream.kafka.table import ExactTable
 from stream.kafka.watch import Watch
@@ -30,7 +30,7 @@ from stream.rules import PageRules
 from stream.settings import Settings
 from stream.store import Profiles
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(logs.VOICE)
 SWITCH = 0.0005  # s
 
 
@@ -139,11 +139,17 @@ class Worker:
         metrics.COPYWRITER_UP.set(self.scribe is not None and self.scribe.alive)
         metrics.READY.set(all(self.conditions().values()))
         if self.app.started:
-            lag: dict[str, int] = {}
+            # Anew each time: a topic whose partitions have all gone elsewhere must not show what it had here.
+            metrics.LAG.clear()
+            metrics.LAG_SECONDS.clear()
             for (topic, _), records in self.app.lag().items():
-                lag[topic] = lag.get(topic, 0) + records
-            for topic, records in lag.items():
-                metrics.LAG.labels(topic).set(records)
+                metrics.LAG.labels(topic).inc(records)
+            oldest: dict[str, float] = {}
+            for (topic, _), age in self.app.lag_seconds(time.time()).items():
+                oldest[topic] = max(age, oldest.get(topic, 0.0))
+            for topic, age in oldest.items():
+                metrics.LAG_SECONDS.labels(topic).set(age)
+            metrics.RECOVERING.set(self.app.recovery_remaining())
             metrics.FETCH_SILENCE.set(self.watch.longest)
             metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
 
@@ -159,12 +165,16 @@ class Worker:
             self._warm = True
             for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
                 tasks.append(asyncio.create_task(watch))
+            telling = Telling(self.app, lambda: self.overload.ladder.rung, f"{self.settings.web_host}:{endpoint.port}")
+            tasks.append(asyncio.create_task(telling.run()))
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(self._serve)
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
-            await serve(self.app, stop)
+            left = asyncio.Event()
+            tasks.append(asyncio.create_task(_leave(stop, telling, left)))
+            await serve(self.app, left)
             for task in tasks:
                 if task.done():
                     task.result()
@@ -178,29 +188,34 @@ class Worker:
             self.profiles.close()
 
 
+async def _leave(stop: asyncio.Event, telling: Telling, left: asyncio.Event) -> None:
+    """Set `left` after `stop` and a farewell, for which the app must still be there."""
+    await stop.wait()
+    try:
+        await telling.farewell()
+    finally:
+        left.set()
+
+
 def run(settings: Settings) -> int:
     """A worker as this process, until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
-
-    def say(line: str) -> None:
-        print(f"shopwindow: {line}", file=sys.stderr, flush=True)
-
     # The batches' thread and Kafka's share the interpreter: at its usual 5 ms a click would wait that long at each handover.
     sys.setswitchinterval(SWITCH)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings)
 
     async def until_told() -> None:
+        asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Worker(settings).run(stop, say)
+        await Worker(settings).run(stop, logs.say)
 
     try:
         asyncio.run(until_told())
     except ManifestError as error:
-        say(str(error))
+        logs.say(str(error))
         return 1
-    except (NoBroker, LookupError, OSError, RuntimeError, ValueError) as error:
-        say(f"the worker stopped: {error or type(error).__name__}")
-        log.debug("the worker stopped", exc_info=error)
+    except Exception as error:  # the end of the process, whatever it is; nothing goes on after it
+        log.critical("the worker stopped: %s", logs.told(error), exc_info=error)
         return 1
     return 0

@@ -20,7 +20,8 @@ import msgspec
 
 from models import manifest
 from models.copywriter import Copy, Copywriter, Facts
-from stream import metrics
+from stream import logs, metrics
+from stream.settings import load
 
 NICE = 10
 PATIENCE = 60.0  # s for an answer, or to be ready; then it is taken to be stuck
@@ -159,6 +160,7 @@ def _said(error: Exception) -> str:
 def main(folder: str, sampling: str) -> None:
     """In the process: answer requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends us
+    logs.configure(load(os.environ))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     if sys.platform == "linux":

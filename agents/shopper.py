@@ -17,7 +17,7 @@ from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Reject, decode_run
-from stream.kafka.dead_letters import count_rejects, letters
+from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
@@ -159,9 +159,10 @@ class Shoppers:
         for at, error in sorted(poison.items()):
             record = run.records[at]
             rejects.append(Reject(at, "poison", "value", told(error, record.key, record.value)))
+            where = {"topic": run.topic, "partition": run.partition, "offset": record.offset}
             log.error(
                 "a record of '%s' (partition %d, offset %d) makes a step fail: %s; it lies in dead-letters",
-                run.topic, run.partition, record.offset, place(error),
+                *where.values(), place(error), extra=where,
             )  # fmt: skip
             if run.topic == "refreshes":
                 self._profiles.owed.forget(run.partition, record.key)
@@ -241,7 +242,10 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
     rejects = []
     for at, record in enumerate(records):
         try:
-            refreshes[record.key] = msgspec.json.decode(record.value, type=Refresh)
+            refresh = msgspec.json.decode(record.value, type=Refresh)
+            # A page that is owed is made in any case, one for its headline may be shed.
+            if record.key not in refreshes or not refresh.segment:
+                refreshes[record.key] = refresh
         except (msgspec.MsgspecError, TypeError) as error:
             rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
     return refreshes, rejects
@@ -249,7 +253,7 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
 
 def _count(run: Run, made: _Made) -> None:
     decoded, step = made.part.decoded, made.step
-    count_rejects(run.topic, made.rejects)
+    count_letters(made.outputs)
     metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)

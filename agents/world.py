@@ -10,7 +10,7 @@ from agents.together import OffLoop
 from models.copybook import CopyBook, Refresh
 from stream import metrics
 from stream.catalog import Catalog
-from stream.kafka.broadcast import Broadcast, KeyValue
+from stream.kafka.broadcast import Broadcast, Stretch
 from stream.settings import Settings
 from stream.signals import Signals
 
@@ -48,13 +48,14 @@ class World:
     async def stop(self) -> None:
         await self._broadcast.stop()
 
-    def apply(self, news: Sequence[tuple[str, list[KeyValue]]]) -> dict[bytes, Refresh]:
+    def apply(self, news: Sequence[Stretch]) -> dict[bytes, Refresh]:
         served: dict[bytes, Refresh] = {}
-        for topic, records in news:
+        for topic, records, partition, offsets in news:
             if topic == "catalog":
                 for reject in self.catalog.apply(records):
                     metrics.DEAD_LETTERS.labels("catalog", "invalid").inc()
-                    log.warning("an item of the catalogue is left out: %s", reject.message)
+                    place = {"topic": topic, "partition": partition, "offset": offsets[reject.record]}
+                    log.warning("an item of the catalogue is left out: %s", reject.message, extra=place)
             elif topic == "item-signals":
                 self.signals.apply(records)
             else:

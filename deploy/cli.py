@@ -16,17 +16,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stream import logs
+from stream.logs import say
 from stream.settings import Settings, SettingsError, describe, load
 
 if TYPE_CHECKING:
     from deploy.broker import Broker
 
+WATCH_EVERY = 2.0  # s
 BENCHMARKS = ("stream", "page", "latency", "recovery")
 Command = Callable[[Settings, argparse.Namespace], int]
-
-
-def say(line: str) -> None:
-    print(f"shopwindow: {line}", file=sys.stderr, flush=True)
 
 
 def connected(settings: Settings) -> Settings:
@@ -88,6 +87,7 @@ def worker(settings: Settings, given: argparse.Namespace) -> int:
     from agents.app import run
     from deploy.broker import running
 
+    logs.configure(settings)
     with ExitStack() as stack:
         if not settings.broker:
             found = running(settings.data_dir)
@@ -143,6 +143,14 @@ def replay(settings: Settings, given: argparse.Namespace) -> int:
         f"{done.items} items were new"
     )
     return 0
+
+
+def replay_diff(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.replay_diff import diff_json, diff_text, replay_diff
+
+    diff = replay_diff(given.log, given.left, given.right, given.catalog, given.limit)
+    print(json.dumps(diff_json(diff), ensure_ascii=False) if given.json else diff_text(diff))
+    return 0 if diff.equal else 1
 
 
 def watch(settings: Settings, given: argparse.Namespace) -> int:
@@ -204,6 +212,20 @@ def redrive_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
     return 1 if given.ids and done.left else 0
 
 
+def status(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.status import look, status_text
+
+    settings = connected(settings)
+    while True:
+        seen = asyncio.run(look(settings))
+        if given.watch and not given.json and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print(json.dumps(seen) if given.json else status_text(seen), flush=True)
+        if not given.watch:
+            return 0 if any(worker["state"] != "silent" for worker in seen["workers"]) else 1
+        time.sleep(WATCH_EVERY)
+
+
 def models(settings: Settings, given: argparse.Namespace) -> int:
     if given.action == "train":
         from deploy.train_ranker import train
@@ -238,6 +260,19 @@ def show_settings(settings: Settings, given: argparse.Namespace) -> int:
         return 0
     for row in rows:
         print(f"{row.name:32} {row.value or '-':28} {row.source:12} {row.meaning}")
+    return 0
+
+
+def show_metrics(settings: Settings, given: argparse.Namespace) -> int:
+    from stream.metrics import DESCRIBED
+
+    if given.markdown:
+        print("| metric | kind | labels | meaning |\n|---|---|---|---|")
+    for name, kind, labels, meaning in DESCRIBED:
+        if given.markdown:
+            print(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |")
+        else:
+            print(f"{name}{'{' + ', '.join(labels) + '}' if labels else ''}\n    {kind}: {meaning}")
     return 0
 
 
@@ -335,6 +370,21 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N events")
     p.add_argument("--add-items", action="store_true", help="put items that the catalogue lacks into it")
+    p = add(
+        "replay-diff", replay_diff,
+        "the same log through two versions, without a broker: the same pages (0), or where they differ (1)",
+        "shopwindow replay-diff clicks.tsv.gz --left HEAD~1 --right HEAD --limit 1000",
+    )  # fmt: skip
+    p.add_argument(
+        "log", type=Path, metavar="LOG", help="a clickstream or JSON lines of events, as `replay` takes them"
+    )
+    for side in ("left", "right"):
+        p.add_argument(
+            f"--{side}", required=True, metavar="REV|MODELS", help="a git revision, or a models directory for this code"
+        )
+    p.add_argument("--catalog", type=Path, metavar="FILE", help="items, JSON lines; those it lacks have only their id")
+    p.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N events")
+    p.add_argument("--json", action="store_true", help="one JSON object")
     p = add("watch", watch, "show pages as they are published", "shopwindow watch --user u1")
     p.add_argument("--user", metavar="U", help="only this shopper's, the newest first")
     p.add_argument("--json", action="store_true", help="the payloads as they are")
@@ -345,6 +395,12 @@ def parser() -> argparse.ArgumentParser:
         "shopwindow profiles --json > before.jsonl",
     )
     p.add_argument("--json", action="store_true", help="one JSON object a line, sorted, fit for diff")
+    p = add(
+        "status", status, "show workers, their rate, and the lag of each partition; 1 where no worker is at work",
+        "shopwindow status --watch",
+    )  # fmt: skip
+    p.add_argument("--watch", action="store_true", help="again every 2 s, until Ctrl-C")
+    p.add_argument("--json", action="store_true", help="one JSON object")
     p = add(
         "dead-letters", None, "list the records that were refused, look at one, send them back",
         "shopwindow dead-letters redrive --reason invalid --dry-run",
@@ -390,6 +446,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line of stdout")
     p = add("settings", show_settings, "show every setting, its value and where it comes from", "shopwindow settings")
     p.add_argument("--markdown", action="store_true", help="as a table of the defaults")
+    p = add("metrics", show_metrics, "list the metrics of a worker, their labels and meaning", "shopwindow metrics")
+    p.add_argument("--markdown", action="store_true", help="as the README's table")
     p = add(
         "schemas",
         schemas,

@@ -269,6 +269,27 @@ class Replayed(NamedTuple):
     seconds: float
 
 
+class Log(NamedTuple):
+    """Events in the order in which they are sent, in parallel with their times (s since the epoch); the items they name."""
+
+    records: list[Outgoing]
+    times: list[float]
+    items: list[str]
+
+
+def read_log(path: str, limit: int) -> Log:
+    """A clickstream, or JSON lines of events; limit 0: all of it. Raises InputError."""
+    with opened(path) as lines:
+        first = lines.readline()
+        if first.lstrip().startswith("{"):
+            records = list(event_records([first, *lines]))[: limit or None]
+            return Log(records, _times(records), [item for record in records for item in _items_of(record.value)])
+        clicks = clickstream(first, lines, path)[: limit or None]
+    return Log(
+        [click_record(click) for click in clicks], [click.time for click in clicks], [click.item for click in clicks]
+    )
+
+
 async def replay(settings: Settings, path: str, speed: float, limit: int, add_items: bool) -> Replayed:
     """Send a clickstream in order of time, at `speed` times its own pace (inf: as fast as it goes); limit 0: all of it.
 
@@ -276,17 +297,8 @@ async def replay(settings: Settings, path: str, speed: float, limit: int, add_it
     """
     from tqdm import tqdm
 
-    with opened(path) as lines:
-        first = lines.readline()
-        if first.lstrip().startswith("{"):
-            records = list(event_records([first, *lines]))[: limit or None]
-            times = _times(records)
-            items = (item for record in records for item in _items_of(record.value))
-            added = await _unknown_items(settings, items) if add_items else []
-        else:
-            clicks = clickstream(first, lines, path)[: limit or None]
-            records, times = [click_record(click) for click in clicks], [click.time for click in clicks]
-            added = await _unknown_items(settings, (click.item for click in clicks)) if add_items else []
+    records, times, items = read_log(path, limit)
+    added = await _unknown_items(settings, items) if add_items else []
     start = time.monotonic()
     async with sender(settings) as client:
         for item in added:

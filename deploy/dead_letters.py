@@ -97,7 +97,7 @@ async def show_text(settings: Settings, id: str) -> str:
     }  # fmt: skip
     lines = [f"{name:10} {_shown(value)}" for name, value in told.items()]
     lines += [
-        f"{'header':10} {_shown(name)}: {_shown(value.decode('utf-8', 'backslashreplace'))}"
+        f"{'header':10} {_shown(name)}: {_shown((value or b'').decode('utf-8', 'backslashreplace'))}"
         for name, value in letter.headers
     ]
     if letter.value is None:

@@ -4,7 +4,8 @@ Nothing here reads a clock or a queue: time and load are arguments. Events are o
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import NamedTuple
 
@@ -101,8 +102,8 @@ class Owed:
     #: Pages of one partition that are asked for at once: the next are when these are made, so that paying does not overload.
     AT_ONCE = 64
 
-    def __init__(self, owes: Callable[[bytes], bool]) -> None:
-        self._owes = owes  # whether a row at rest does
+    def __init__(self, owing: Callable[[Mapping[bytes, bytes | None]], AbstractSet[bytes]]) -> None:
+        self._owing = owing  # the keys of those rows at rest that owe a page
         self._since: dict[int, dict[bytes, float]] = defaultdict(dict)
         self._asked: dict[int, set[bytes]] = defaultdict(set)
 
@@ -112,12 +113,14 @@ class Owed:
     def note(self, partition: int, records: Iterable[tuple[bytes, bytes | None]], now: float) -> None:
         """Rows of the partition have changed, or are read anew; None: deleted. now: s, as in `due`."""
         since, asked = self._since[partition], self._asked[partition]
-        for key, value in records:
-            if value is not None and self._owes(value):
-                if key not in asked:
-                    since.setdefault(key, now)
-            elif since or asked:
+        rows = dict(records)  # of a row that comes twice the later holds
+        owing = self._owing(rows)
+        if since or asked:
+            for key in rows.keys() - owing:
                 self.forget(partition, key)
+        for key in rows if owing else ():
+            if key in owing and key not in asked:
+                since.setdefault(key, now)
 
     def forget(self, partition: int, key: bytes) -> None:
         self._since[partition].pop(key, None)

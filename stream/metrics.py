@@ -1,5 +1,7 @@
 """The Prometheus metrics of a worker: base units, bounded labels, one home for every name."""
 
+from typing import NamedTuple
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
@@ -8,16 +10,32 @@ STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 
 STAGES = ("decode", "fold", "retrieve", "phi", "score", "assemble", "encode", "publish")
 
 
+class Described(NamedTuple):
+    name: str  # as Prometheus shows it
+    kind: str  # counter, gauge or histogram
+    labels: tuple[str, ...]
+    meaning: str
+
+
+DESCRIBED: list[Described] = []
+
+
+def _named(name: str, kind: str, meaning: str, labels: tuple[str, ...]) -> str:
+    full = "shopwindow_" + name
+    DESCRIBED.append(Described(full + "_total" if kind == "counter" else full, kind, labels, meaning))
+    return full
+
+
 def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    return Counter("shopwindow_" + name, meaning, labels, registry=REGISTRY)
+    return Counter(_named(name, "counter", meaning, labels), meaning, labels, registry=REGISTRY)
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    return Gauge("shopwindow_" + name, meaning, labels, registry=REGISTRY)
+    return Gauge(_named(name, "gauge", meaning, labels), meaning, labels, registry=REGISTRY)
 
 
 def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return Histogram("shopwindow_" + name, meaning, labels, buckets=buckets, registry=REGISTRY)
+    return Histogram(_named(name, "histogram", meaning, labels), meaning, labels, buckets=buckets, registry=REGISTRY)
 
 
 EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
@@ -45,6 +63,11 @@ PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
 PROFILE_BYTES = _gauge("profile_bytes", "Bytes of those profiles at rest")
 EXPIRED = _counter("expired_profiles", "Profiles forgotten, as their shopper was not seen for SHOPWINDOW_PROFILE_TTL")
 LAG = _gauge("consumer_lag_records", "Records not yet done of this worker's partitions", "topic")
+LAG_SECONDS = _gauge(
+    "consumer_lag_seconds", "Age of the oldest record not yet done, in the partition of this worker that is furthest behind",
+    "topic",
+)  # fmt: skip
+RECOVERING = _gauge("recovery_remaining_records", "Changelog records still to be read before events are")
 FETCHED = _gauge("last_fetch_timestamp_seconds", "When the broker last answered a fetch")
 FETCH_SILENCE = _gauge(
     "fetch_silence_seconds", "Longest time that a partition of this worker has waited for the answer to a fetch"

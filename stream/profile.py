@@ -468,12 +468,21 @@ _OWED_WORD = np.dtype(SERVING).fields["owed_time"][1] // 4  # type: ignore[index
 assert _OWED_WORD % 2 == 0, "both words of it in one byte of the bitmap"
 
 
-def owes_page(value: bytes) -> bool:
-    """True where the value of a changelog record says that a page is owed. Unpacks nothing: it is asked of every row."""
-    at = 2 + int.from_bytes(value[:2], "little")
-    if len(value) <= at or value[at] != SERVING_VERSION:
-        return False
-    return bool(value[at + 1 + (_OWED_WORD >> 3)] >> (_OWED_WORD & 7) & 3)
+def owing_pages(rows: Mapping[bytes, bytes | None]) -> set[bytes]:
+    """Keys of the changelog values that say that a page is owed.
+
+    Unpacks nothing but a few bits, in one loop: every row is asked, also when a million are recovered. (Values that are
+    too short for what they say are left to `decode_record`.)
+    """
+    byte, bit = 1 + (_OWED_WORD >> 3), _OWED_WORD & 7
+    return {
+        key
+        for key, row in rows.items()
+        if row is not None
+        and (at := 2 + row[0] + (row[1] << 8) if len(row) > 1 else 0) + byte < len(row)
+        and row[at + byte] >> bit & 3
+        and row[at] == SERVING_VERSION
+    }
 
 
 _TOUCHED_WORD = np.dtype(SERVING).fields["touched"][1] // 4  # type: ignore[index]

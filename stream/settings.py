@@ -152,6 +152,7 @@ class Settings:
     copy_max_tokens: int = _setting(50, _whole(4, 64), "length of a headline, at most")
     copy_samples: int = _setting(4, _whole(1, 16), "headlines drawn, of which the likeliest good one is kept")
     log_level: str = _setting("WARNING", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "what is logged to stderr")
+    log_format: str = _setting("text", _one_of("text", "json"), "lines for people, or a JSON object a line")
 
 
 def load(environ: Mapping[str, str]) -> Settings:

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from stream.ladder import Owed
-from stream.profile import owes_page, touched_at
+from stream.profile import owing_pages, touched_at
 
 # The partition's event time, in the changelog beside the watermarks: no row, though it lies among them.
 CLOCK = b"\x00wm:clock"
@@ -22,7 +22,7 @@ class Served(Generic[Rows]):
     def __init__(self) -> None:
         self.partitions: dict[int, Rows] = {}
         self.active: set[int] = set()
-        self.owed = Owed(owes_page)
+        self.owed = Owed(owing_pages)
 
     def serve(self, partitions: Iterable[int], now: float) -> None:
         """These are ours from now on, whole as their changelog is. now: s, monotonic."""
@@ -30,7 +30,9 @@ class Served(Generic[Rows]):
         for partition in self.active - ours:
             self.owed.drop(partition)
         for partition in ours - self.active:
-            self.owed.note(partition, self.partitions[partition].items() if partition in self.partitions else (), now)
+            rows = iter(self.partitions[partition].items() if partition in self.partitions else ())
+            while some := list(islice(rows, 4096)):  # not all at once: they may lie on a disk
+                self.owed.note(partition, some, now)
         self.active = ours
 
     def forget(self, partition: int) -> Rows | None:

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stream.kafka.broadcast import read_table, read_topic
-from stream.profile import PROFILE, PROFILE_VERSION, decode_record
+from stream.profile import PROFILE, PROFILE_VERSION, decode_record, owing_pages
 from stream.rows import unpack
 from stream.settings import Settings
 from tests.unit.behaviour import NOW, record
@@ -159,26 +159,36 @@ def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50) -> 
 
 async def profiles_of(settings: Settings) -> dict[str, Any]:
     """The profile of each shopper, as anybody reads it from the changelog."""
-    table = await read_table(settings, "profiles")
+    return _profiles(await read_table(settings, "profiles"))
+
+
+def _profiles(table: Mapping[bytes, bytes]) -> dict[str, Any]:
     keys = sorted(table)
     rows = unpack([decode_record(table[key])[0] for key in keys], PROFILE, PROFILE_VERSION)
     return {key.decode(): row for key, row in zip(keys, rows, strict=True)}
 
 
 async def until_counted(settings: Settings, events: int, deadline: float = 60.0) -> dict[str, Any]:
-    """The profiles, once they count so many events. Fails where they do not by the deadline, or count more."""
-    counted = -1
+    """The profiles, once they count so many events and no page is owed for any.
+
+    Fails where they do not by the deadline, or count more.
+    """
+    counted, owing = -1, 0
     async with asyncio.timeout(deadline):
         try:
             while True:
-                profiles = await profiles_of(settings)
+                table = await read_table(settings, "profiles")
+                profiles, owing = _profiles(table), len(owing_pages(table))
                 counted = sum(int(row["events"]) for row in profiles.values())
                 if counted >= events:
                     assert counted == events, f"{counted} events counted, {events} were sent"
-                    return profiles
+                    if not owing:
+                        return profiles
                 await asyncio.sleep(0.1)
         except TimeoutError:
-            raise AssertionError(f"{counted} of {events} events counted after {deadline} s") from None
+            raise AssertionError(
+                f"{counted} of {events} events counted, {owing} pages owed after {deadline} s"
+            ) from None
 
 
 async def read_all(settings: Settings, topic: str) -> list[Any]:

@@ -175,6 +175,11 @@ class BatchApp(faust.App):
             ages[tp.topic.removeprefix(self.settings.prefix), tp.partition] = max(0.0, now - since)
         return ages
 
+    def recovery_remaining(self) -> int:
+        """Changelog records that are still to be read before agents go on; 0 once the tables are recovered."""
+        # What we write ourselves moves the offsets past the ends that recovery had noted.
+        return sum(max(0, left) for left in self.recovery.active_remaining().values())
+
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
 

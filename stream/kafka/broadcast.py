@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -20,6 +20,15 @@ KeyValue = tuple[bytes, bytes | None]
 Progress = Callable[[int, int], None]  # records read, records there were at the start
 
 
+class Stretch(NamedTuple):
+    """Records of one partition, in order."""
+
+    topic: str  # logical
+    records: list[KeyValue]
+    partition: int
+    offsets: list[int]  # of each record: compaction leaves gaps
+
+
 class Broadcast:
     """Compacted topics that every worker holds in full, such as the catalogue.
 
@@ -30,7 +39,7 @@ class Broadcast:
     def __init__(self, settings: Settings, topics: Sequence[str]) -> None:
         self._settings = settings
         self._topics = topics
-        self._waiting: deque[tuple[str, list[KeyValue]]] = deque()
+        self._waiting: deque[Stretch] = deque()
         self._arrived = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -48,8 +57,8 @@ class Broadcast:
         self.ready = True
         self._follower = asyncio.create_task(self._follow(self._consumer))
 
-    def drain(self) -> list[tuple[str, list[KeyValue]]]:
-        """What came since the last call, in order: (logical topic, [(key, value or None for deleted)])."""
+    def drain(self) -> list[Stretch]:
+        """What came since the last call, in order; the value of a deleted key is None."""
         self._arrived.clear()
         taken = list(self._waiting)
         self._waiting.clear()
@@ -82,7 +91,8 @@ class Broadcast:
 
     def _put(self, records: Sequence[Any]) -> None:
         topic = records[0].topic.removeprefix(self._settings.prefix)
-        self._waiting.append((topic, [(record.key, record.value) for record in records]))
+        rows = [(record.key, record.value) for record in records]
+        self._waiting.append(Stretch(topic, rows, records[0].partition, [record.offset for record in records]))
         self._arrived.set()
 
 

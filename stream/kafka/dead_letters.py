@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
 REDRIVEN = "shopwindow-redriven"
+log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
 
@@ -48,8 +50,9 @@ class Letter(NamedTuple):
 
 def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
     """What goes to `dead-letters` for the rejects of a run, counted; nothing where there are none."""
-    count_rejects(run.topic, rejects)
-    return letters(run, run.records, rejects)
+    made = letters(run, run.records, rejects)
+    count_letters(made)
+    return made
 
 
 def letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
@@ -58,9 +61,20 @@ def letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list
     return [Output("dead-letters", None, [pair for pair, _ in made], [own for _, own in made])] if made else []
 
 
-def count_rejects(topic: str, rejects: Sequence[Reject]) -> None:
-    for reject in rejects:
-        metrics.DEAD_LETTERS.labels(topic, reject.code).inc()
+def count_letters(outputs: Sequence[Output]) -> None:
+    """Count those of `outputs` that are letters, and log where each record lay and which field was at fault.
+
+    What was found there is in the letter's message, and stays out of the log.
+    """
+    for output in outputs:
+        if output.topic != "dead-letters":
+            continue
+        for headers in output.headers or ():
+            of = {name: value.decode() for name, value in headers[: len(_OURS)] if value is not None}
+            metrics.DEAD_LETTERS.labels(of["topic"], of["error"]).inc()
+            if of["error"] != "poison":  # its finder has told more
+                place = {"topic": of["topic"], "partition": int(of["partition"]), "offset": int(of["offset"])}
+                log.warning("a record is refused, %s in %s", of["error"], of["field"], extra=place)
 
 
 def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
@@ -92,7 +106,7 @@ def read_letter(record: Any) -> Letter:
     for name, value in record.headers:
         if name not in _OURS or name in told:
             break  # the producer's own begin
-        told[name] = value.decode("utf-8", "replace")
+        told[name] = (value or b"").decode("utf-8", "replace")
     return Letter(
         f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
         _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),

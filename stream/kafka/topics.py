@@ -65,6 +65,17 @@ TOPICS = (
     Topic("copy-requests", _kept(1), False),
     Topic("copy", _compacted(), False),
     Topic("dead-letters", {**_kept(30), "max.message.bytes": str(DEAD_LETTER_BYTES)}, False),
+    # Dated by the broker; see status.py. A worker that was killed is forgotten after a day.
+    Topic(
+        "worker-status",
+        {
+            **_compacted(),
+            "cleanup.policy": "compact,delete",
+            "retention.ms": str(DAY),
+            "message.timestamp.type": "LogAppendTime",
+        },
+        False,
+    ),
     # Kept longer than the letters, and dated by the broker; see redrive.py.
     Topic("redrives", {**_kept(37), "message.timestamp.type": "LogAppendTime"}, False),
 )

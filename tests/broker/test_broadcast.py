@@ -23,14 +23,15 @@ async def test_a_broadcast_starts_with_all_there_is_and_then_follows(broker: str
     try:
         held = broadcast.drain()
         assert broadcast.ready and progress[-1] == (3001, 3001)
-        assert {topic for topic, _ in held} == {"catalog", "copy"}
-        assert sum(len(records) for _, records in held) == 3001
+        assert {stretch.topic for stretch in held} == {"catalog", "copy"}
+        assert sum(len(stretch.records) for stretch in held) == 3001
+        assert all(len(s.records) == len(s.offsets) and s.offsets[0] == 0 for s in held)
         assert broadcast.drain() == []
         await send(settings, "catalog", [(b"item7", b"new"), (b"item8", None)])
         news: list[tuple[bytes, bytes | None]] = []
         while len(news) < 2:
             await broadcast.arrived()
-            news += [record for topic, records in broadcast.drain() for record in records]
+            news += [record for stretch in broadcast.drain() for record in stretch.records]
         assert sorted(news) == [(b"item7", b"new"), (b"item8", None)]
     finally:
         await broadcast.stop()
@@ -55,7 +56,7 @@ async def test_what_arrives_while_a_broadcast_starts_is_not_lost(broker: str, to
         keys: list[bytes] = []
 
         def all_there() -> bool:
-            keys.extend(key for _, records in broadcast.drain() for key, _ in records)
+            keys.extend(key for stretch in broadcast.drain() for key, _ in stretch.records)
             return len(keys) >= 1000
 
         await until(all_there, "1000 items")

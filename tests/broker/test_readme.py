@@ -4,24 +4,14 @@ import asyncio
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from stream.kafka import topics
-from stream.metrics import REGISTRY
-from stream.settings import Settings
 from tests.counting import scenario, send
 from tests.shopwindow import ROOT, clicks, environ_of, settings_for, worker
 from tests.unit.shop import item
 
 README = (ROOT / "README.md").read_text()
-
-
-def test_every_setting_and_every_metric_is_told() -> None:
-    for field in fields(Settings):
-        assert f"`SHOPWINDOW_{field.name.upper()}`" in README
-    for metric in REGISTRY.collect():
-        assert f"`{metric.name}" in README
 
 
 @scenario

@@ -9,7 +9,7 @@ from agents.app import Worker
 from stream import metrics
 from stream.kafka.broadcast import read_table
 from stream.ladder import FULL, PACED, Load
-from stream.profile import owes_page
+from stream.profile import owing_pages
 from stream.settings import Settings
 from tests.counting import scenario, send, until
 from tests.faults.test_guarantees import open_shop
@@ -84,7 +84,7 @@ async def test_7_pages_that_are_owed_survive_a_kill_9(broker: str, topic_prefix:
     await send(settings, "clicks", clicks(events, SHOPPERS))
 
     async def owed() -> int:
-        return sum(map(owes_page, (await read_table(settings, "profiles")).values()))
+        return len(owing_pages(await read_table(settings, "profiles")))
 
     with worker(settings) as process:
         while not await owed():

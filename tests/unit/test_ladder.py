@@ -133,7 +133,7 @@ def test_a_move_shows_in_what_pages_go_without_in_the_metrics_and_in_one_line(ca
 
 def owed(*keys: bytes) -> Owed:
     """What is owed to `keys` of partition 3 since 100, 101, ..."""
-    book = Owed(lambda value: value == b"owed")
+    book = Owed(lambda rows: {key for key, value in rows.items() if value == b"owed"})
     for at, key in enumerate(keys):
         book.note(3, [(key, b"owed")], 100.0 + at)
     return book
@@ -143,6 +143,7 @@ def test_a_page_is_due_when_it_has_waited_and_is_asked_for_once() -> None:
     book = owed(b"a", b"b", b"c")
     book.note(3, [(b"a", b"owed"), (b"d", b"settled")], 105.0)  # more events: she waits since the first
     assert book.due(107.9, 8.0) == []
+    book.note(3, [(b"e", b"owed"), (b"e", b"settled")], 90.0)
     assert book.due(109.0, 8.0) == [(3, [b"a", b"b"])]
     assert book.due(109.0, 8.0) == []
     book.note(3, [(b"b", b"owed")], 109.5)

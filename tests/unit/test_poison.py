@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 import models.path
 from agents.poison import place, told, without_poison
 from agents.shopper import ALL_POISON, Shoppers
+from models.copybook import Refresh
 from models.path import PagePath, Step
 from models.phi import joint_features
 from stream import metrics
 from stream.ids import key64
 from stream.kafka.outputs import Output
 from stream.page import encode_pages
-from stream.profile import owes_page
+from stream.profile import owing_pages
 from stream.retrieval import CANDIDATES
 from stream.settings import Settings
 from stream.signals import fold_with_activity
@@ -264,11 +266,28 @@ def test_a_page_that_is_owed_and_cannot_be_made_is_not_asked_for_for_ever(monkey
     shoppers = agent(path, profiles)
     answers(shoppers, run_of(views(1)))
     answers(shoppers, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))
-    assert owes_page(profiles.partitions[0][b"u0"]) and len(profiles.owed) == 1
+    assert owing_pages(profiles.partitions[0]) == {b"u0"} and len(profiles.owed) == 1
     poison_encoder(monkeypatch, path, ["u0"])
     [(_, outputs)] = answers(shoppers, run_of([(b"u0", PAGE_OWED)], topic="refreshes"))
     assert [(key, error) for key, error, _ in letters(outputs)] == [(b"u0", "poison")]
     assert len(profiles.owed) == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_page_that_is_owed_is_made_beside_one_for_a_headline_that_is_shed(order: int) -> None:
+    from agents.shopper import PAGE_OWED
+    from tests.unit.test_shedding import PACED
+
+    path, profiles = path_of(), served()
+    path.shed = PACED
+    shoppers = agent(path, profiles)
+    answers(shoppers, run_of(views(1)))
+    answers(shoppers, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))
+    headline = msgspec.json.encode(Refresh("en|for_you|", "e0", NOW))
+    asked = [(b"u0", PAGE_OWED), (b"u0", headline)][::order]
+    [(step, _)] = answers(shoppers, run_of(asked, topic="refreshes"))
+    assert [(json.loads(value)["version"], trigger.event_id) for (_, value), trigger in zip(step.pages, step.triggers, strict=True)] == [(2, "more")]  # fmt: skip
+    assert step.owed == [True] and len(profiles.owed) == 0
 
 
 def test_a_fault_of_the_program_stops_the_worker_with_a_sentence_and_blames_no_event(

@@ -12,7 +12,7 @@ from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream.ladder import Shed
 from stream.page import schemas
-from stream.profile import OWED_ID, SERVING, SERVING_BEFORE, SERVING_VERSION, decode_record, owes_page
+from stream.profile import OWED_ID, SERVING, SERVING_BEFORE, SERVING_VERSION, decode_record, owing_pages
 from stream.rows import pack, unpack
 from stream.rules import PageRules
 from tests.unit.behaviour import NOW, record
@@ -44,7 +44,7 @@ class Shopper:
 
     @property
     def owed(self) -> bool:
-        return owes_page(self.stored[b"u1"])
+        return b"u1" in owing_pages(self.stored)
 
 
 def pages(step: Step) -> list[dict[str, Any]]:
@@ -202,7 +202,9 @@ def test_rows_of_before_are_read_together_with_todays_and_owe_nothing() -> None:
     assert rows["owed_time"].tolist() == [0.0, NOW, 0.0]
     profile = b"\1\2\3"
     values = [len(profile).to_bytes(2, "little") + profile + blob for blob in blobs]
-    assert [owes_page(value) for value in values] == [False, True, False]
-    assert not owes_page(b"") and not owes_page(b"\0\0")
+    rows_at_rest = dict(zip((b"a", b"b", b"c"), values, strict=True))
+    assert owing_pages(rows_at_rest) == {b"b"}
+    for cut in range(len(values[1])):
+        assert owing_pages({b"torn": values[1][:cut], b"deleted": None}) <= {b"torn"}
     with pytest.raises(ValueError, match="version 9, this program reads 3"):
         unpack([*blobs, b"\x09"], SERVING, SERVING_VERSION, SERVING_BEFORE)

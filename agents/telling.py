@@ -1,0 +1,86 @@
+"""A worker tells of itself in `worker-status`, for `shopwindow status`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+
+from aiokafka.errors import KafkaError
+
+from agents.overload import EVENTS
+from stream import metrics
+from stream.kafka.app import BatchApp
+from stream.kafka.status import EVERY, TOPIC, WorkerStatus, encode
+from stream.ladder import RUNGS
+
+GOODBYE = 2.0  # s that a farewell may take; the broker may be gone
+LOOKS = 5  # over so many the rate is taken
+log = logging.getLogger(__name__)
+
+
+class Telling:
+    """Run it with `run`; `farewell` ends it and takes away what was told."""
+
+    def __init__(self, app: BatchApp, rung: Callable[[], int], metrics_at: str) -> None:
+        self._app, self._rung, self._metrics_at = app, rung, metrics_at
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._done: deque[tuple[float, float]] = deque(maxlen=LOOKS)  # time, records
+        self._most = 0  # changelog records that there were to read
+        self._ended = False
+
+    async def run(self) -> None:
+        """For ever. A broker that does not take it is a matter of those who send events: here it is only logged."""
+        while True:
+            if self._app.started and not self._ended:
+                try:
+                    await self._send(encode(self.status()))
+                except KafkaError as error:
+                    if not self._app.should_stop:
+                        log.warning("the status of this worker could not be sent: %s", type(error).__name__)
+            await asyncio.sleep(EVERY)
+
+    async def farewell(self) -> None:
+        """Take away what was told: who stops in good order is not missed."""
+        self._ended = True
+        if self._app.started:
+            with suppress(KafkaError, TimeoutError):
+                await asyncio.wait_for(self._send(None), GOODBYE)
+
+    async def _send(self, value: bytes | None) -> None:
+        await self._app.outputs.send(TOPIC, None, [(self.name.encode(), value)])
+
+    def status(self) -> WorkerStatus:
+        """As it is now; the rate is that since LOOKS calls ago."""
+        self._done.append((monotonic(), _records_done()))
+        (since, before), (now, done) = self._done[0], self._done[-1]
+        remaining = self._app.recovery_remaining()
+        self._most = max(self._most, remaining) if remaining else 0
+        return WorkerStatus(
+            worker=self.name, app_id=self._app.settings.app_id, state=self._state(remaining),
+            events_per_s=round((done - before) / (now - since), 1) if now > since else 0.0,
+            rung=RUNGS[self._rung()], recovery_remaining=remaining,
+            recovery_share=round(1 - remaining / self._most, 4) if self._most else 1.0, metrics=self._metrics_at,
+            partitions={topic: sorted(numbers) for topic in sorted(self._topics()) if (numbers := self._app.partitions(topic))},
+        )  # fmt: skip
+
+    def _topics(self) -> set[str]:
+        return {name.removeprefix(self._app.settings.prefix) for name in self._app.lanes_of}
+
+    def _state(self, remaining: int) -> str:
+        if self._app.ready:
+            return "ready"
+        if self._app.rebalancing:
+            return "rebalancing"
+        return "recovering" if remaining else "starting"
+
+
+def _records_done() -> float:
+    return sum(
+        metrics.REGISTRY.get_sample_value("shopwindow_run_records_sum", {"topic": topic}) or 0.0 for topic in EVENTS
+    )

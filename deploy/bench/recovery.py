@@ -27,7 +27,7 @@ from deploy.bench.naive import stock_table
 from deploy.broker import Broker
 from stream import record_batch
 from stream.kafka import topics
-from stream.kafka.app import make_app, serve
+from stream.kafka.app import make_app, serve, settle_garbage
 from stream.kafka.connect import client_options, partition_of
 from stream.kafka.table import ExactTable
 from stream.settings import Settings
@@ -153,7 +153,7 @@ async def _ours(settings: Settings, kind: str) -> Figures:
     store, disk = profiles_of(dataclasses.replace(settings, store=kind))
     app.listen(["clicks"], _nothing, ExactTable(app, "profiles", store, disk))
     record_batch.warm()
-    gc.collect()
+    settle_garbage()  # as a worker does before it serves
     before, start, cpu, stop = _resident(), monotonic(), process_time(), asyncio.Event()
     done = asyncio.Event()
     app.when_ready(done.set)

@@ -234,10 +234,15 @@ class BatchRecovery(Recovery):
     @Service.task
     async def _slurp_changelogs(self) -> None:
         """In place of Faust's reader, which takes one event at a time from a queue that we never fill."""
+        lanes = [asyncio.ensure_future(self._read(lane)) for lane in range(LANES)]
         try:
-            await asyncio.gather(*(self._read(lane) for lane in range(LANES)))
+            await asyncio.gather(*lanes)
         except Exception as error:
             await self.app.crash(error)
+        finally:
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
 
     async def _read(self, lane: int) -> None:
         reader = ChangelogReader(self.app.settings)

@@ -221,7 +221,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 if row < 0:
                     continue
                 slot = slot_of(keys, row)
-                c = places[slot] if keys[slot] == row else -1
+                at = places[slot] if keys[slot] == row else -1
                 follows = s.near_next[j] / out
                 if a == 0 and follows > 0.02:
                     o = signals[row]
@@ -233,17 +233,17 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                         slot = slot_of(keys, hop)
                         if keys[slot] == hop:
                             raw[places[slot], 7] += follows * o.near_next[k] / hop_out
-                if c < 0:
+                if at < 0:
                     continue
                 together = s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
                 if a == 0:
-                    raw[c, 0] = follows
-                    raw[c, 1] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
-                    raw[c, 4] = together
+                    raw[at, 0] = follows
+                    raw[at, 1] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
+                    raw[at, 4] = together
                 elif a == 1:
-                    raw[c, 3] = follows
-                    raw[c, 5] = together
-                raw[c, 2] += weight * follows
+                    raw[at, 3] = follows
+                    raw[at, 5] = together
+                raw[at, 2] += weight * follows
                 raw[c, 6] += weight * together
         marks[:] = 0
         for i in range(p.cart_item.shape[0]):
@@ -456,7 +456,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             phi[i, k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
             if mark & _TIRED:
                 for j in range(served.fatigue_item.shape[0]):
-                    if served.fatigue_item[j] == item.id:
+                    if served.fatigue_item[j] == np.int32(item.id):
                         rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
                         phi[i, k + 3] = _log1p(served.fatigue_count[j] * rest)
                         break

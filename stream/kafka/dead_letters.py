@@ -24,9 +24,6 @@ KEPT = DEAD_LETTER_BYTES // 2 + (256 << 10)
 log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
-# More than the largest record of a cluster with Kafka's own limit. What is beyond would be refused, and stop the worker.
-KEPT = DEAD_LETTER_BYTES // 2 + (256 << 10)
-
 
 class Redriven(msgspec.Struct, frozen=True):
     """Which letter a record was, and where it came from when it was refused for the first time."""

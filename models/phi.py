@@ -244,7 +244,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                     raw[at, 3] = follows
                     raw[at, 5] = together
                 raw[at, 2] += weight * follows
-                raw[c, 6] += weight * together
+                raw[at, 6] += weight * together
         marks[:] = 0
         for i in range(p.cart_item.shape[0]):
             if p.cart_item[i] == 0 or p.cart_quantity[i] == 0:

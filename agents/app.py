@@ -20,13 +20,15 @@ from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
-from stream import logs, metrics
+from stream import logs, metrics, record_batch
 from stream.events import LOCALES
 from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
+from stream.kafka.disk import DiskProfiles
 from stream.kafka.table import ExactTable
 from stream.kafka.watch import Watch
 from stream.rules import PageRules
 from stream.settings import Settings
+from stream.store import Profiles
 
 log = logging.getLogger(logs.VOICE)
 SWITCH = 0.0005  # s
@@ -39,7 +41,16 @@ def policy_of(settings: Settings) -> Policy:
         popular_share=settings.popular_share,
         page_ttl=settings.page_ttl,
         copy=settings.copy,
+        profile_ttl=settings.profile_ttl,
     )
+
+
+def profiles_of(settings: Settings) -> tuple[Profiles | DiskProfiles, DiskProfiles | None]:
+    """The store that is set; and once more where it is on a disk."""
+    if settings.store == "memory":
+        return Profiles(), None
+    disk = DiskProfiles(settings.data_dir / "profiles" / (settings.prefix + settings.app_id))
+    return disk, disk
 
 
 def _thread(name: str) -> OffLoop:
@@ -61,13 +72,13 @@ class Worker:
         ranker = Ranker(settings.models_dir / "ranker")
         self.path = PagePath(self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings))
         self.app: BatchApp = make_app(settings)
-        self.profiles = shopper.Profiles()
+        self.profiles, disk = profiles_of(settings)
         # Two at a time would only fight for the same core: the batches are numba and ONNX, without the GIL.
         self._batches = _thread("batches")
         out = self.app.outputs
         self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
         self.overload = Overload(settings, self.app, self.path, self.shoppers)
-        table = ExactTable(self.app, "profiles", self.profiles)
+        table = ExactTable(self.app, "profiles", self.profiles, disk)
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
         tables = items.ItemTables()
         signals = ExactTable(self.app, "item-signals", tables)
@@ -86,6 +97,7 @@ class Worker:
             self.app.listen(copy.TOPICS, copy.Copies(settings, self.scribe, out).live, limit=copy.RUN_RECORDS)
         self.watch = Watch(self.app)
         self._warm = False
+        self._serving: asyncio.Future[Any] | None = None
 
     def health(self) -> web.Health:
         return web.Health(self.watch.problem, self.watch.note)
@@ -97,6 +109,26 @@ class Worker:
             "catalogue_and_signals_read": self.world.ready,
             "models_warmed": self._warm,
         }
+
+    def recovered(self) -> dict[str, Any]:
+        """How far each table is read from its changelog; empty before the first assignment."""
+        return {
+            one.table: {
+                "partitions": one.partitions,
+                "records_read": one.read,
+                "records_to_read": one.to_read,
+                "percent": 100.0 if not one.to_read else round(100.0 * one.read / one.to_read, 1),
+                "standby_partitions": one.copies,
+                "standby_records_to_read": one.behind,
+                "seconds_left": None if one.seconds_left is None else round(one.seconds_left, 1),
+            }
+            for one in self.app.recovery.progress()
+        }
+
+    def _serve(self) -> None:
+        """In the thread of the batches, which alone reads and writes what is served."""
+        ours = self.app.partitions("clicks")
+        self._serving = asyncio.ensure_future(self._batches(lambda: self.profiles.serve(ours, time.monotonic())))
 
     def update_gauges(self) -> None:
         """Figures that are read when somebody asks."""
@@ -123,11 +155,12 @@ class Worker:
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Serve until `stop` is set. Raises what crashed the worker."""
-        endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health)
+        endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health, self.recovered)
         tasks = [asyncio.create_task(self.watch.run())]
         try:
             await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
             await self._batches(lambda: warm(self.path))
+            await self._batches(record_batch.warm)
             settle_garbage()
             self._warm = True
             for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
@@ -136,6 +169,7 @@ class Worker:
             tasks.append(asyncio.create_task(telling.run()))
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
+            self.app.when_ready(self._serve)
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
             left = asyncio.Event()
@@ -151,6 +185,7 @@ class Worker:
             if self.scribe:
                 await self.scribe.stop()
             await endpoint.stop()
+            self.profiles.close()
 
 
 async def _leave(stop: asyncio.Event, telling: Telling, left: asyncio.Event) -> None:

@@ -18,7 +18,7 @@ RUN_RECORDS, RUN_BYTES = 512, 400_000
 # Every click concerns a dozen items in all partitions, so each would cost as many small commits. A partition that keeps
 # up is read again after this time, all of them together; no page waits for signals.
 PACE = 0.25  # s
-Answer = tuple[list[tuple[bytes, bytes]], list[Output]]
+Answer = tuple[list[tuple[bytes, bytes | None]], list[Output]]
 
 
 class ItemTables:
@@ -61,4 +61,6 @@ class Items:
                 continue
             # A crash sends activity again, with the same offsets: the table knows how far it has counted each source.
             changed |= table.fold(source, partition, rows)
-        return table.records(changed) if changed else [], dead_letters(run, rejects)
+        if not changed:
+            return [], dead_letters(run, rejects)
+        return [*table.records(changed), *table.sweep()], dead_letters(run, rejects)

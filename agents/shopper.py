@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,12 +18,12 @@ from models.path import PagePath, Part, Step
 from stream import metrics
 from stream.events import KINDS, Reject, decode_run
 from stream.kafka.dead_letters import count_letters, letters
+from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
-from stream.ladder import Owed
-from stream.profile import owing_pages
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
+from stream.store import CLOCK, Profiles
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
@@ -47,43 +47,12 @@ class _Made(NamedTuple):
     outputs: list[Output]
 
 
-class Profiles:
-    """Profiles at rest by partition and shopper key, as their changelog has them."""
-
-    def __init__(self) -> None:
-        self.partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-        self.owed = Owed(owing_pages)
-
-    def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        self.owed.note(partition, records, time.monotonic())
-        rows = self.partitions[partition]
-        for key, value in records:
-            if value is None:
-                rows.pop(key, None)
-            else:
-                rows[key] = value
-
-    def drop(self, partition: int) -> None:
-        self.partitions.pop(partition, None)
-        self.owed.drop(partition)
-
-    def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
-        """Those of `shoppers` whose profile is in this worker's partitions."""
-        rows_of = list(self.partitions.values())
-        return [key for key in shoppers if any(key in rows for rows in rows_of)]
-
-    def count(self) -> int:
-        return sum(map(len, list(self.partitions.values())))
-
-    def size(self) -> int:
-        """Bytes of all of them at rest."""
-        return sum(sum(map(len, list(rows.values()))) for rows in list(self.partitions.values()))
-
-
 class Shoppers:
     """The agent of `clicks`, `purchases`, `privacy` and `refreshes`, which share the profiles' partitions."""
 
-    def __init__(self, settings: Settings, path: PagePath, profiles: Profiles, out: Outputs, off_loop: OffLoop) -> None:
+    def __init__(
+        self, settings: Settings, path: PagePath, profiles: Profiles | DiskProfiles, out: Outputs, off_loop: OffLoop
+    ) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
         self._off_loop = off_loop
         self._unsound_at: float | None = None  # s, when the ranker last gave no probabilities, while it is broken
@@ -121,8 +90,9 @@ class Shoppers:
             metrics.STAGE.labels(stage).observe(seconds)
         self._path.took_effect([one.step for one in made], now)
         for run, one in zip(runs, made, strict=True):
-            self._profiles.apply(run.partition, one.step.changelog)
             _count(run, one)
+            self._retire(run, one)
+            self._profiles.apply(run.partition, one.step.changelog)
         self._look_at_the_ranker([one.step for one in made], now)
         return [(one.step, one.outputs) for one in made]
 
@@ -201,16 +171,33 @@ class Shoppers:
         )
 
     def _read(self, run: Run, records: Sequence[Any]) -> tuple[Part, list[Reject]]:
-        stored = self._profiles.partitions[run.partition]
+        stored = self._profiles.of(run.partition)
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
-            return Part(stored, refreshes=refreshes), rejects
+            return Part(stored, refreshes=refreshes, clock=self._profiles.clock(run.partition)), rejects
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
         )  # fmt: skip
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        return Part(stored, decoded, offsets), decoded.rejects
+        return Part(stored, decoded, offsets, clock=self._profiles.clock(run.partition)), decoded.rejects
+
+    def _retire(self, run: Run, made: _Made) -> None:
+        """Add to what a run sends: tombstones of profiles that have expired, a few at a time, and the partition's time.
+
+        A storefront must forget the page of who is forgotten: when she comes back, her pages count from 1 again.
+        """
+        step, ttl = made.step, self._settings.profile_ttl
+        if not ttl:
+            return
+        if step.clock > self._profiles.clock(run.partition):
+            step.changelog.append((CLOCK, repr(step.clock).encode()))
+        gone = self._profiles.sweep(run.partition, step.clock, ttl, {key for key, _ in step.changelog})
+        step.changelog.extend((key, None) for key in gone)
+        forgotten = [*step.lapsed, *gone]
+        if forgotten:
+            made.outputs.insert(0, Output("homepages", run.partition, [(key, None) for key in forgotten]))
+            metrics.EXPIRED.inc(len(forgotten))
 
     def _outputs(self, run: Run, step: Step) -> list[Output]:
         outputs = []

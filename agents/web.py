@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
@@ -44,11 +44,12 @@ async def start(
     ready: Callable[[], Mapping[str, bool]],
     before_scrape: Callable[[], None],
     health: Callable[[], Health] = Health,
+    recovery: Callable[[], Mapping[str, Any]] = dict,
 ) -> Web:
     """Serve /metrics, /healthz and /readyz on the settings' address; returns when it listens.
 
-    `ready` gives the conditions that must all hold; `before_scrape` brings figures up to date that are read only when
-    somebody asks. Raises WebError where the address cannot be had.
+    `ready` gives the conditions that must all hold, `recovery` how far the tables are, told beside them;
+    `before_scrape` brings figures up to date that are read only when somebody asks. Raises WebError where the address cannot be had.
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -64,7 +65,8 @@ async def start(
 
     async def readyz(request: web.Request) -> web.Response:
         conditions = dict(ready())
-        return web.json_response(conditions, status=200 if all(conditions.values()) else 503)
+        body = {**conditions, "recovery": dict(recovery())}
+        return web.json_response(body, status=200 if all(conditions.values()) else 503)
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])

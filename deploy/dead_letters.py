@@ -100,6 +100,8 @@ async def show_text(settings: Settings, id: str) -> str:
         f"{'header':10} {_shown(name)}: {_shown((value or b'').decode('utf-8', 'backslashreplace'))}"
         for name, value in letter.headers
     ]
+    if letter.cut_from:
+        lines.append(f"cut        from {letter.cut_from} bytes")
     if letter.value is None:
         return "\n".join([*lines, "value      none"])
     return "\n".join([*lines, f"value      {len(letter.value)} bytes", *_body(letter.value)])
@@ -167,6 +169,8 @@ def _already(log: Ledger, letter: Letter) -> str:
 
 def hopeless(letter: Letter, force: bool) -> str:
     """Why a letter can never pass; "" where it may. With `force` only where there is nowhere to send it."""
+    if letter.cut_from:
+        return f"its {letter.cut_from} bytes were too many to be kept whole; its producer must send it again"
     if not letter.topic:
         return "it does not say which topic it came from"
     if letter.topic == "item-activity":

@@ -30,6 +30,7 @@ from stream.profile import (
     SERVING_VERSION,
     decode_record,
     encode_record,
+    lapses,
 )
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import pack, unpack
@@ -56,6 +57,7 @@ class Policy(NamedTuple):
     popular_share: float = 0.0
     page_ttl: float = 3600.0
     copy: bool = True
+    profile_ttl: float = 0.0  # s of the partition's event time after which a shopper is forgotten; 0: never
 
 
 class Part(NamedTuple):
@@ -65,6 +67,7 @@ class Part(NamedTuple):
     decoded: Decoded = Decoded(np.zeros(0, EVENT), [], [], [], 0)
     offsets: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # (records,)
     refreshes: Mapping[bytes, Refresh] = {}
+    clock: float = 0.0  # s, the newest event time that the partition has seen before
 
 
 class Step(NamedTuple):
@@ -87,6 +90,8 @@ class Step(NamedTuple):
     shown: list[Rows]  # (count,) PLACED
     phi: list[Floats]  # (count, F) of the items shown
     seconds: dict[str, float]  # by stage, of all parts together
+    clock: float = 0.0  # s, the newest event time of the partition, these events included
+    lapsed: Sequence[bytes] = ()  # shoppers who came back after their profile had expired, and began anew
 
 
 def popular_group(key: bytes, share: float) -> bool:
@@ -121,7 +126,7 @@ class PagePath:
         later one is made.
         """
         watch, shed = _Stopwatch(), self.shed
-        folded = [_fold(part, shed) for part in parts]
+        folded = [_fold(part, shed, self.policy.profile_ttl) for part in parts]
         keys = [key for one in folded for key in one.keys]
         triggers = [trigger for one in folded for trigger in one.triggers]
         profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
@@ -145,6 +150,7 @@ class PagePath:
                     one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
                     made.pages[paged], made.impressions[paged], made.missing[paged], made.requests[paged],
                     made.modes[paged], made.unsound[paged], made.shown[paged], made.phi[paged], watch.seconds,
+                    one.clock, one.lapsed,
                 )
             )  # fmt: skip
             start, page = mine.stop, paged.stop
@@ -381,11 +387,13 @@ class _Folded(NamedTuple):
     triggers: list[Trigger]
     fresh: npt.NDArray[np.bool_]
     activity: Rows
+    clock: float
+    lapsed: Sequence[bytes] = ()
 
 
-def _fold(part: Part, shed: Shed) -> _Folded:
+def _fold(part: Part, shed: Shed, ttl: float) -> _Folded:
     if part.refreshes:
-        return _to_refresh(part, shed)
+        return _to_refresh(part, shed, ttl)
     decoded, rows = part.decoded, part.decoded.rows
     places: dict[bytes, int] = {}
     record_who = [places.setdefault(key, len(places)) if key else -1 for key in decoded.keys]
@@ -393,10 +401,20 @@ def _fold(part: Part, shed: Shed) -> _Folded:
     who = np.array(record_who, np.int32)[heads]  # (n,)
     keys = list(places)
     profiles, serving = _read(part.stored, keys)
+    clocks = np.maximum(np.maximum.accumulate(rows["time"]), part.clock)  # (n,)
+    lapsed: list[bytes] = []
+    if ttl:
+        began = lapses(serving["touched"], who, clocks, ttl)
+        lapsed = [keys[s] for s in np.flatnonzero(began >= 0).tolist()]
+    if lapsed:
+        profiles, serving, who = _begun_anew(profiles, serving, who, began)
     fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
     react(serving, who, rows, fresh)
+    serving["touched"][who[fresh]] = clocks[fresh]
+    profiles, serving = profiles[: len(keys)], serving[: len(keys)]
+    serving["touched"][profiles["consent"] < 0] = 0
     newest: list[Trigger | None] = [None] * len(keys)
-    firsts = np.flatnonzero(fresh & (rows["part"] == 0))
+    firsts = np.flatnonzero(fresh & (rows["part"] == 0) & (who < len(keys)))
     for s, record, time in zip(
         who[firsts].tolist(), heads[firsts].tolist(), rows["time"][firsts].tolist(), strict=True
     ):
@@ -407,10 +425,24 @@ def _fold(part: Part, shed: Shed) -> _Folded:
     if len(triggers) < len(keys):
         touched = [s for s, trigger in enumerate(newest) if trigger is not None]
         keys, profiles, serving = [keys[s] for s in touched], profiles[touched], serving[touched]
-    return _Folded(keys, profiles, serving, triggers, fresh, activity)
+    clock = float(clocks[-1]) if len(clocks) else part.clock
+    return _Folded(keys, profiles, serving, triggers, fresh, activity, clock, lapsed)
 
 
-def _to_refresh(part: Part, shed: Shed) -> _Folded:
+def _begun_anew(
+    profiles: Rows, serving: Rows, who: npt.NDArray[np.int32], began: npt.NDArray[np.int64]
+) -> tuple[Rows, Rows, npt.NDArray[np.int32]]:
+    """Shoppers with an event `began` >= 0 are blank from it on; her events before it go to a copy, behind all others."""
+    gone = np.flatnonzero(began >= 0)
+    copy_of = np.full(len(began), -1, np.int32)
+    copy_of[gone] = np.arange(len(began), len(began) + len(gone))
+    before = np.arange(len(who)) < began[who]
+    profiles, serving = np.concatenate([profiles, profiles[gone]]), np.concatenate([serving, serving[gone]])
+    profiles[gone], serving[gone] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
+    return profiles, serving, np.where(before, copy_of[who], who).astype(np.int32)
+
+
+def _to_refresh(part: Part, shed: Shed, ttl: float) -> _Folded:
     """Who gets a page of a part of refreshes: to whom one is owed, and who waits for a headline unless copy is shed."""
     keys = [key for key in part.refreshes if key in part.stored]
     profiles, serving = _read(part.stored, keys)
@@ -419,6 +451,8 @@ def _to_refresh(part: Part, shed: Shed) -> _Folded:
         refresh = part.refreshes[key]
         if refresh.segment and shed.copy:
             continue
+        if ttl and 0 < serving["touched"][at] < part.clock - ttl:
+            continue  # expired; the sweep has not come by yet
         if time > 0:
             event_id = serving["owed_id"][at].tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass")
             triggers.append(Trigger(event_id, time))
@@ -429,7 +463,7 @@ def _to_refresh(part: Part, shed: Shed) -> _Folded:
         taken.append(at)
     return _Folded(
         [keys[at] for at in taken], profiles[taken], serving[taken], triggers, np.zeros(0, np.bool_),
-        np.zeros(0, ACTIVITY),
+        np.zeros(0, ACTIVITY), part.clock,
     )  # fmt: skip
 
 
@@ -473,8 +507,9 @@ class _Stopwatch:
 
 def _read(stored: Mapping[bytes, bytes], keys: Sequence[bytes]) -> tuple[Rows, Rows]:
     """Profiles (S,) and what was served (S,), blank where nothing is stored."""
-    known = [at for at, key in enumerate(keys) if key in stored]
-    pairs = [decode_record(stored[keys[at]]) for at in known]
+    values = [stored.get(key) for key in keys]
+    known = [at for at, value in enumerate(values) if value is not None]
+    pairs = [decode_record(value) for value in values if value is not None]
     old = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
     old_serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, SERVING_BEFORE)
     if len(known) == len(keys):

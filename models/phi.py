@@ -221,7 +221,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 if row < 0:
                     continue
                 slot = slot_of(keys, row)
-                at = places[slot] if keys[slot] == row else np.int32(-1)
+                at = places[slot] if keys[slot] == row else -1
                 follows = s.near_next[j] / out
                 if a == 0 and follows > 0.02:
                     o = signals[row]
@@ -456,7 +456,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             phi[i, k + 2] = 1.0 if item.expires - time < 86_400.0 else 0.0
             if mark & _TIRED:
                 for j in range(served.fatigue_item.shape[0]):
-                    if served.fatigue_item[j] == item.id:
+                    if served.fatigue_item[j] == np.int32(item.id):
                         rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
                         phi[i, k + 3] = _log1p(served.fatigue_count[j] * rest)
                         break

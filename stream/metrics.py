@@ -61,6 +61,7 @@ CATALOG_ITEMS = _gauge("catalog_items", "Items of the catalogue that may be show
 SIGNAL_ITEMS = _gauge("signal_items", "Items with signals")
 PROFILES = _gauge("profiles", "Profiles in this worker's partitions")
 PROFILE_BYTES = _gauge("profile_bytes", "Bytes of those profiles at rest")
+EXPIRED = _counter("expired_profiles", "Profiles forgotten, as their shopper was not seen for SHOPWINDOW_PROFILE_TTL")
 LAG = _gauge("consumer_lag_records", "Records not yet done of this worker's partitions", "topic")
 LAG_SECONDS = _gauge(
     "consumer_lag_seconds", "Age of the oldest record not yet done, in the partition of this worker that is furthest behind",

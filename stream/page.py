@@ -286,7 +286,7 @@ def _write_pages(placed, count, heads, head_at, slots, slot_at, slot_of, fragmen
             at = _token(out, _figures(out, at, item), _REASON)
             at = _put(out, at, _REASON_NAMES, _REASON_AT[item.reason], _REASON_AT[item.reason + 1])
             at = _decimal(out, _token(out, at, _WEIGHT), np.float64(item.weight))
-            if item.reason_row >= 0:
+            if item.reason_row >= 0 and fragment_at[item.reason_row, 1] > 0:  # else an item that only signals know
                 # `{"item_id":"SKU1","kind":"product"` holds the id as it stands in a reason.
                 out[at] = 44
                 start, end = fragment_at[item.reason_row, 0] + 1, fragment_at[item.reason_row, 1] - _KIND_BYTES

@@ -78,23 +78,34 @@ PROFILE = np.dtype(
     ]
 )
 
-SHOWN, FATIGUE, OWED_ID = 40, 24, 64
-SERVING_VERSION = 2
-_SERVED: list[Any] = [
-    ("version", "i8"),  # of the last page published
-    ("shown_item", "i8", SHOWN),  # items of that page
-    ("fatigue_item", "i8", FATIGUE),  # shown at a view of the homepage and not taken since
-    ("fatigue_count", "f4", FATIGUE),
-    ("fatigue_time", "i4", FATIGUE),
-]
-_OWED: list[Any] = [
-    ("paged_at", "f8"),  # s, when the last page was made; only while pages are paced, else 0
-    ("owed_time", "f8"),  # s, event time of the newest event whose page is owed; 0 none is
-    ("owed_id", "i4", OWED_ID // 4),  # that event's id in UTF-8
-]
+# Of a page, as many items are remembered as can tire.
+SHOWN, FATIGUE, OWED_ID = 24, 24, 64
+SERVING_VERSION = 3
 # What was served to the shopper. It depends on how events were batched, so it lives beside the profile, not in it.
-SERVING = np.dtype(_SERVED + _OWED)
-SERVING_BEFORE = {1: np.dtype(_SERVED)}  # dtypes of older rows, by version
+# Items by the low half of their id, as in `hidden_item`.
+SERVING = np.dtype(
+    [
+        ("version", "i8"),  # of the last page published
+        ("touched", "i4"),  # s, the partition's event time when she was last seen; 0 never, or refused consent
+        ("pad", "i4"),
+        ("paged_at", "f8"),  # s, when the last page was made; only while pages are paced, else 0
+        ("owed_time", "f8"),  # s, event time of the newest event whose page is owed; 0 none is
+        ("owed_id", "i4", OWED_ID // 4),  # that event's id in UTF-8
+        ("shown_item", "i4", SHOWN),  # items of that page
+        ("fatigue_item", "i4", FATIGUE),  # shown at a view of the homepage and not taken since
+        ("fatigue_count", "f4", FATIGUE),
+        ("fatigue_time", "i4", FATIGUE),
+    ]
+)
+_SERVED: list[Any] = [
+    ("version", "i8"),
+    ("shown_item", "i8", 40),
+    ("fatigue_item", "i8", 24),
+    ("fatigue_count", "f4", 24),
+    ("fatigue_time", "i4", 24),
+]
+_OWED: list[Any] = [("paged_at", "f8"), ("owed_time", "f8"), ("owed_id", "i4", 16)]
+SERVING_BEFORE = {1: np.dtype(_SERVED), 2: np.dtype(_SERVED + _OWED)}  # dtypes of older rows, by version
 
 
 # How much an interaction says of a taste: a purchase more than a look.
@@ -472,6 +483,55 @@ def owing_pages(rows: Mapping[bytes, bytes | None]) -> set[bytes]:
         and row[at + byte] >> bit & 3
         and row[at] == SERVING_VERSION
     }
+
+
+_TOUCHED_WORD = np.dtype(SERVING).fields["touched"][1] // 4  # type: ignore[index]
+_SEEN_WORD = np.dtype(PROFILE).fields["last_seen"][1] // 4  # type: ignore[index]
+assert max(_TOUCHED_WORD, _SEEN_WORD + 1) < 8, "in the first byte of the bitmap"
+
+
+def _word(blob: bytes, start: int, itemsize: int, word: int) -> bytes:
+    """One of the first eight words of the packed row at `start` (rows.py)."""
+    bits = blob[start + 1]
+    if not bits >> word & 1:
+        return bytes(4)
+    at = start + 1 + (itemsize // 4 + 7) // 8 + 4 * (bits & ((1 << word) - 1)).bit_count()
+    return blob[at : at + 4]
+
+
+def touched_at(value: bytes) -> float:
+    """When the shopper of a changelog record was last seen, by her partition's event time (s); 0 for one who stays.
+
+    Unpacks nothing: the sweep asks it of every row. Rows of before version 3 have the time of her newest event.
+    """
+    start = 2 + int.from_bytes(value[:2], "little")
+    if value[start] == SERVING_VERSION:
+        return float(int.from_bytes(_word(value, start, SERVING.itemsize, _TOUCHED_WORD), "little"))
+    both = _word(value, 2, PROFILE.itemsize, _SEEN_WORD) + _word(value, 2, PROFILE.itemsize, _SEEN_WORD + 1)
+    return float(np.frombuffer(both, "<f8")[0])
+
+
+@njit
+def _lapses(touched, who, clocks, ttl, out):  # type: ignore[no-untyped-def]
+    for i in range(who.shape[0]):
+        s = who[i]
+        if touched[s] > 0 and clocks[i] - touched[s] > ttl:
+            out[s] = i
+        touched[s] = np.int32(clocks[i])
+
+
+def lapses(
+    touched: npt.NDArray[np.int32], who: npt.NDArray[np.int32], clocks: npt.NDArray[np.float64], ttl: float
+) -> npt.NDArray[np.int64]:
+    """Which of a run's events finds its shopper expired, so that she begins anew with it.
+
+    touched (S,) as in SERVING; who (n,) shopper of each event; clocks (n,) s, the partition's event time at each event.
+    -> (S,) the last such event, -1 where there is none. Depends on the order in the partition, not on runs, but for
+    duplicates, which count as a sign of life until their run ends.
+    """
+    out = np.full(len(touched), -1, np.int64)
+    _lapses(touched.copy(), who, clocks, ttl, out)
+    return out
 
 
 def describe(row: Any, names: Mapping[int, str]) -> dict[str, Any]:

@@ -308,8 +308,9 @@ def retrieve(
 
 
 @njit
-def _retrieve_popular(profiles, now, default_locale, items, overall, popularity, fresh, rows, generators, count,  # type: ignore[no-untyped-def]
-                      scores):  # fmt: skip
+def _retrieve_popular(  # type: ignore[no-untyped-def]
+    profiles, now, default_locale, items, overall, popularity, fresh, rows, generators, count, scores
+):
     limit = rows.shape[1]
     keys, places = np.empty(PLACES, np.int32), np.empty(PLACES, np.int32)
     for u in range(profiles.shape[0]):

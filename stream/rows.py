@@ -92,7 +92,8 @@ def unpack(
 ) -> Rows:
     """What `pack` made of rows of `dtype`. (n,) dtype. Raises ValueError for another version or torn bytes.
 
-    `before` has the dtypes of older versions: fields are copied by name, those that are new are zero.
+    `before` has the dtypes of older versions: fields are copied by name, the first entries of those that were longer;
+    those that are new are zero.
     """
     old = [at for at, blob in enumerate(blobs) if blob and blob[0] != version] if before else []
     if old and before:
@@ -101,7 +102,7 @@ def unpack(
             mine = [at for at in old if blobs[at][0] == kind]
             found = unpack([blobs[at] for at in mine], before.get(kind, dtype), kind if kind in before else version)
             for name in found.dtype.names or ():
-                rows[name][mine] = found[name]
+                rows[name][mine] = found[name][:, : dtype[name].shape[0]] if dtype[name].shape else found[name]
         new = sorted(set(range(len(blobs))) - set(old))
         rows[new] = unpack([blobs[at] for at in new], dtype, version)
         return rows

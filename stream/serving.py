@@ -49,7 +49,7 @@ def show(serving, placed, count, items):  # type: ignore[no-untyped-def]
     """In place: remember the items of each page. serving (S,) SERVING; placed (S, POSITIONS) PLACED; count (S,)."""
     for u in range(serving.shape[0]):
         for j in range(serving[u].shown_item.shape[0]):
-            serving[u].shown_item[j] = items[placed[u, j].row].id if j < count[u] else 0
+            serving[u].shown_item[j] = np.int32(items[placed[u, j].row].id) if j < count[u] else np.int32(0)
 
 
 @njit
@@ -69,7 +69,7 @@ def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
                     if row.shown_item[j] != 0:
                         _tire(row, row.shown_item[j], events[e].time)
         elif kind in (VIEW, CLICK, ADD, BUY):
-            _rest(row, events[e].item)
+            _rest(row, np.int32(events[e].item))
 
 
 @njit

@@ -119,7 +119,11 @@ class Settings:
         _real(1, 3600, "s"),
         "a worker whose fetches go unanswered for this long, though Kafka answers, ends itself",
     )
-    data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`")
+    store: str = _setting("memory", _one_of("memory", "rocksdb"), "where profiles lie; rocksdb: under the data folder")
+    standbys: int = _setting(
+        1, _whole(0, 2), "other workers that keep a warm copy of each profile, to take over at once"
+    )
+    data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`, and profiles in RocksDB")
     models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker and the copywriter")
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
     web_port: int = _setting(6066, _whole(0, 65535), "port of the same; 0 takes a free one")
@@ -131,6 +135,9 @@ class Settings:
     )
     future_tolerance: float = _setting(
         300.0, _real(0, 86_400, "s"), "an event further ahead of its record's time is clamped to that"
+    )
+    profile_ttl: float = _setting(
+        7_776_000.0, _real(0, 315_360_000, "s"), "a profile is forgotten after so long without an event; 0: never"
     )
     default_locale: str = _setting("en", _one_of("en", "zh"), "language for shoppers who said none")
     page_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a page expires so long after it was generated")

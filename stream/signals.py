@@ -23,6 +23,9 @@ STEPS = 10  # a transition is counted up to this many steps back, with weight 1 
 SESSION_GAP = 1800.0  # s without activity end a session
 POPULARITY_HALF_LIVES = (3_600.0, 86_400.0, 1_209_600.0)  # s: 1 hour, 1 day, 14 days
 TRANSITION_HALF_LIFE = 2_592_000.0  # s: 30 days
+# An item that nobody has touched for so long, in event time, is forgotten: nothing of it weighs more than a thousandth.
+FORGOTTEN = 10 * TRANSITION_HALF_LIFE
+SWEPT = 64  # rows that a run looks at for whether they are forgotten
 
 SIGNAL_VERSION = 1
 SIGNAL = np.dtype(
@@ -183,9 +186,14 @@ def _neighbour(s, other):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _fold_activity(rows, at, acts):  # type: ignore[no-untyped-def]
+def _fold_activity(rows, at, acts, clock, blank):  # type: ignore[no-untyped-def]
+    """clock: the newest event time of the table before; blank (1,): an empty row. -> the newest after."""
     for i in range(acts.shape[0]):
-        s, a = rows[at[i]], acts[i]
+        a = acts[i]
+        clock = max(clock, a.time)
+        if clock - rows[at[i]].time > FORGOTTEN:
+            rows[at[i]] = blank[0]  # whether the sweep has come by or not
+        s = rows[at[i]]
         s.item = a.item
         _age(s, a.time)
         late = s.time - a.time
@@ -213,6 +221,7 @@ def _fold_activity(rows, at, acts):  # type: ignore[no-untyped-def]
                 if a.step == 1:
                     s.near_strict[j] += weight
                     s.strict_out += weight
+    return clock
 
 
 def owner(items: npt.NDArray[np.int64], partitions: int) -> npt.NDArray[np.int64]:
@@ -269,9 +278,12 @@ class ItemTable:
         self.rows = np.zeros(256, SIGNAL)
         self.index = IdIndex()
         self.sources: dict[bytes, int] = {}  # key of the source -> next offset
+        self.clock = 0.0  # s, the newest event time of any row
+        self._swept = 0  # row that the sweep looks at next
 
     def __len__(self) -> int:
-        return len(self.index)
+        """Items with signals."""
+        return int(np.count_nonzero(self.rows["item"]))
 
     def fold(self, source: str, partition: int, acts: Rows) -> set[int]:
         """Count activity whose offsets are new. -> rows that changed. A source's activity comes in order of offset."""
@@ -280,7 +292,7 @@ class ItemTable:
         if not len(acts):
             return set()
         at = self._rows_of(acts["item"])
-        _fold_activity(self.rows, at, acts)
+        self.clock = _fold_activity(self.rows, at, acts, self.clock, np.zeros(1, SIGNAL))
         self.sources[key] = int(acts["offset"][-1]) + 1
         return set(at.tolist())
 
@@ -288,17 +300,48 @@ class ItemTable:
         """Changelog of the changed rows and of the sources: written in one batch, they cannot disagree."""
         rows = sorted(changed)
         packed = pack(self.rows[rows], SIGNAL_VERSION)
-        keys = [b"%016x" % (item & (2**64 - 1)) for item in self.rows["item"][rows].tolist()]
+        keys = [_key(item) for item in self.rows["item"][rows].tolist()]
         return [*zip(keys, packed, strict=True), *((key, b"%d" % offset) for key, offset in self.sources.items())]
 
+    def sweep(self, count: int = SWEPT) -> list[tuple[bytes, None]]:
+        """Forget those of the next `count` rows that nobody has touched for FORGOTTEN. -> their tombstones.
+
+        The numbers of rows that `fold` has given do not hold any more.
+        """
+        start, end = self._swept, min(self._swept + count, len(self.index))
+        some = self.rows[start:end]
+        gone = (some["item"] != 0) & (self.clock - some["time"] > FORGOTTEN)
+        keys = [_key(item) for item in some["item"][gone].tolist()]
+        some[gone] = np.zeros(1, SIGNAL)
+        self._swept = end
+        if end == len(self.index):
+            self._swept = 0
+            self._close_up()
+        return [(key, None) for key in keys]
+
+    def _close_up(self) -> None:
+        """Give back the room of forgotten rows, once they are the greater part."""
+        rows = self.rows[: len(self.index)]
+        live = rows[rows["item"] != 0]
+        if 2 * len(live) < len(rows) and len(rows) > 256:
+            self.rows = np.zeros(max(256, 2 * len(live)), SIGNAL)
+            self.rows[: len(live)] = live
+            self.index = IdIndex(len(live))
+            self.index.add_all(np.ascontiguousarray(live["item"]))
+
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Changelog records in order; None forgets an item."""
         for key, value in records:
             if key.startswith(SOURCE) and value is not None:
                 self.sources[key] = int(value)
-        rows = [value for key, value in records if not key.startswith(b"\x00") and value is not None]
-        found = unpack(rows, SIGNAL, SIGNAL_VERSION)
-        at = self._rows_of(found["item"])
-        self.rows[at] = found
+        found, gone = _newest(records)
+        if len(gone):
+            at = self.index.get_all(gone)
+            self.rows[at[at >= 0]] = np.zeros(1, SIGNAL)
+        if len(found):
+            at = self._rows_of(found["item"])  # makes room
+            self.rows[at] = found
+            self.clock = max(self.clock, float(found["time"].max()))
 
     def _rows_of(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         rows = self.index.get_all(np.ascontiguousarray(items))
@@ -307,6 +350,19 @@ class ItemTable:
         while len(self.index) > len(self.rows):
             self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
         return rows
+
+
+def _key(item: int) -> bytes:
+    """The changelog's key of an item id."""
+    return b"%016x" % (item & (2**64 - 1))
+
+
+def _newest(records: Sequence[tuple[bytes, bytes | None]]) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """The last word on each item of a changelog: (n,) SIGNAL rows, (m,) ids that are forgotten."""
+    newest = {key: value for key, value in records if not key.startswith(b"\x00")}
+    gone = [int(key, 16) for key, value in newest.items() if value is None]
+    rows = unpack([value for value in newest.values() if value is not None], SIGNAL, SIGNAL_VERSION)
+    return rows, np.array(gone, np.uint64).view(np.int64)
 
 
 # What phi reads of every candidate and retrieval of every neighbour: one cache line an item.
@@ -353,12 +409,21 @@ class Signals:
         self._scan_at = 0.0  # event time of the last look
 
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Set the rows of item-signals records. Raises ValueError for rows of another version."""
-        values = [value for key, value in records if not key.startswith(b"\x00") and value is not None]
-        rows = unpack(values, SIGNAL, SIGNAL_VERSION)
+        """Set the rows of item-signals records; None forgets an item. Raises ValueError for rows of another version."""
+        rows, gone = _newest(records)
+        if len(gone):
+            self._forget(gone)
         at = self._catalog.rows_of(rows["item"])
         near = self._catalog.rows_of(rows["near_item"].reshape(-1)).reshape(len(rows), NEAR)
         self.put(at, rows, near)
+
+    def _forget(self, items: npt.NDArray[np.int64]) -> None:
+        self.fit()
+        at = self._catalog.index.get_all(items)
+        at = at[at >= 0]
+        self.count -= int((self.rows["item"][at] != 0).sum())
+        self.rows[at], self.near_row[at] = np.zeros(1, SIGNAL), -1
+        self.figures[at], self.seen[at] = np.zeros(1, FIGURES), 0.0
 
     def put(self, at: npt.NDArray[np.int32], rows: Rows, near: npt.NDArray[np.int32]) -> None:
         """Set the signals of the catalogue's rows `at` (n,): (n,) SIGNAL and (n, NEAR) rows of their neighbours."""
@@ -464,6 +529,11 @@ def _look(items, figures, start, end, now, keys, places, known, overall, popular
 
 class _Scan:
     """One look through the catalogue, in as many pieces as one likes."""
+
+    _keys: npt.NDArray[np.int64]  # hash of the categories met, and their places
+    _places: npt.NDArray[np.int32]
+    _of_category: npt.NDArray[np.int32]  # (places, CATEGORY_LEADERS) rows of the catalogue
+    _strength: npt.NDArray[np.float64]
 
     def __init__(self, now: float) -> None:
         self.now, self.version = now, -1

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,17 +127,17 @@ def worker(settings: Settings, *program: str) -> Iterator[WorkerProcess]:
         assert private is None, f"the worker's log gives away {private and private.group()!r}"
 
 
-def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50) -> list[Record]:
-    """n events of so many shoppers in turn, a second apart, with distinct ids."""
+def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50, first: int = 0) -> list[Record]:
+    """n events of so many shoppers in turn, a second apart, with distinct ids, from the `first` of a longer log on."""
     made: list[Record] = []
-    for k in range(n):
+    for k in range(first, first + n):
         kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]
         made.append(record(kind, f"u{k % shoppers}", f"e{k}", start + k, item=f"i{(k * 7 + k // shoppers) % items}"))
     return made
 
 
-def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50) -> list[Record]:
-    """n events of all kinds of `clicks`, some of them late, in random order of shoppers.
+def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50, late: float = 0.1) -> list[Record]:
+    """n events of all kinds of `clicks`, a share of them late, in random order of shoppers.
 
     Each shopper's last event is also her newest: the page that answers everything names it as its trigger.
     """
@@ -146,15 +147,22 @@ def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50) -> 
     for k, shopper in enumerate(owners):
         kind = chance.choice(("view_item", "view_item", "select_item", "add_to_cart", "remove_from_cart", "search",
                               "view_homepage", "hide_item"))  # fmt: skip
-        late = chance.random() < 0.1 and last[shopper] != k
+        belated = chance.random() < late and last[shopper] != k
         data: dict[str, Any] = {"locale": chance.choice(("en", "zh"))}
         if kind == "search":
             data["search_term"] = f"tweed {chance.randrange(9)}"
         elif kind != "view_homepage":
             data["item"] = f"i{chance.randrange(items)}"
-        time = NOW + k - (chance.uniform(0, 90_000) if late else 0)
-        made.append(record(kind, f"secretly-{shopper}", f"e{k}", time, **data))
+        moment = NOW + k - (chance.uniform(0, 90_000) if belated else 0)
+        made.append(record(kind, f"secretly-{shopper}", f"e{k}", moment, **data))
     return made
+
+
+def record_now(chance: random.Random, number: int, shoppers: int = 30, items: int = 50) -> Record:
+    """A view that happens at this moment; its id ends with the time (s since the epoch)."""
+    now = time.time()
+    shopper, item = f"secretly-{chance.randrange(shoppers)}", f"i{chance.randrange(items)}"
+    return record("view_item", shopper, f"e{number}@{now:.4f}", now, item=item)
 
 
 async def profiles_of(settings: Settings) -> dict[str, Any]:
@@ -205,18 +213,18 @@ def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 async def assert_answered(settings: Settings, sent: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
-    """Every accepted event of `behaviour` is in a page or superseded by a later one, versions rise without a gap.
+    """Every accepted event is in a page or superseded by a later one, versions rise without a gap.
 
     A page may come once more at its version, for a run that was done again; none is left out and none goes back. Each has
-    its impression.
+    its impression. Of each shopper the last event must also be the newest, as that of `behaviour` is: the last page then
+    names it as its trigger.
     """
     pages = pages_of(await read_all(settings, "homepages"))
     last = {key.decode(): json.loads(value)["id"] for key, value in sent if key and value}
     for key, made in pages.items():
         versions = [page["version"] for page in made]
         assert versions[0] == 1 and all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
-    answered = {key: made[-1]["trigger"]["event_id"] for key, made in pages.items()}
-    assert answered == last
+    assert {key: made[-1]["trigger"]["event_id"] for key, made in pages.items()} == last
     impressions = {json.loads(record.value)["page_id"] for record in await read_all(settings, "impressions")}
     assert impressions == {page["page_id"] for made in pages.values() for page in made}
     return pages

@@ -46,3 +46,23 @@ async def naive(settings: Settings, meter: Meter) -> None:
         await meter.all_done.wait()
         meter.tell()
         await app.stop()
+
+
+def stock_table(settings: Settings) -> tuple[Any, Any]:
+    """An app with a table of bytes upon the changelog `profiles`. -> the app, not yet started; the table."""
+    app = faust.App(
+        settings.app_id, broker=settings.broker, store="memory://", topic_partitions=settings.partitions,
+        topic_allow_declare=False, topic_disable_leader=True, web_enabled=False, stream_recovery_delay=0.0,
+    )  # fmt: skip
+    raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    table = app.Table(
+        "profiles", partitions=settings.partitions, key_type=bytes, value_type=bytes,
+        changelog_topic=app.topic(settings.prefix + "profiles", **raw),
+    )  # fmt: skip
+
+    @app.agent(app.topic(settings.prefix + "clicks", **raw))
+    async def clicks(stream: Any) -> None:
+        async for _ in stream:
+            pass
+
+    return app, table

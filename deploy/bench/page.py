@@ -220,7 +220,7 @@ class Crowd:
         fold(profiles, who[order].astype(np.int32), rows[order])
         served: Any = np.zeros(len(these), SERVING)
         served["version"] = events
-        served["shown_item"] = items["id"][rng.integers(0, len(self._shop.ids), (len(these), SHOWN))]
+        served["shown_item"] = items["id"][rng.integers(0, len(self._shop.ids), (len(these), SHOWN))].astype(np.int32)
         tired = min(12, SHOWN)
         served["fatigue_item"][:, :tired] = served["shown_item"][:, :tired]
         served["fatigue_count"][:, :tired], served["fatigue_time"][:, :tired] = 1.5, NOW - 7200

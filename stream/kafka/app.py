@@ -198,7 +198,7 @@ def make_app(settings: Settings) -> BatchApp:
         broker_credentials=faust_credentials(settings),
         store="memory://",
         TableManager=BatchTableManager,
-        table_standby_replicas=0,
+        table_standby_replicas=settings.standbys,
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,
         topic_allow_declare=False,  # Faust would create them with settings of its own, or hang; see topics.py

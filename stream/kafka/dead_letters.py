@@ -10,6 +10,7 @@ import msgspec
 
 from stream import metrics
 from stream.kafka.outputs import Headers, Output, Pair
+from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from stream.events import Reject
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 # On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
 REDRIVEN = "shopwindow-redriven"
+CUT = "cut_from"
+# More than the largest record of a cluster with Kafka's own limit. What is beyond would be refused, and stop the worker.
+KEPT = DEAD_LETTER_BYTES // 2 + (256 << 10)
 log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
@@ -46,6 +50,7 @@ class Letter(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # the producer's own
+    cut_from: int = 0  # bytes that the value had, where it was too large to be kept whole
 
 
 def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
@@ -78,15 +83,22 @@ def count_letters(outputs: Sequence[Output]) -> None:
 
 
 def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
-    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours."""
+    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours.
+
+    A record beyond KEPT bytes, as only a cluster with a raised message.max.bytes has them, is cut there and loses its own
+    headers; the header `cut_from` then gives its bytes.
+    """
     offset, attempts = record.offset, 1
     before = redriven(record.headers)
     if before is not None and before.topic == topic:
         partition, offset, attempts = before.partition, before.offset, before.attempts + 1
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
     headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_OURS, values, strict=True)]
-    headers += [pair for pair in record.headers if pair[0] != REDRIVEN]
-    return (record.key, record.value), headers
+    own = [pair for pair in record.headers if pair[0] != REDRIVEN]
+    key, value = record.key or b"", record.value or b""
+    if len(key) + len(value) + sum(len(name) + len(held or b"") for name, held in own) > KEPT:
+        return (key[:1024], value[: KEPT - 2048]), [*headers, (CUT, b"%d" % len(value))]
+    return (record.key, record.value), [*headers, *own]
 
 
 def redriven(headers: Any) -> Redriven | None:
@@ -104,14 +116,14 @@ def read_letter(record: Any) -> Letter:
     """The letter in an aiokafka record of `dead-letters`."""
     told: dict[str, str] = {}
     for name, value in record.headers:
-        if name not in _OURS or name in told:
+        if name not in (*_OURS, CUT) or name in told:
             break  # the producer's own begin
         told[name] = (value or b"").decode("utf-8", "replace")
     return Letter(
         f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
         _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),
         told.get("error", ""), told.get("field", ""), told.get("message", ""), record.key, record.value,
-        tuple(record.headers[len(told) :]),
+        tuple(record.headers[len(told) :]), _number(told, CUT, 0),
     )  # fmt: skip
 
 

@@ -214,7 +214,7 @@ class Outputs:
             batch, table.changelog_topic.get_topic_name(), partition=run.partition
         )
         metadata = await acknowledged
-        table.written(run.topic, run.partition, run.last + 1, metadata.offset + batch.record_count() - 1)
+        table.written(run.topic, run.partition, run.last + 1, metadata.offset + batch.record_count() - 1, changelog)
 
     def _producer(self) -> Any:
         return cast(Producer, self._app.producer)._ensure_producer()

@@ -263,7 +263,6 @@ class BatchConsumer(driver.Consumer):
     # Delivery.
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        recovery = self.app.recovery
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
                 self._turns += 1
@@ -282,18 +281,14 @@ class BatchConsumer(driver.Consumer):
                 if self.fetch_epoch != self.epoch:
                     continue  # a rebalance has begun: its seek, yet to come, moves the positions back
                 for tp, fetched in records.items():
-                    self._take(tp, fetched, recovery)
-                recovery.end_if_read()
+                    self._take(tp, fetched)
                 await asyncio.sleep(0)
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.transport.app.should_stop:
                 raise
 
-    def _take(self, tp: TP, fetched: list[Any], recovery: Any) -> None:
+    def _take(self, tp: TP, fetched: list[Any]) -> None:
         if not fetched:
-            return
-        if tp.topic not in self.app.lanes_of:
-            recovery.apply_records(tp, fetched)
             return
         wanted = self._read_offset[tp]
         if wanted is not None and fetched[0].offset < wanted:
@@ -439,9 +434,8 @@ class BatchConsumer(driver.Consumer):
     # which is resumed after the seek.
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
-        sources = {tp for tp in tps if tp.topic in self.app.lanes_of}
-        self._withheld |= sources
-        super().resume_partitions(set(tps) - sources)
+        # Changelogs never: recovery has a reader of its own.
+        self._withheld |= {tp for tp in tps if tp.topic in self.app.lanes_of}
 
     def resume_flow(self) -> None:
         withheld, self._withheld = self._withheld, set()

@@ -61,6 +61,8 @@ class Watch:
         self._app = app
         self._limit: float = app.settings.fetch_timeout
         self._silence = Silence()
+        self._idle_since: float | None = None  # since when no fetch asks for anything
+        self._suspected: float | None = None  # since when Kafka answers others and not us
         self._away_since: float | None = None
         self.longest = 0.0  # s that a partition has waited by now
         self.problem: str | None = None  # why this process is of no use any more
@@ -68,16 +70,38 @@ class Watch:
 
     async def run(self) -> None:
         """Never returns; where the feed is deaf, it crashes the app with Deaf, or LookupError where a topic is gone."""
+        pause, looked = min(LOOK, self._limit / 4), monotonic()
         while True:
-            await asyncio.sleep(min(LOOK, self._limit / 4))
-            waits = self._silence.waits(self._traces(), monotonic())
+            await asyncio.sleep(pause)
+            if monotonic() - looked > 3 * pause:
+                self._silence.forgive()  # we have been held up ourselves: a stopped process, a laptop that slept
+            looked = monotonic()
+            waits = self._silence.waits(self._traces(), looked)
             self.longest = max(waits.values(), default=0.0)
+            if waits:
+                self._idle_since = None
+            if self.longest <= self._limit:
+                self._suspected = None
             if self.longest > self._limit:
                 stuck = waits.get(None, 0.0) > self._limit  # our own loop: then it is all of them
                 await self._judge([tp for tp, wait in waits.items() if tp and (stuck or wait > self._limit)])
-            elif self._away_since is not None and waits and self.longest < self._limit / 2:
-                log.warning("Kafka answers again, after %.0f s", monotonic() - self._away_since)
-                self._away_since = self.note = None
+            elif not waits:
+                await self._idle(monotonic())
+            elif self.longest < self._limit / 2:
+                self._answers_again()
+
+    async def _idle(self, now: float) -> None:
+        """Enough is waiting, we own nothing, or a rebalance is under way; one without end is that of a topic that is gone."""
+        if self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > self._limit:
+            self._idle_since = now
+            await self._judge([])
+
+    def _answers_again(self) -> None:
+        if self._away_since is not None:
+            log.warning("Kafka answers again, after %.0f s", monotonic() - self._away_since)
+            self._away_since = self.note = None
 
     def _traces(self) -> Mapping[TP | None, object]:
         return self._app.feed.traces() if self._app.started and not self._app.rebalancing else {}
@@ -95,7 +119,18 @@ class Watch:
                 self._away_since = monotonic() - self.longest
                 self.note = f"Kafka at {hosts} does not answer; this worker keeps trying"
                 log.warning("%s (%s)", self.note, error or type(error).__name__)
-        else:
+            return
+        if self._away_since is not None:
+            self._answers_again()
+            self._silence.forgive()  # connecting again takes its time
+            return
+        now = self._silence.waits(self._traces(), monotonic())
+        silent = [tp for tp in silent if max(now.get(tp, 0.0), now.get(None, 0.0)) > self._limit]
+        if not silent:
+            return
+        if self._suspected is None:
+            self._suspected = monotonic()  # a broker may be back this very moment, and our next attempt on its way
+        elif monotonic() - self._suspected > self._limit / 4:
             tp = silent[0]
             self.problem = (
                 f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka at "
@@ -116,7 +151,7 @@ class Watch:
                 with connecting(settings):
                     await asker.start()
                 cluster = await asker._client.fetch_all_metadata()
-                for topic in sorted({tp.topic for tp in silent}):
+                for topic in sorted({tp.topic for tp in silent} or self._app.lanes_of):
                     if not cluster.partitions_for_topic(topic):
                         raise LookupError(
                             f"topic '{topic}' is gone, and with it what had not been read; `shopwindow topics create` "
@@ -124,7 +159,8 @@ class Watch:
                         )
                 partitions = [TopicPartition(*tp) for tp in silent]
                 asker.assign(partitions)
-                await asker.end_offsets(partitions)
+                if partitions:
+                    await asker.end_offsets(partitions)
         finally:
             await asker.stop()
 

@@ -139,7 +139,10 @@ async def test_a_worker_tells_when_it_is_ready_and_what_it_does(broker: str, top
         "partitions_assigned_and_tables_recovered",
         "catalogue_and_signals_read",
         "models_warmed",
+        "recovery",
     }
+    read = conditions["recovery"]["profiles"]
+    assert (read["partitions"], read["percent"], read["seconds_left"]) == (4, 100.0, 0.0)
 
 
 def fetch(port: int, path: str) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import random
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from stream.kafka import topics
 from stream.kafka.connect import NoBroker
 from stream.settings import Settings
 from tests.counting import scenario, send
-from tests.shopwindow import PRIVATE, clicks, command, settings_for, until_counted, worker
+from tests.shopwindow import PRIVATE, behaviour, clicks, command, settings_for, until_counted, worker
 from tests.unit.shop import item
 
 LISTENERS = ("SECURE", "EXPIRED", "ELSEWHERE")  # each with a certificate of its own
@@ -121,7 +122,7 @@ async def test_every_command_and_the_worker_come_in_with_tls_and_a_password(secu
     assert command(settings, "topics", "create").returncode == 0
     shop = b"\n".join(item(f"i{k}")[1] for k in range(50)).decode()
     assert "loaded 50 items" in command(settings, "catalog", "load", "-", input=shop).stdout
-    events = b"\n".join(value for _, value in clicks(60, 3) if value).decode()
+    events = b"\n".join(value for _, value in behaviour(random.Random(1), 60, 3) if value).decode()
     assert "sent 60 events" in command(settings, "send", "-", input=events).stdout
     with worker(settings):
         await until_counted(settings, 60)

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from stream.kafka import outputs, topics
+from stream.kafka import changelog, outputs, topics
 from stream.kafka.app import make_app
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import client_options
-from stream.kafka.table import ExactTable
+from stream.kafka.table import ExactTable, TableProgress
 from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
 
 
@@ -134,3 +134,70 @@ async def test_ready_says_when_the_tables_are_there(broker: str, topic_prefix: s
         assert app.ready and app.feed.fetched_at() is not None
     assert calls == [{0, 1, 2, 3}]
     assert not app.ready
+
+
+@scenario
+async def test_recovery_says_how_far_it_is(broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=2)
+    await topics.create(settings)
+    await send(settings, "profiles", [(b"k%d" % i, b"%d" % i) for i in range(3000)])
+    app, counts = counting_app(settings)
+    seen: list[TableProgress] = []
+    apply = counts.apply
+
+    def note(partition: int, records: Any) -> None:
+        seen.extend(app.recovery.progress())
+        apply(partition, records)
+
+    monkeypatch.setattr(counts, "apply", note)
+    monkeypatch.setattr(changelog, "PARTITION_BYTES", 10_000)
+    async with running(app):
+        [after] = app.recovery.progress()
+    first, last = seen[0], seen[-1]
+    assert (first.table, first.partitions, first.read, first.to_read) == ("profiles", 2, 0, 3000)
+    assert first.seconds_left is None and last.seconds_left is not None and last.seconds_left > 0
+    reads = [one.read for one in seen]
+    assert reads == sorted(reads) and 0 < last.read < 3000
+    assert (after.read, after.to_read, after.seconds_left) == (3000, 3000, 0.0)
+
+
+@scenario
+async def test_a_rebalance_that_leaves_a_partition_reads_nothing_of_it_again(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=4)
+    await topics.create(settings)
+    await send(settings, "profiles", [(b"k%d" % i, b"1") for i in range(2000)])
+    one, _ = counting_app(settings)
+    two, counts = counting_app(settings)
+    async with running(one):
+        assert one.recovery.records_read == 2000
+        async with running(two):
+            await until(lambda: len(two.partitions("clicks")) == 2, "two share")
+            await until(lambda: one.ready and len(one.partitions("clicks")) == 2, "one has the others")
+            assert one.recovery.records_read == 2000, "what it keeps it does not read again"
+            mine = two.partitions("clicks")
+            assert two.recovery.records_read == total(counts) and set(counts.rows) == mine
+        await until(lambda: one.ready and len(one.partitions("clicks")) == 4, "one alone")
+        assert one.recovery.records_read == 2000 + total(counts), "and what comes back it reads"
+
+
+@scenario
+async def test_a_standby_copy_follows_and_takes_over_without_a_recovery(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=4, standbys=1)
+    await topics.create(settings)
+    await send(settings, "profiles", [(b"k%d" % i, b"1") for i in range(2000)])
+    one, ones = counting_app(settings)
+    two, twos = counting_app(settings)
+    async with running(one):
+        async with running(two):
+            await until(lambda: len(two.partitions("clicks")) == 2 and two.ready, "two share")
+            await until(lambda: one.ready and len(one.partitions("clicks")) == 2, "one has the others")
+            await until(lambda: total(twos) == 2000, "two has everything, half of it as a copy")
+            await send(settings, "clicks", [(b"k%d" % i, b"x") for i in range(2000)])
+            await until(lambda: total(ones) == total(twos) == 4000, "the copies follow")
+            before = one.recovery.records_read
+        await until(lambda: one.ready and len(one.partitions("clicks")) == 4, "one alone")
+        assert one.recovery.records_read - before < 20, "it has read nothing again but what came last"
+        assert total(ones) == 4000 and ones.rows == {p: rows for p, rows in ones.rows.items() if rows}
+        await send(settings, "clicks", [(b"k%d" % i, b"x") for i in range(2000)])
+        await until(lambda: total(ones) == 6000, "and it counts on")
+    assert {int(value) for value in (await read_table(settings, "profiles")).values()} == {3}

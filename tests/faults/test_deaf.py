@@ -1,6 +1,7 @@
 """A consumer that silently stops is noticed and ends; whoever has a reason to be silent is left alone."""
 
 import asyncio
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ async def test_partitions_that_have_enough_waiting_raise_no_alarm(broker: str, t
 @scenario
 async def test_a_broker_that_is_away_is_told_of_and_waited_for() -> None:
     with Broker() as kafka:
-        settings = settings_for(kafka.bootstrap, "away-", fetch_timeout=LIMIT)
+        settings = settings_for(kafka.bootstrap, "away-", fetch_timeout=2 * LIMIT)
         await topics.create(settings)
         app, counts = counting_app(settings)
         watch = Watch(app)
@@ -97,6 +98,20 @@ async def test_a_broker_that_is_away_is_told_of_and_waited_for() -> None:
             await until(lambda: watch.note is None, "content again", 30)
             assert watch.problem is None
             task.cancel()
+
+
+@scenario
+async def test_a_worker_that_was_itself_asleep_goes_on(broker: str, topic_prefix: str) -> None:
+    settings = shopwindow.settings_for(broker, topic_prefix, fetch_timeout=LIMIT)
+    await open_shop(settings)
+    with shopwindow.worker(settings) as process:
+        await process.ready()
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(3 * LIMIT)  # as a laptop does
+        process.send_signal(signal.SIGCONT)
+        await send(settings, "clicks", shopwindow.clicks(50, 5))
+        await shopwindow.until_counted(settings, 50)
+        assert process.poll() is None
 
 
 def stop_aiokafkas_fetcher(app: BatchApp) -> None:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from deploy.broker import Broker
 from stream.kafka import topics
 from stream.kafka.broadcast import read_table, read_topic
-from stream.kafka.connect import client_options, partition_of
+from stream.kafka.connect import partition_of
 from stream.profile import describe
 from tests import shopwindow
 from tests.counting import lasting, scenario, send, settings_for, until
@@ -117,41 +115,6 @@ async def assert_all_counted(settings: Any, counted: Counter[bytes]) -> None:
     sent = sum(counted.values())
     while sum(int(value) for value in (await read_table(settings, "profiles")).values()) < sent:
         await asyncio.sleep(0.1)
-
-
-@scenario
-async def test_five_kills_and_a_broker_restart_leave_the_table_as_an_undisturbed_run() -> None:
-    with Broker() as broker:
-        settings = settings_for(broker.bootstrap, "faults-")
-        counted, inputs = await fill(settings, 24_000)
-        partitions = [TopicPartition(settings.prefix + "impressions", p) for p in range(settings.partitions)]
-
-        async with AIOKafkaConsumer(**client_options(settings)) as watcher:
-
-            async def published() -> int:
-                return sum((await watcher.end_offsets(partitions)).values())
-
-            for life in range(1, 6):
-                goal = len(inputs) * life // 7
-                with worker(settings, "0.03") as process:
-                    while await published() < goal:
-                        assert process.poll() is None, f"the worker stopped by itself: {process.returncode}"
-                        await asyncio.sleep(0.01)
-                    if life == 3:  # under a living worker, which must carry on by itself
-                        broker.kill()
-                        broker.restart()
-                        before = await published()
-                        while await published() < before + 1000:
-                            assert process.poll() is None, "the worker did not outlive the broker"
-                            await asyncio.sleep(0.01)
-                    process.kill()
-
-        with worker(settings, "0") as process:
-            await assert_all_counted(settings, counted)
-            process.send_signal(signal.SIGTERM)
-            await until(lambda: process.poll() is not None, "stopped by SIGTERM", 10)
-            assert process.returncode == 0
-        await assert_exact(settings, counted, inputs)
 
 
 @pytest.mark.parametrize("point", ["outputs", "changelog", "ack"])

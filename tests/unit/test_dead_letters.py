@@ -8,7 +8,7 @@ import pytest
 
 from deploy.dead_letters import Kept, Redrive, as_json, hopeless, list_text, redrive_text
 from stream.events import Reject
-from stream.kafka.dead_letters import REDRIVEN, Letter, dead_letter, read_letter, redriven
+from stream.kafka.dead_letters import KEPT, REDRIVEN, Letter, dead_letter, read_letter, redriven
 from stream.kafka.redrive import again, home_of
 from tests.unit.behaviour import NOW, record
 
@@ -97,3 +97,11 @@ def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> 
         "        3  not_json       this version refuses it again",
     ]
     assert redrive_text(Redrive(Counter(), Counter()), dry_run=False) == "0 dead letters sent back"
+
+
+def test_a_record_too_large_for_the_topic_is_cut_and_cannot_go_back() -> None:
+    whole = letter_of(consumed(b"u1", b"x" * (KEPT - 100), [("trace", b"t")]))
+    assert whole.cut_from == 0 and whole.headers == (("trace", b"t"),)
+    cut = letter_of(consumed(b"u1" * 2000, b"x" * 3_000_000, [("trace", b"t")]))
+    assert cut.cut_from == 3_000_000 and cut.value is not None and len(cut.key or b"") + len(cut.value) < KEPT
+    assert cut.headers == () and "3000000 bytes were too many" in hopeless(cut, force=True)

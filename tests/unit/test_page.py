@@ -141,6 +141,7 @@ def written(seed: int = 1, n: int = 90) -> tuple[list[bytes], Any, list[PageHead
     placements = assemble(candidates, scores, np.array([True, False, True]), np.arange(3), catalog, PageRules())
     placements.placed["weight"] = np.random.default_rng(seed).normal(0, 3, placements.placed.shape)
     placements.placed["reason_row"][:, ::3] = 7
+    placements.placed["reason_row"][:, 1::3] = catalog.row(key64("an item that only signals know"))
     heads = [PageHead(f'u"{k}台', 40 + k, NOW + k, NOW + 3600, f"e{k}", NOW - 1.5, "full") for k in range(3)]
     slots = [slot_head(k, f'T{k} "台"', "gpt2" if k % 2 else "template") for k in range(1, len(SLOTS))]
     slot_of = np.tile(np.arange(-1, len(SLOTS) - 1, dtype=np.int32), (3, 1))
@@ -165,7 +166,7 @@ def test_the_writers_bytes_are_those_of_the_types(seed: int, n: int) -> None:
             assert got.propensity == pytest.approx(put["propensity"], abs=1e-8)
             assert got.reason.weight == pytest.approx(put["weight"], abs=1e-6)
             assert got.reason.code == REASONS[put["reason"]]
-            assert got.reason.item_id == ("i7" if put["reason_row"] >= 0 else None)
+            assert got.reason.item_id == ("i7" if put["reason_row"] == 7 else None)
         assert json.loads(page) == msgspec.to_builtins(decoded) | {"slots": json.loads(page)["slots"]}
         jsonschema.validate(json.loads(page), schemas()["homepage/1"])
 

@@ -41,7 +41,7 @@ def shoppers(seed: int, n: int) -> tuple[Any, Any]:
         events: Any = rows(*told)
         events["category"] = [key32(f"c{k}") if k < 5 else 0 for k in rng.integers(0, 7, len(events))]
         fold(profiles[u : u + 1], np.zeros(len(events), np.int32), events)
-        tired = [key64(f"i{k}") for k in rng.integers(0, ITEMS, 6)]
+        tired = np.array([key64(f"i{k}") for k in rng.integers(0, ITEMS, 6)]).astype(np.int32)
         serving["fatigue_item"][u, :6], serving["fatigue_count"][u, :6] = tired, 2.0
         serving["fatigue_time"][u, :6] = NOW - 1000
     return profiles, serving
@@ -138,8 +138,9 @@ def test_phi_says_what_stands_in_the_shoppers_lists_and_in_the_walk(seed: int) -
             same(x, "in_cart", float(in_cart))
             same(x, "bought", float(id in p["bought_item"].tolist()))
             tired = serving[u]["fatigue_item"].tolist()
+            low = int(np.int64(id).astype(np.int32))
             gone = 2.0 ** -(max(0.0, now[u] - (NOW - 1000)) / 86_400.0)
-            same(x, "shown_in_vain", np.log1p(2.0 * gone) if id in tired else 0.0)
+            same(x, "shown_in_vain", np.log1p(2.0 * gone) if low in tired else 0.0)
             like = [w for w, of in zip(weights, categories, strict=True) if of == category]
             same(x, "category_recent", sum(like) / sum(weights) if recent else 0.0)
             for life, name in enumerate(("category_half_hour", "category_day", "category_month")):

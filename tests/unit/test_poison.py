@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import models.path
 from agents.poison import place, told, without_poison
-from agents.shopper import ALL_POISON, Profiles, Shoppers
+from agents.shopper import ALL_POISON, Shoppers
 from models.copybook import Refresh
 from models.path import PagePath, Step
 from models.phi import joint_features
@@ -26,6 +26,7 @@ from stream.profile import owing_pages
 from stream.retrieval import CANDIDATES
 from stream.settings import Settings
 from stream.signals import fold_with_activity
+from stream.store import Profiles
 from tests.unit.behaviour import NOW, record
 from tests.unit.test_path import path_of
 
@@ -123,12 +124,19 @@ def run_of(records: Sequence[tuple[bytes, bytes]], topic: str = "clicks", partit
     return SimpleNamespace(topic=topic, partition=partition, records=made, skipped=0)
 
 
+def served() -> Profiles:
+    """A store that serves the partitions of the tests."""
+    profiles = Profiles()
+    profiles.serve(range(3), 0.0)
+    return profiles
+
+
 def agent(path: PagePath, profiles: Profiles | None = None) -> Shoppers:
     async def off_loop(call: Any) -> Any:
         return call()
 
     nothing: Any = None
-    return Shoppers(Settings(), path, profiles or Profiles(), nothing, off_loop)
+    return Shoppers(Settings(), path, profiles or served(), nothing, off_loop)
 
 
 def answers(shoppers: Shoppers, *runs: Any) -> list[tuple[Step, list[Output]]]:
@@ -209,7 +217,7 @@ def test_poison_at_any_stage_is_dead_lettered_and_its_neighbours_get_the_pages_o
     sane = [one for one in sent if one[0] != b"u%d" % POISON]
     monkeypatch.setattr("agents.shopper.time.time", lambda: NOW + 9999)
     expected, _ = answers(agent(path_of()), run_of(sane))[0] if sane else (None, [])
-    path, profiles = path_of(), Profiles()
+    path, profiles = path_of(), served()
     inject(monkeypatch, path, [f"u{POISON}"])
     before = metrics.REGISTRY.get_sample_value("shopwindow_dead_letters_total", {"topic": "clicks", "error": "poison"})
     [(step, outputs)] = answers(agent(path, profiles), run_of(sent, first=40))
@@ -253,7 +261,7 @@ def test_a_page_that_is_owed_and_cannot_be_made_is_not_asked_for_for_ever(monkey
     from agents.shopper import PAGE_OWED
     from tests.unit.test_shedding import PACED
 
-    path, profiles = path_of(), Profiles()
+    path, profiles = path_of(), served()
     path.shed = PACED
     shoppers = agent(path, profiles)
     answers(shoppers, run_of(views(1)))
@@ -270,7 +278,7 @@ def test_a_page_that_is_owed_is_made_beside_one_for_a_headline_that_is_shed(orde
     from agents.shopper import PAGE_OWED
     from tests.unit.test_shedding import PACED
 
-    path, profiles = path_of(), Profiles()
+    path, profiles = path_of(), served()
     path.shed = PACED
     shoppers = agent(path, profiles)
     answers(shoppers, run_of(views(1)))
@@ -290,7 +298,7 @@ def test_a_fault_of_the_program_stops_the_worker_with_a_sentence_and_blames_no_e
 
     for stage in ("fold_with_activity", "retrieve", "encode_pages", "encode_impressions"):
         with monkeypatch.context() as patch:
-            path, profiles = path_of(), Profiles()
+            path, profiles = path_of(), served()
             patch.setattr(models.path, stage, broken)
             with pytest.raises(RuntimeError, match=r"whatever the event \(TypeError in test_poison.py.*wait in Kafka"):
                 answers(agent(path, profiles), run_of(views(5)))

@@ -229,7 +229,7 @@ def test_todays_code_reads_the_rows_of_version_1() -> None:
     assert profile.tobytes() == folded(golden_events()).tobytes()
     served = unpack([serving_blob], SERVING, SERVING_VERSION, SERVING_BEFORE)
     serving = served[0]
-    assert (serving["version"], serving["shown_item"][0]) == (7, key64("lamp"))
+    assert (serving["version"], serving["shown_item"][0]) == (7, key32("lamp"))
 
 
 def test_a_description_is_json_sorted_and_names_what_it_can() -> None:

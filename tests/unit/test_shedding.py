@@ -206,5 +206,5 @@ def test_rows_of_before_are_read_together_with_todays_and_owe_nothing() -> None:
     assert owing_pages(rows_at_rest) == {b"b"}
     for cut in range(len(values[1])):
         assert owing_pages({b"torn": values[1][:cut], b"deleted": None}) <= {b"torn"}
-    with pytest.raises(ValueError, match="version 9, this program reads 2"):
+    with pytest.raises(ValueError, match="version 9, this program reads 3"):
         unpack([*blobs, b"\x09"], SERVING, SERVING_VERSION, SERVING_BEFORE)

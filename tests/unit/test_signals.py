@@ -15,6 +15,7 @@ from stream.profile import blank
 from stream.signals import (
     ACTIVITY,
     CATEGORY_LEADERS,
+    FORGOTTEN,
     LEADERS,
     NEAR,
     POPULARITY_HALF_LIVES,
@@ -247,3 +248,58 @@ def test_activity_is_split_between_source_records_and_counts_the_same(made: list
     for part in parts:
         piecewise.fold("clicks", 0, part)
     assert piecewise.rows.tobytes() == whole.rows.tobytes() and piecewise.sources == whole.sources
+
+
+def seen(name: str, time: float, offset: int) -> np.ndarray:
+    """That somebody looked at an item."""
+    made = np.zeros(1, ACTIVITY)
+    made["item"], made["time"], made["offset"], made["kind"], made["event"] = key64(name), time, offset, 1, VIEW
+    made["first"] = 1
+    return made
+
+
+def test_items_that_nobody_touches_leave_the_table_its_changelog_and_its_readers() -> None:
+    table, again = ItemTable(), ItemTable()
+    catalog = catalog_of(600)
+    signals = Signals(catalog)
+
+    def tell(records: list[tuple[bytes, bytes | None]]) -> None:
+        signals.apply(records)
+        again.apply(records)
+
+    for k in range(600):
+        tell([*table.records(table.fold("clicks", 0, seen(f"i{k}", NOW + k, k)))])
+    assert (len(table), signals.count) == (600, 600)
+    gone = 0
+    for k in range(20):
+        changed = table.records(table.fold("clicks", 0, seen("i7", NOW + 1000 + FORGOTTEN + k, 1000 + k)))
+        tombstones = table.sweep()
+        assert len(tombstones) <= 64
+        gone += len(tombstones)
+        tell([*changed, *tombstones])
+    assert (gone, len(table), signals.count) == (599, 1, 1)
+    assert len(again) == 1 and again.clock == table.clock
+    assert len(table.rows) <= 256, "and their room is given back"
+    other, kept = catalog.index.get(key64("i9")), catalog.index.get(key64("i7"))
+    assert not signals.figures[other]["known"] and signals.seen[other] == 0 and signals.rows[other]["item"] == 0
+    assert signals.figures[kept]["known"] and signals.seen[kept] > 0
+    tell([*table.records(table.fold("clicks", 0, seen("i9", NOW + 2000 + FORGOTTEN, 5000)))])
+    assert signals.figures[other]["known"] and len(again) == len(table) == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2)), min_size=1, max_size=40), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_signals_do_not_depend_on_when_the_sweep_came_by(made: list[tuple[int, float]], every: int) -> None:
+    never, often = ItemTable(), ItemTable()
+    time = NOW
+    for k, (item_number, gap) in enumerate(made):
+        time += gap * FORGOTTEN * 0.7
+        for table in (never, often):
+            table.fold("clicks", 0, seen(f"i{item_number}", time, k))
+        if k % every == 0:
+            often.sweep(2)
+    living = [
+        {int(r["item"]): r.tobytes() for r in table.rows if r["item"] and table.clock - r["time"] <= FORGOTTEN}
+        for table in (never, often)
+    ]
+    assert living[0] == living[1]

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +21,12 @@ def asked(
     ready: Callable[[], Mapping[str, bool]] = lambda: {},
     before_scrape: Callable[[], None] = lambda: None,
     health: Callable[[], web.Health] = web.Health,
+    recovery: Callable[[], Mapping[str, Any]] = dict,
 ) -> list[tuple[int, str, str]]:
     """(status, content type, text) of each path, of a server that lives for the call."""
 
     async def ask() -> list[tuple[int, str, str]]:
-        endpoint = await web.start(ANY_PORT, ready, before_scrape, health)
+        endpoint = await web.start(ANY_PORT, ready, before_scrape, health, recovery)
         found = []
         async with aiohttp.ClientSession(f"http://127.0.0.1:{endpoint.port}") as session:
             for path in paths:
@@ -48,7 +50,13 @@ def test_a_live_worker_is_healthy_before_it_is_ready() -> None:
     health, readiness = asked("/healthz", "/readyz", ready=lambda: conditions)
     assert (health[0], health[2]) == (200, "ok\n")
     assert readiness[0] == 503 and readiness[1].startswith("application/json")
-    assert readiness[2] == '{"partitions_assigned": true, "models_warmed": false}'
+    assert json.loads(readiness[2]) == conditions | {"recovery": {}}
+
+
+def test_readiness_says_how_far_recovery_is() -> None:
+    far = {"profiles": {"records_read": 40, "records_to_read": 100, "percent": 40.0, "seconds_left": 1.5}}
+    [(status, _, text)] = asked("/readyz", ready=lambda: {"recovered": False}, recovery=lambda: far)
+    assert status == 503 and json.loads(text)["recovery"] == far
 
 
 def test_health_gives_the_reason_for_a_restart_and_takes_note_of_what_none_would_mend() -> None:

@@ -1,0 +1,40 @@
+"""The recovery bench runs to its end, and its figures are of everything that was written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from deploy.bench import population
+from deploy.bench.recovery import table
+from stream.profile import PROFILE, PROFILE_VERSION, SERVING, SERVING_VERSION, decode_record
+from stream.rows import unpack
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shoppers_of_the_bench_have_histories_of_a_real_spread() -> None:
+    counts = population.histories(20_000, 1)
+    assert 24 <= counts.mean() <= 30 and counts.min() >= 1
+    rows = population.records(500, seed=2)
+    pairs = [decode_record(row) for row in rows]
+    profiles = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
+    serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION)
+    assert (profiles["events"] == population.histories(500, 2)).all(), "each event is folded once"
+    assert (serving["version"] > 0).all() and (np.count_nonzero(serving["fatigue_item"], axis=1) > 0).mean() > 0.5
+    assert rows == population.records(500, seed=2)
+
+
+def test_the_bench_measures_our_table_on_disk_and_in_memory_beside_stock_faust() -> None:
+    environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "PYTHONPATH")}
+    command = [sys.executable, "-m", "shopwindow", "bench", "recovery", "--seconds", "1", "--rounds", "1", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    for one in (figures, figures["rocksdb"]):
+        assert one["records_per_s"] > 1000 and one["ratio"] > 1 and one["million_seconds"] > 0
+    assert figures["bytes_per_shopper"] > 500
+    assert "times stock Faust" in table(figures)

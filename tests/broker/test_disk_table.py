@@ -1,0 +1,181 @@
+"""A table in RocksDB over a real changelog: what it reads when it comes back, and when it must begin anew."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.structs import TopicPartition
+
+from stream.kafka import table, topics
+from stream.kafka.app import BatchApp, make_app
+from stream.kafka.broadcast import read_table
+from stream.kafka.disk import STATE, DiskProfiles
+from stream.kafka.table import ExactTable
+from tests.counting import running, scenario, send, settings_for, until
+
+
+def counting(settings: Any, folder: Path) -> tuple[BatchApp, DiskProfiles]:
+    """A worker that counts clicks by key, in RocksDB."""
+    app = make_app(settings)
+    store = DiskProfiles(folder)
+
+    async def count(runs: Any) -> None:
+        async for run in runs:
+            rows, touched = store.partitions[run.partition], dict[bytes, int]()
+            for record in run.records:
+                touched[record.key] = touched.get(record.key, int(rows.get(record.key, b"0"))) + 1
+            changelog = [(key, b"%d" % n) for key, n in touched.items()]
+            store.apply(run.partition, changelog)
+            await app.outputs.commit_run(run, (), changelog)
+
+    app.listen(["clicks"], count, ExactTable(app, "profiles", store, store))
+    return app, store
+
+
+def rows_of(store: DiskProfiles) -> dict[bytes, int]:
+    return {key: int(row) for rows in store.partitions.values() for key, row in rows.items()}
+
+
+async def counted(app: BatchApp, settings: Any, clicks: int, keys: int = 100) -> None:
+    await send(settings, "clicks", [(b"k%d" % (n % keys), b"x") for n in range(clicks)])
+    await until(lambda: app.lag() and sum(app.lag().values()) == 0, "all clicks counted")
+
+
+@scenario
+async def test_a_worker_that_comes_back_reads_only_what_others_wrote(
+    broker: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    one, store = counting(settings, tmp_path / "one")
+    async with running(one):
+        await counted(one, settings, 2000)
+        assert rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
+    store.close()
+
+    again, store = counting(settings, tmp_path / "one")
+    async with running(again):
+        assert again.recovery.records_read == 0 and rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
+    store.close()
+
+    two, other = counting(settings, tmp_path / "two")
+    async with running(two):
+        everything = two.recovery.records_read
+        assert everything > 100
+        await counted(two, settings, 100)
+    other.close()
+
+    back, store = counting(settings, tmp_path / "one")
+    async with running(back):
+        assert 100 <= back.recovery.records_read < everything + 100
+        assert back.recovery.records_read <= 100 + 4 * 100, "what two wrote: rows, and a watermark a run"
+        await counted(back, settings, 100)
+        assert rows_of(store) == {b"k%d" % k: 22 for k in range(100)}
+    assert {int(row) for row in (await read_table(settings, "profiles")).values()} == {22}
+    store.close()
+
+
+async def _recreated(settings: Any) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.broker.removeprefix("kafka://"))
+    await admin.start()
+    try:
+        await admin.delete_topics([settings.prefix + "profiles"])
+        while settings.prefix + "profiles" in await admin.list_topics():
+            pass
+    finally:
+        await admin.close()
+    await topics.create(settings)
+
+
+async def _truncated(settings: Any) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.broker.removeprefix("kafka://"))
+    await admin.start()
+    name = settings.prefix + "profiles"
+    configs = dict(next(topic.configs for topic in topics.TOPICS if topic.name == "profiles"))
+    try:  # Kafka truncates nothing that is only compacted
+        for policy in ("delete", "compact"):
+            changed = configs | {"cleanup.policy": policy}
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, changed)])
+            if policy == "delete":
+                await admin.delete_records({TopicPartition(name, 0): RecordsToDelete(-1)})
+    finally:
+        await admin.close()
+
+
+@pytest.mark.parametrize(("how", "reason"), [(_recreated, "was created anew"), (_truncated, "was truncated")])
+@scenario
+async def test_rows_that_do_not_belong_to_the_changelog_are_wiped_and_it_is_said(
+    broker: str, topic_prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any, reason: str
+) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=1)
+    await topics.create(settings)
+    app, store = counting(settings, tmp_path)
+    async with running(app):
+        await counted(app, settings, 300)
+    store.close()
+    if how is _truncated:  # more has come since, and is gone again
+        await send(settings, "profiles", [(b"k1", b"9")] * 10)
+    await how(settings)
+    await send(settings, "profiles", [(b"fresh", b"5")])
+    app, store = counting(settings, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        async with running(app):
+            assert rows_of(store) == {b"fresh": 5}
+    assert reason in caplog.text
+    store.close()
+
+
+@scenario
+async def test_files_that_may_have_missed_a_tombstone_are_wiped_unless_nothing_was_written(
+    broker: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=1)
+    await topics.create(settings)
+    app, store = counting(settings, tmp_path)
+    async with running(app):
+        await counted(app, settings, 300)
+        store.partitions[0].db[b"erased"] = b"7"  # whose tombstone compaction has removed by now
+    told = json.loads(store.partitions[0].db.get(STATE) or "")
+    store.partitions[0].db[STATE] = json.dumps(told | {"at": told["at"] - table.STALE - 1}).encode()
+    store.close()
+
+    app, store = counting(settings, tmp_path)
+    async with running(app):
+        assert app.recovery.records_read == 0 and b"erased" in rows_of(store), "the changelog has nothing that we lack"
+    store.close()
+    await send(settings, "profiles", [(b"other", b"1")])
+    app, store = counting(settings, tmp_path)
+    async with running(app):
+        assert rows_of(store) == {b"k%d" % k: 3 for k in range(100)} | {b"other": 1}
+    store.close()
+
+
+@scenario
+async def test_a_full_disk_ends_the_worker_with_a_sentence_and_loses_nothing(
+    broker: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=1)
+    await topics.create(settings)
+    app, store = counting(settings, tmp_path)
+    write, writes = store._write, iter(range(1 << 30))
+
+    def full(db: Any, batch: Any) -> None:
+        if next(writes) >= 2:
+            raise Exception("IO error: No space left on device: While appending to file")
+        write(db, batch)
+
+    monkeypatch.setattr(store, "_write", full)
+    with pytest.raises(RuntimeError, match=r"disk of '.*' is full; free some of it"):
+        async with running(app) as worker:
+            await send(settings, "clicks", [(b"k%d" % (n % 100), b"x") for n in range(2000)])
+            await until(worker.done, "ended")
+    store.close()
+    app, store = counting(settings, tmp_path)
+    async with running(app):
+        await until(lambda: app.lag() and sum(app.lag().values()) == 0, "all clicks counted")
+        assert rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
+    store.close()

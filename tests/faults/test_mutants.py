@@ -1,0 +1,173 @@
+"""Whatever comes in is accepted, or lies in dead-letters with field and reason; nothing crashes and nothing grows."""
+
+import asyncio
+import json
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from models.copybook import CopyBook
+from models.path import PagePath, Policy
+from models.ranker import Ranker
+from stream.events import CODES, decode_run
+from stream.kafka.connect import client_options
+from stream.kafka.dead_letters import dead_letter
+from stream.kafka.outputs import Batch
+from stream.settings import SHIPPED_MODELS, Settings
+from stream.signals import ItemTable
+from tests.counting import lasting
+from tests.faults.mutants import Mutant, mutants
+from tests.faults.test_guarantees import open_shop
+from tests.shopwindow import read_all, settings_for, worker
+from tests.unit.behaviour import NOW, record
+from tests.unit.shop import catalog_of, signals_of
+
+RUN = 512
+
+
+def resident(pid: int | str = "self") -> float:
+    """MB of a process, by default of this one."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+class _Record:
+    def __init__(self, mutant: Mutant, offset: int) -> None:
+        self.key, self.value = mutant.key, mutant.value
+        self.offset, self.headers = offset, ()
+
+
+def assert_explained(topic: str, records: list[_Record], rejects: list) -> None:  # type: ignore[type-arg]
+    """Each reject has code, field and reason, short enough for headers, and its dead letter can be sent."""
+    for reject in rejects:
+        value = records[reject.record].value
+        assert reject.code in CODES and reject.field and reject.message, (reject, value)
+        assert len(reject.message) < 1000 and len(reject.field) < 200, (len(reject.message), reject.field)
+        pair, headers = dead_letter(topic, 0, records[reject.record], reject)
+        assert Batch(1 << 30).extend([pair], [headers]) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of this process from /proc")
+def test_a_million_mutants_are_accepted_or_explained_and_memory_stays_flat(
+    chance: random.Random, size: Callable[[int, int], int], progress: Callable[[str], None]
+) -> None:
+    n = size(20_000, 1_000_000)
+    catalog = catalog_of(50)  # of the 60 items that the events speak of
+    signals = signals_of(catalog, [[f"i{k % 60}" for k in range(s, s + 5)] for s in range(40)])
+    items = ItemTable()
+    path = PagePath(catalog, signals, Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(copy=False))
+    stored: dict[bytes, bytes] = {}
+    seen: Counter[str] = Counter()
+    waiting: dict[str, list[Mutant]] = {"clicks": [], "purchases": [], "privacy": []}
+    offset, warm = 0, 0.0
+    for count, mutant in enumerate(mutants(chance, n, huge=1 << 18), 1):
+        waiting[mutant.topic].append(mutant)
+        run = waiting[mutant.topic]
+        if len(run) < RUN and count < n:
+            continue
+        waiting[mutant.topic] = []
+        topic, offsets = mutant.topic, np.arange(offset, offset + len(run))
+        offset += len(run)
+        values = [one.value for one in run]
+        decoded = decode_run(values, [one.key for one in run], [NOW + count] * len(run), topic)
+        heads = decoded.rows["record"][decoded.rows["part"] == 0].tolist()
+        assert sorted([*heads, *(reject.record for reject in decoded.rejects)]) == list(range(len(run)))
+        assert_explained(topic, [_Record(*pair) for pair in zip(run, offsets.tolist(), strict=True)], decoded.rejects)
+        assert np.isfinite(decoded.rows["price"]).all() and np.isfinite(decoded.rows["time"]).all()
+        step = path.step(stored, decoded, offsets, NOW + count)
+        stored.update((key, value) for key, value in step.changelog if value is not None)
+        signals.apply(items.records(items.fold(topic, 0, step.activity)))
+        for _, page in [*step.pages, *step.impressions]:
+            json.loads(page)
+        seen.update(reject.code for reject in decoded.rejects)
+        seen["accepted"] += len(heads)
+        if not warm and count > n // 4:
+            warm = resident()
+        if count % 50_000 < RUN:
+            progress(f"{count} of {n}: {dict(seen)}, {resident():.0f} MB")
+    assert seen.keys() - {"accepted"} == set(CODES) and seen["accepted"] > n // 4, seen
+    assert max(map(len, stored.values())) <= 8192
+    grown = resident() - warm
+    assert grown < 100, f"{grown:.0f} MB more than after a quarter of the mutants"
+
+
+BIG = 12 << 20  # bytes that the topic of this test lets through
+
+
+@lasting(1200)
+async def test_a_worker_takes_mutants_and_strings_of_10_megabytes_and_its_memory_stays_flat(
+    broker: str,
+    topic_prefix: str,
+    chance: random.Random,
+    size: Callable[[int, int], int],
+    progress: Callable[[str], None],
+) -> None:
+    n, rounds = size(3_000, 20_000), size(3, 8)
+    settings = settings_for(broker, topic_prefix, partitions=1)
+    await open_shop(settings)
+    for topic in ("clicks", "purchases", "privacy"):
+        await let_through(settings, topic, BIG)
+    expected: dict[tuple[str, int], tuple[str, str]] = {}
+    offsets: Counter[str] = Counter()
+    memory = []
+    with worker(settings) as process:
+        for round in range(rounds):
+            made = [*mutants(chance, n), *(colossus(size) for size in (1 << 20, 5 << 20, 10 << 20))]
+            made += [Mutant(topic, *record(kind, "end", f"end-{topic}-{round}", NOW + 1e6 + round, **data))
+                     for topic, kind, data in (("clicks", "view_homepage", {}), ("purchases", "refund", {"item": "i1"}),
+                                               ("privacy", "identify", {}))]  # fmt: skip
+            async with AIOKafkaProducer(**client_options(settings), max_request_size=BIG) as producer:
+                sent = [
+                    await producer.send(settings.prefix + one.topic, one.value, key=one.key, partition=0)
+                    for one in made
+                ]
+                await asyncio.gather(*sent)
+            now = time.time()
+            for one in made:
+                decoded = decode_run([one.value], [one.key], [now], one.topic)
+                for reject in decoded.rejects:
+                    expected[one.topic, offsets[one.topic]] = reject.code, reject.field
+                offsets[one.topic] += 1
+            await until_answered(settings, {f"end-{topic}-{round}" for topic in offsets})
+            memory.append(resident(process.pid))
+            progress(f"round {round + 1} of {rounds}: {sum(offsets.values())} mutants, {memory[-1]:.0f} MB")
+        letters = await read_all(settings, "dead-letters")
+    found = {}
+    for letter in letters:
+        said = {name: value.decode() for name, value in letter.headers}
+        assert said["message"]
+        found[said["topic"], int(said["offset"])] = said["error"], said["field"]
+    assert found == expected and len(letters) == len(expected)
+    assert memory[-1] - memory[0] < 60, f"MB after each round: {memory}"
+
+
+def colossus(characters: int) -> Mutant:
+    return Mutant("clicks", *record("search", "secretly-1", "big", NOW, search_term="tweed " * (characters // 6)))
+
+
+async def let_through(settings: Settings, topic: str, size: int) -> None:
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    await admin.start()
+    try:
+        await admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, settings.prefix + topic, {"max.message.bytes": str(size)})]
+        )
+    finally:
+        await admin.close()
+
+
+async def until_answered(settings: Settings, events: set[str]) -> None:
+    """Wait until each of the events is the trigger of a page."""
+    async with asyncio.timeout(120):
+        while events - {
+            json.loads(page.value)["trigger"]["event_id"] for page in await read_all(settings, "homepages")
+        }:
+            await asyncio.sleep(0.1)

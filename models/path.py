@@ -30,12 +30,13 @@ from stream.profile import (
     SERVING_VERSION,
     decode_record,
     encode_record,
+    interests,
     lapses,
 )
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
-from stream.serving import react, show, turn
+from stream.serving import react, show, touch, turn
 from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]
@@ -144,7 +145,7 @@ class PagePath:
         steps, start, page = [], 0, 0
         for one in folded:
             mine = slice(start, start + len(one.keys))
-            paged = slice(page, page + int((~late[mine]).sum()))
+            paged = slice(page, page + late[mine].tolist().count(False))
             steps.append(
                 Step(
                     one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
@@ -183,11 +184,11 @@ class PagePath:
         late: npt.NDArray[np.bool_], generated_at: float, shed: Shed,
     ) -> None:  # fmt: skip
         refused = profiles["consent"] < 0
-        without_consent = bool(refused.any())
+        without_consent = True in refused.tolist()  # numpy's `any` takes longer
         if without_consent:
             for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
                 serving[field][refused] = 0
-        if late.any():
+        if True in late.tolist():
             _put_off(serving, late, triggers)
             paged = np.flatnonzero(~late)
             served = serving[paged]
@@ -229,9 +230,9 @@ class PagePath:
         profiles, serving, wanted = batch.profiles, batch.serving, batch.personal
         # Shown after it is made: what expires between the event and the page must not be on it.
         shown_at = np.maximum(batch.now, generated_at)
-        leaders = signals.leaders(float(batch.now.max()))
+        leaders = signals.leaders(max(batch.now.tolist()))
         candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
-        while not (good := sound(scores, candidates.count) | ~batch.personal).all():
+        while False in (good := sound(scores, candidates.count) | ~batch.personal).tolist():
             batch = batch._replace(personal=batch.personal & good)
             candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
         personal = batch.personal
@@ -269,7 +270,7 @@ class PagePath:
         """Candidates, phi (U, C, F) and scores (U, C): the ranker's for personal pages, popularity for the others."""
         profiles, catalog, signals, locale = batch.profiles, self.catalog, self.signals, self.policy.default_locale
         candidates = retrieve(profiles, shown_at, catalog, signals, leaders, locale)
-        everyone = bool(batch.personal.all())
+        everyone = False not in batch.personal.tolist()
         if not everyone:
             them = np.flatnonzero(~batch.personal)
             common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, locale)
@@ -278,7 +279,7 @@ class PagePath:
         # A history model's score belongs here, before the features that multiply it; `shed.exploration` leaves it out.
         phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals)
         watch.lap("phi")
-        if everyone or batch.personal.any():
+        if everyone or True in batch.personal.tolist():
             scores = self._probabilities(phi, candidates.count)
         else:
             scores = np.zeros(phi.shape[:2], np.float32)
@@ -333,9 +334,9 @@ class PagePath:
 
     def _interests(self, profiles: Rows) -> list[str]:
         """The category that each shopper is about now: of the last half hour the strongest; "" where unknown."""
-        best = profiles["category_weight"][:, :, 0].argmax(axis=1)
-        found = profiles["category"][np.arange(len(profiles)), best].tolist()
-        return [self.catalog.names.get(key, "") if key else "" for key in found]
+        found = np.empty(len(profiles), np.int32)
+        interests(profiles, found)
+        return [self.catalog.names.get(key, "") if key else "" for key in found.tolist()]
 
     def _request(self, segment: str, locale: str, slot: int, placed: Rows) -> CopyRequest:
         lead = placed["row"][placed["slot"] == slot][:TITLES].tolist()
@@ -410,21 +411,21 @@ def _fold(part: Part, shed: Shed, ttl: float) -> _Folded:
         profiles, serving, who = _begun_anew(profiles, serving, who, began)
     fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
     react(serving, who, rows, fresh)
-    serving["touched"][who[fresh]] = clocks[fresh]
+    newest = np.empty(len(keys), np.int64)
+    touch(serving, profiles, who, rows, fresh, clocks, newest)
     profiles, serving = profiles[: len(keys)], serving[: len(keys)]
-    serving["touched"][profiles["consent"] < 0] = 0
-    newest: list[Trigger | None] = [None] * len(keys)
-    firsts = np.flatnonzero(fresh & (rows["part"] == 0) & (who < len(keys)))
-    for s, record, time in zip(
-        who[firsts].tolist(), heads[firsts].tolist(), rows["time"][firsts].tolist(), strict=True
-    ):
-        known = newest[s]
-        if known is None or time >= known.event_time:
-            newest[s] = Trigger(decoded.ids[record], time)
-    triggers = [trigger for trigger in newest if trigger is not None]
-    if len(triggers) < len(keys):
-        touched = [s for s, trigger in enumerate(newest) if trigger is not None]
-        keys, profiles, serving = [keys[s] for s in touched], profiles[touched], serving[touched]
+    if -1 in (of := newest.tolist()):
+        touched = [s for s, at in enumerate(of) if at >= 0]
+        keys, profiles, serving, newest = (
+            [keys[s] for s in touched],
+            profiles[touched],
+            serving[touched],
+            newest[touched],
+        )
+    triggers = [
+        Trigger(decoded.ids[record], time)
+        for record, time in zip(heads[newest].tolist(), rows["time"][newest].tolist(), strict=True)
+    ]
     clock = float(clocks[-1]) if len(clocks) else part.clock
     return _Folded(keys, profiles, serving, triggers, fresh, activity, clock, lapsed)
 

@@ -548,7 +548,7 @@ def explain(
     reason is the largest theta_i phi_i that speaks for the item, but where the slot is one. Where an item stands for
     its neighbourhood, the reason names the one of the last items that it is the nearest to.
     """
-    shown = np.empty((int(count.sum()), F), np.float32)
+    shown = np.empty((sum(count.tolist()), F), np.float32)
     _explain(
         profiles, placed, count, personal, phi, theta.reshape(-1), REASON_OF, catalog.index.keys, catalog.index.rows,
         signals.rows, signals.near_row, shown,

@@ -4,6 +4,7 @@ McFadden's conditional logit. theta is an input of the graph, not a constant in 
 than an initializer in ONNX Runtime, and one graph serves every theta.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,14 @@ def _sound(scores, count, sound):  # type: ignore[no-untyped-def]
 def sound(scores: npt.NDArray[np.float32], count: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """(U,) True where a row of scores (U, C) is a distribution over its first `count` (U,), or that is 0."""
     found = np.zeros(len(count), np.bool_)
-    if scores.ndim == 2 and len(scores) == len(count) and scores.shape[1] >= count.max(initial=0):
+    if scores.ndim == 2 and len(scores) == len(count) and scores.shape[1] >= max(count.tolist(), default=0):
         _sound(scores, count, found)
     return found
+
+
+@lru_cache(8)
+def _columns(n: int) -> npt.NDArray[np.int32]:
+    return np.arange(n, dtype=np.int32)[None, :]
 
 
 class Ranker:
@@ -75,7 +81,7 @@ class Ranker:
 
         A shopper without candidates gets a row of zeros.
         """
-        mask = np.arange(phi.shape[1], dtype=np.int32)[None, :] < count[:, None]  # (U, C) bool
+        mask = _columns(phi.shape[1]) < count[:, None]  # (U, C) bool
         (scores,) = self._session.run(["probability"], {"phi": phi, "mask": mask, "theta": self.theta})
         return scores  # type: ignore[no-any-return]
 

@@ -319,7 +319,8 @@ def _write_impressions(placed, count, heads, head_at, fragments, fragment_at, ou
 
 def _shown_bytes(count: npt.NDArray[np.int32], catalog: Catalog) -> int:
     """Upper bound of what the items of U pages take in JSON: each its id, its reason's, and figures."""
-    return int(count.sum()) * (2 * catalog.longest_fragment + 260)
+    items: int = sum(count.tolist())
+    return items * (2 * catalog.longest_fragment + 260)
 
 
 def encode_pages(
@@ -366,6 +367,12 @@ def encode_pages(
     return cut(out[: ends[-1]].tobytes(), ends.tolist())
 
 
+@lru_cache(8)
+def _words(n: int) -> np.dtype[Any]:
+    """A row of n words."""
+    return np.dtype([("words", "<i4", n)])
+
+
 def packed_phi(phi: npt.NDArray[np.float32]) -> tuple[bytes, list[int]]:
     """(n, F) float32 to float16, little-endian, each row without its zeros (`rows.pack`), one after the other.
 
@@ -374,7 +381,7 @@ def packed_phi(phi: npt.NDArray[np.float32]) -> tuple[bytes, list[int]]:
     n, f = phi.shape
     halves = np.zeros((n, f + f % 2), "<f2")
     halves[:, :f] = phi
-    return pack_all(halves.reshape(-1).view([("words", "<i4", halves.shape[1] // 2)]), PHI_VERSION)
+    return pack_all(halves.reshape(-1).view(_words(halves.shape[1] // 2)), PHI_VERSION)
 
 
 def unpacked_phi(data: bytes, features: int) -> npt.NDArray[np.float32]:
@@ -385,7 +392,7 @@ def unpacked_phi(data: bytes, features: int) -> npt.NDArray[np.float32]:
         end = at + 1 + bitmap + 4 * int.from_bytes(data[at + 1 : at + 1 + bitmap], "little").bit_count()
         blobs.append(data[at:end])
         at = end
-    rows = unpack(blobs, np.dtype([("words", "<i4", words)]), PHI_VERSION)
+    rows = unpack(blobs, _words(words), PHI_VERSION)
     return rows.view("<f2").reshape(len(blobs), 2 * words)[:, :features].astype(np.float32)
 
 

@@ -73,6 +73,28 @@ def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
 
 
 @njit
+def touch(serving, profiles, who, events, fresh, clocks, newest):  # type: ignore[no-untyped-def]
+    """In place: note when each shopper was last seen, by the clock of her partition; nothing of who refused consent.
+
+    serving, profiles: rows of all that `who` (n,) names; events (n,) EVENT, fresh (n,) bool and clocks (n,) s in order.
+    newest (S,) int64 becomes the row of the newest fresh event of the first S, of equals the last; -1 where none is.
+    """
+    newest[:] = -1
+    for i in range(events.shape[0]):
+        if not fresh[i]:
+            continue
+        s = who[i]
+        serving[s].touched = np.int32(clocks[i])
+        if events[i].part != 0 or s >= newest.shape[0]:
+            continue
+        if newest[s] < 0 or events[i].time >= events[newest[s]].time:
+            newest[s] = i
+    for s in range(newest.shape[0]):
+        if profiles[s].consent < 0:
+            serving[s].touched = 0
+
+
+@njit
 def _turn(serving, profiles, shopper, newest, generated_at, share, default_locale, now, personal, locales, seeds):  # type: ignore[no-untyped-def]
     for u in range(serving.shape[0]):
         p, row = profiles[u], serving[u]

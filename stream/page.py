@@ -378,9 +378,7 @@ def packed_phi(phi: npt.NDArray[np.float32]) -> tuple[bytes, list[int]]:
 
     -> the bytes, and where each row starts and the last ends (n + 1).
     """
-    n, f = phi.shape
-    halves = np.zeros((n, f + f % 2), "<f2")
-    halves[:, :f] = phi
+    halves = (phi if phi.shape[1] % 2 == 0 else np.pad(phi, ((0, 0), (0, 1)))).astype("<f2")
     return pack_all(halves.reshape(-1).view(_words(halves.shape[1] // 2)), PHI_VERSION)
 
 

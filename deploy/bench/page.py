@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from models.ranker import Ranker
 from stream.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
 from stream.events import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, VIEW, decode_run
 from stream.ids import key32, key64
+from stream.kafka.app import settle_garbage
 from stream.page import SLOTS, rfc3339
 from stream.profile import (
     PROFILE,
@@ -301,6 +304,17 @@ def headlines(shop: Shop) -> CopyBook:
     return book
 
 
+@contextmanager
+def _garbage_as_in_a_worker() -> Iterator[None]:
+    before = gc.get_threshold()
+    settle_garbage()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
+
+
 class Timed(NamedTuple):
     """Means of one round, s a page or an event."""
 
@@ -384,24 +398,21 @@ def measure(
         warm(bench.path)
         reached = bench.candidates()
         rounds: dict[int, list[Timed]] = {batch: [] for batch in BATCHES}
-        gc.collect()
-        bench.round(max(BATCHES), seconds)
-        for _ in range(plan.rounds):
-            for batch in BATCHES:
-                rounds[batch].append(bench.round(batch, seconds))
+        with _garbage_as_in_a_worker():
+            bench.round(max(BATCHES), seconds)
+            for _ in range(plan.rounds):
+                for batch in BATCHES:
+                    rounds[batch].append(bench.round(batch, seconds))
         seconds = plan.round_seconds / 2 / (len(growth_items) + len(growth_events))
-        by_events = {}
-        for events in growth_events:
-            some = Bench(ranker, bench.shop, np.full(min(GROWTH_SHOPPERS, shoppers), events))
-            by_events[str(events)] = _growth(some, seconds, plan.rounds)
-        del bench, some
-        by_items = {}
-        for n in growth_items:
-            say(f"{n:,} items")
-            other = Bench(ranker, shop_of(n), spread(min(2000, shoppers)))
-            by_items[str(n)] = _growth(other, seconds, plan.rounds)
-            del other
-            gc.collect()
+        few = min(GROWTH_SHOPPERS, shoppers)
+        by_events = _growth(
+            {n: Bench(ranker, bench.shop, np.full(few, n)) for n in growth_events}, seconds, plan.rounds
+        )
+        say(f"up to {max(growth_items):,} items")
+        shops = {n: bench.shop if n == items else shop_of(n) for n in growth_items}
+        by_items = _growth(
+            {n: Bench(ranker, shop, spread(min(2000, shoppers))) for n, shop in shops.items()}, seconds, plan.rounds
+        )
     # The yardstick of a round is a load in its largest batch, where loads are at their fastest.
     loads = [t.loads for t in rounds[max(BATCHES)]]
     costs = {b: [t.page / load for t, load in zip(ts, loads, strict=True)] for b, ts in rounds.items()}
@@ -422,10 +433,16 @@ def measure(
     }
 
 
-def _growth(bench: Bench, seconds: float, rounds: int) -> float:
-    """us a page."""
-    bench.round(GROWTH_BATCH, 0)
-    return middle([bench.round(GROWTH_BATCH, seconds).page * 1e6 for _ in range(rounds)], 3)
+def _growth(benches: dict[int, Bench], seconds: float, rounds: int) -> dict[str, float]:
+    """us a page of each, round by round beside each other: the machine may be louder in one minute than in the next."""
+    pages: dict[int, list[float]] = {n: [] for n in benches}
+    with _garbage_as_in_a_worker():
+        for bench in benches.values():
+            bench.round(GROWTH_BATCH, 0)
+        for _ in range(rounds):
+            for n, bench in benches.items():
+                pages[n].append(bench.round(GROWTH_BATCH, seconds).page * 1e6)
+    return {str(n): middle(us, 3) for n, us in pages.items()}
 
 
 def table(figures: Figures) -> str:

@@ -2,7 +2,17 @@
 
 Stock Faust handles one record at a time (14,000/s before any work is done) and forgets or doubles some at
 rebalances and crashes. Here an agent takes a `Run`: what has arrived in one partition, at most some hundred records.
-Each partition has one run in flight, partitions go in parallel.
+Each partition has one run in flight, partitions go in parallel. Of one partition, between fetch and commit:
+
+    Kafka ──fetch──> _backlog ──────────> one Run ──> the agent's step ──> outputs ──> changelog and end offset ──> _done
+             │       records, not yet     in_flight   off the loop, with   sent, then  one batch, sent, then          │
+             │       in a run; the next                runs of other       all         acknowledged: from here on     │
+             │       run forms here                    partitions          acknowledged  the run counts once         │
+             └ paused in aiokafka while PREFETCH_RUNS wait                                 committed each second <──┘
+
+A crash before the changelog's batch redoes the whole run on the old state; after it, its records lie below the watermark.
+A rebalance raises `epoch`: what was fetched before is dropped, runs at work may end, `_done` is committed, and only then do
+the partitions go.
 """
 
 from __future__ import annotations

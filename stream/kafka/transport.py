@@ -4,13 +4,17 @@ Stock Faust handles one record at a time (14,000/s before any work is done) and 
 rebalances and crashes. Here an agent takes a `Run`: what has arrived in one partition, at most some hundred records.
 Each partition has one run in flight, partitions go in parallel. Of one partition, between fetch and commit:
 
-    Kafka ──fetch──> _backlog ──────────> one Run ──> the agent's step ──> outputs ──> changelog and end offset ──> _done
-             │       records, not yet     in_flight   off the loop, with   sent, then  one batch, sent, then          │
-             │       in a run; the next                runs of other       all         acknowledged: from here on     │
-             │       run forms here                    partitions          acknowledged  the run counts once         │
-             └ paused in aiokafka while PREFETCH_RUNS wait                                 committed each second <──┘
+    Kafka ──> _backlog ──> Run ──> step ──> outputs ──> changelog ──> _done ──> Kafka
+              1            2       3        4           5             6
 
-A crash before the changelog's batch redoes the whole run on the old state; after it, its records lie below the watermark.
+    1  fetched, in no run yet: the next run forms here; aiokafka pauses the partition while PREFETCH_RUNS wait
+    2  in_flight, in the hands of the agent
+    3  off the loop, together with runs of other partitions
+    4  pages and all else, sent and acknowledged
+    5  the changed rows and the run's end offset in one batch, sent and acknowledged: from here on the run counts, once
+    6  the next run is handed over; the offset is committed within a second
+
+A crash before 5 redoes the whole run on the old state; after it, its records lie below the table's watermark.
 A rebalance raises `epoch`: what was fetched before is dropped, runs at work may end, `_done` is committed, and only then do
 the partitions go.
 """

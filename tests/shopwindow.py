@@ -205,9 +205,12 @@ async def read_all(settings: Settings, topic: str) -> list[Any]:
 
 
 def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
-    """The pages of each shopper in order."""
+    """The pages of each shopper in order, since the last was forgotten."""
     pages: dict[str, list[dict[str, Any]]] = {}
     for page in records:
+        if page.value is None:
+            pages.pop(page.key.decode(), None)
+            continue
         pages.setdefault(page.key.decode(), []).append(json.loads(page.value))
     return pages
 

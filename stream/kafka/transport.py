@@ -2,7 +2,21 @@
 
 Stock Faust handles one record at a time (14,000/s before any work is done) and forgets or doubles some at
 rebalances and crashes. Here an agent takes a `Run`: what has arrived in one partition, at most some hundred records.
-Each partition has one run in flight, partitions go in parallel.
+Each partition has one run in flight, partitions go in parallel. Of one partition, between fetch and commit:
+
+    Kafka ──> _backlog ──> Run ──> step ──> outputs ──> changelog ──> _done ──> Kafka
+              1            2       3        4           5             6
+
+    1  fetched, in no run yet: the next run forms here; aiokafka pauses the partition while PREFETCH_RUNS wait
+    2  in_flight, in the hands of the agent
+    3  off the loop, together with runs of other partitions
+    4  pages and all else, sent and acknowledged
+    5  the changed rows and the run's end offset in one batch, sent and acknowledged: from here on the run counts, once
+    6  the next run is handed over; the offset is committed within a second
+
+A crash before 5 redoes the whole run on the old state; after it, its records lie below the table's watermark.
+A rebalance raises `epoch`: what was fetched before is dropped, runs at work may end, `_done` is committed, and only then do
+the partitions go.
 """
 
 from __future__ import annotations

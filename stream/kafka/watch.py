@@ -169,8 +169,11 @@ class Watch:
         killer = threading.Timer(ORDERLY, _end_at_once, [farewell])
         killer.daemon = True
         killer.start()
-        await self._app.crash(error)
-        await asyncio.Event().wait()
+        try:
+            await self._app.crash(error)
+            await asyncio.Event().wait()
+        finally:
+            killer.cancel()  # ended in good order: whoever holds the app lives on
 
 
 def _end_at_once(farewell: str) -> None:

@@ -168,6 +168,8 @@ async def until_answered(settings: Settings, events: set[str]) -> None:
     """Wait until each of the events is the trigger of a page."""
     async with asyncio.timeout(120):
         while events - {
-            json.loads(page.value)["trigger"]["event_id"] for page in await read_all(settings, "homepages")
+            json.loads(page.value)["trigger"]["event_id"]
+            for page in await read_all(settings, "homepages")
+            if page.value is not None  # the page of a profile that had expired
         }:
             await asyncio.sleep(0.1)

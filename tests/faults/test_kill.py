@@ -22,7 +22,7 @@ from tests.counting import lasting, scenario, send, settings_for, until
 from tests.faults.test_guarantees import open_shop
 
 ROOT = Path(__file__).parents[2]
-EVENTS, SHOPPERS = 400, 40  # events for each life of the worker; shoppers in all
+EVENTS, SHOPPERS = 200, 40  # events for each life of the worker; shoppers in all
 
 
 @lasting(3600)

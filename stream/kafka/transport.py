@@ -132,7 +132,11 @@ class _Fetched(dict[Any, Any]):
 
 
 def _take_all(result: FetchResult, limit: None = None) -> list[Any]:
-    """`FetchResult.getall`, for the whole of it."""
+    """`FetchResult.getall`, for the whole of it.
+
+    It and the parsed answer refer to themselves: left so, each would keep the bytes of its fetch until the collector of
+    garbage comes, which is seldom.
+    """
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     parsed = result._partition_records
@@ -148,7 +152,8 @@ def _take_all(result: FetchResult, limit: None = None) -> list[Any]:
     if found and found[0].offset < start:
         found = [record for record in found if record.offset >= start]
     result._update_position()
-    result._partition_records = None
+    result._partition_records = parsed._records_iterator = None
+    del result.getall
     return found
 
 

@@ -1,6 +1,7 @@
 """The batched transport: what an agent is handed, when it counts as done, and what a rebalance or a crash changes."""
 
 import asyncio
+import gc
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 
 from stream.events import Reject
 from stream.kafka import topics, transport
@@ -587,3 +589,26 @@ async def test_what_is_not_wanted_now_is_paused_in_the_client_itself(broker: str
         assert changelog <= client.paused()
         assert not any(tp.topic.endswith("clicks") for tp in client.paused())
         assert not changelog & client._fetcher._records.keys()
+
+
+@scenario
+async def test_what_was_fetched_is_let_go_of_without_the_collector_of_garbage(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app, counts = counting_app(settings)
+
+    def held() -> int:
+        return sum(type(one) in (FetchResult, PartitionRecords) for one in gc.get_objects())
+
+    async with running(app):
+        gc.collect()
+        gc.disable()
+        try:
+            for turn in range(1, 21):
+                await send(settings, "clicks", keys(50))
+                await until(lambda turn=turn: total(counts) == 50 * turn, "counted")  # type: ignore[misc]
+            assert held() < 10, (
+                f"{held()} fetches and answers are held after 20 turns of {settings.partitions} partitions"
+            )
+        finally:
+            gc.enable()

@@ -133,6 +133,7 @@ NEEDS = [
     Need(RESULT, "_partition_records", None, "its records; None: all are taken"),
     Need(RESULT, "_update_position", "", "moves the consumer to the records' next_fetch_offset"),
     Need("aiokafka.consumer.fetcher:PartitionRecords", "_records", None, "the parser: has_next(), next_batch()"),
+    Need("aiokafka.consumer.fetcher:PartitionRecords", "_records_iterator", None, "a generator that refers to it: we let go of it"),
     Need("aiokafka.consumer.fetcher:PartitionRecords", "_check_crcs", None, "whether to verify checksums"),
     Need("aiokafka.consumer.fetcher:PartitionRecords", "next_fetch_offset", None, "where the fetch began; then its end"),
     Need("aiokafka.consumer.group_coordinator:GroupCoordinator", "_do_heartbeat", "",

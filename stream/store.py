@@ -10,8 +10,10 @@ from typing import Any, Generic, TypeVar
 from stream.ladder import Owed
 from stream.profile import owing_pages, touched_at
 
-# The partition's event time, in the changelog beside the watermarks: no row, though it lies among them.
-CLOCK = b"\x00wm:clock"
+# A changelog key that starts so is no row, and no shopper's key does; every reader skips it. Followed by topic:partition, it
+# says up to where that source is counted (table.py).
+NO_ROW = b"\x00wm:"
+CLOCK = NO_ROW + b"clock"  # the partition's event time
 SWEPT = 32  # rows that a run looks at for whether they have expired
 Rows = TypeVar("Rows", bound=Mapping[bytes, bytes])
 

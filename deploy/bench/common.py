@@ -68,13 +68,6 @@ def _only(choose: Callable[[set[int]], set[int]]) -> Iterator[bool]:
         os.sched_setaffinity(0, before)
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def middle(values: Sequence[float], digits: int = 4) -> float:
     """The median, to `digits` significant digits."""
     return float(f"{median(values):.{digits}g}")

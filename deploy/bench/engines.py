@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from deploy.bench.common import Meter, one_core
 from deploy.bench.naive import naive
 from stream.kafka.connect import client_options
 from stream.settings import Settings
+from stream.store import Profiles
 
 RUN_RECORDS = 4096
 
@@ -41,31 +42,13 @@ class Click(msgspec.Struct):
     data: Shopper
 
 
-class Rows:
-    """A store of bytes by key."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-
-    def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        rows = self.rows[partition]
-        for key, value in records:
-            if value is None:
-                rows.pop(key, None)
-            else:
-                rows[key] = value
-
-    def drop(self, partition: int) -> None:
-        self.rows.pop(partition, None)
-
-
 async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
     from stream.kafka.app import make_app, serve, settle_garbage
     from stream.kafka.table import ExactTable
 
     app, stop = make_app(settings), asyncio.Event()
     settle_garbage()
-    store = Rows()
+    store = Profiles()
     app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
     worker = asyncio.create_task(serve(app, stop))
     await asyncio.wait([worker, asyncio.create_task(meter.all_done.wait())], return_when=asyncio.FIRST_COMPLETED)
@@ -74,7 +57,7 @@ async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Met
     await worker
 
 
-def counting(app: Any, store: Rows, meter: Meter) -> Any:
+def counting(app: Any, store: Profiles, meter: Meter) -> Any:
     from stream.kafka.outputs import Output
 
     decode = msgspec.json.Decoder(Click).decode
@@ -95,7 +78,7 @@ def counting(app: Any, store: Rows, meter: Meter) -> Any:
     return count
 
 
-def folding(app: Any, store: Rows, meter: Meter) -> Any:
+def folding(app: Any, store: Profiles, meter: Meter) -> Any:
     import numpy as np
 
     from stream.events import decode_run
@@ -106,7 +89,7 @@ def folding(app: Any, store: Rows, meter: Meter) -> Any:
     async def fold(runs: Any) -> None:
         async for run in runs:
             meter.began()
-            rows, records = store.rows[run.partition], run.records
+            rows, records = store.of(run.partition), run.records
             decoded = decode_run(
                 [r.value for r in records],
                 [r.key for r in records],

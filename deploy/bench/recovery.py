@@ -18,17 +18,16 @@ from time import monotonic, process_time
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.producer.message_accumulator import BatchBuilder
 
 from agents.app import profiles_of
 from deploy.bench import population
-from deploy.bench.common import Figures, Plan, middle, one_core, say
+from deploy.bench.common import Figures, Plan, broker_beside, middle, one_core, say
 from deploy.bench.naive import stock_table
-from deploy.broker import Broker
 from stream import record_batch
 from stream.kafka import topics
 from stream.kafka.app import make_app, serve, settle_garbage
 from stream.kafka.connect import client_options, partition_of
+from stream.kafka.outputs import BATCH_BYTES, Batch
 from stream.kafka.table import ExactTable
 from stream.settings import Settings
 
@@ -37,7 +36,6 @@ KINDS = ("memory", "rocksdb", "stock")
 SHOPPERS_PER_SECOND = 4_000  # of the time that the benchmark may take
 STOCK_SHARE = 8  # the stock table reads a changelog so many times smaller
 TEMPLATES = 4_000
-BATCH_BYTES = 900_000
 PATIENCE = 300.0  # s for one reading
 
 
@@ -45,7 +43,7 @@ def measure(settings: Settings, plan: Plan) -> Figures:
     shoppers = max(8_000, int(plan.seconds * SHOPPERS_PER_SECOND))
     rows = population.records(TEMPLATES)
     found: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
-    with tempfile.TemporaryDirectory(prefix="shopwindow-bench-") as folder, Broker(heap_mb=384) as broker:
+    with tempfile.TemporaryDirectory(prefix="shopwindow-bench-") as folder, broker_beside() as broker:
         base = dataclasses.replace(
             settings, broker=f"kafka://{broker.bootstrap}", replication=1, security_protocol="PLAINTEXT",
             data_dir=Path(folder), web_port=0, session_timeout=6.0, heartbeat=0.5,
@@ -121,9 +119,8 @@ async def fill(settings: Settings, rows: list[bytes], shoppers: int) -> None:
             left = iter(enumerate(keys))
             sent = []
             while some := list(islice(left, 512)):
-                batch = BatchBuilder(2 * BATCH_BYTES, 0, is_transactional=0, key_serializer=None, value_serializer=None)
-                for at, key in some:
-                    batch.append(timestamp=None, key=key, value=rows[at % len(rows)])
+                batch = Batch(2 * BATCH_BYTES)
+                batch.extend([(key, rows[at % len(rows)]) for at, key in some])
                 sent.append(await producer.send_batch(batch, settings.prefix + "profiles", partition=partition))
             await asyncio.gather(*sent)
 

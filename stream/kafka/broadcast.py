@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream.kafka.connect import NoBroker, client_options, connecting
-from stream.kafka.table import WATERMARK
+from stream.store import NO_ROW
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -115,7 +115,7 @@ async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
     """
     rows: dict[bytes, bytes] = {}
     async for record in read_topic(settings, topic):
-        if record.key.startswith(WATERMARK):
+        if record.key.startswith(NO_ROW):
             continue
         if record.value is None:
             rows.pop(record.key, None)

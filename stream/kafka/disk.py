@@ -26,11 +26,10 @@ from rocksdict import (
     WriteBufferManager,
 )
 
-from stream.store import Served
+from stream.store import NO_ROW, Served
 
 log = logging.getLogger(__name__)
 
-NO_ROW = b"\x00wm:"  # no shopper's key starts so
 STATE = NO_ROW + b"state"
 CACHE_BYTES = 64 << 20  # blocks in memory, of all partitions together
 BUFFER_BYTES = 64 << 20  # rows not yet in a file, of all partitions together

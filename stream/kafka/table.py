@@ -16,13 +16,10 @@ from faust.types import TP
 from mode import Service
 
 from stream.kafka.changelog import ChangelogReader, Stretch
+from stream.store import NO_ROW
 
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
-
-# A changelog key that starts so is no row. Followed by topic:partition, it says up to where that source is counted;
-# others are the store's own. Every reader skips it.
-WATERMARK = b"\x00wm:"
 
 # Changelogs are read over so many connections: while we take in what one has brought, the broker fills the other.
 LANES = 2
@@ -101,7 +98,7 @@ class ExactTable(faust.Table[bytes, bytes]):
         return self.watermarks.get((partition, topic, partition), 0)
 
     def watermark_record(self, topic: str, partition: int, next_offset: int) -> tuple[bytes, bytes]:
-        return b"%s%s:%d" % (WATERMARK, topic.encode(), partition), b"%d" % next_offset
+        return b"%s%s:%d" % (NO_ROW, topic.encode(), partition), b"%d" % next_offset
 
     def written(
         self, topic: str, partition: int, next_offset: int, changelog_offset: int,
@@ -121,8 +118,8 @@ class ExactTable(faust.Table[bytes, bytes]):
         """Changelog records in order, of which `last_offset` is the last: watermarks to us, rows to the store."""
         rows = []
         for record in records:
-            if record[0].startswith(WATERMARK) and b":" in record[0][len(WATERMARK) :]:
-                topic, source = record[0][len(WATERMARK) :].decode().rsplit(":", 1)
+            if record[0].startswith(NO_ROW) and b":" in record[0][len(NO_ROW) :]:
+                topic, source = record[0][len(NO_ROW) :].decode().rsplit(":", 1)
                 self.watermarks[partition, topic, int(source)] = int(record[1] or 0)
             else:
                 rows.append(record)

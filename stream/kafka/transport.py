@@ -194,7 +194,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         return fetched
 
     # While records of any partition lie untaken, aiokafka fetches nothing for 100 ms. So it must itself pause what we do
-    # not want now: changelogs that are recovered, partitions that have enough waiting, those of paced topics that rest.
+    # not want now: changelogs, which have a reader of their own, partitions that have enough waiting, those of paced topics that rest.
 
     def _choose(self, consumer: Any, wanted: set[TP]) -> None:
         ours = consumer.assignment()
@@ -272,8 +272,8 @@ class BatchConsumer(driver.Consumer):
         self.fetch_epoch = 0  # of the fetch that is under way
         self.in_flight: dict[TP, Run] = {}  # runs that agents work on
         self._backlog: dict[TP, list[Any]] = {}  # fetched, not yet in a run
-        self._delivered: set[TP] = set()  # partitions with a run on its way or at work: they get no second
-        self._since: dict[TP, float] = {}  # timestamp (s) of the first record of the run that is out
+        # Partitions with a run on its way or at work, which get no second, and the timestamp (s) of its first record.
+        self._delivered: dict[TP, float] = {}
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
         self._done: dict[TP, int] = {}  # next offset to commit
         self._withheld: set[TP] = set()  # resumed, but not before the seek
@@ -340,8 +340,7 @@ class BatchConsumer(driver.Consumer):
         )  # fmt: skip
         message.records = records
         message.epoch = self.epoch
-        self._delivered.add(tp)
-        self._since[tp] = records[0].timestamp / 1000
+        self._delivered[tp] = records[0].timestamp / 1000
         self._outbox.put_nowait(message)
 
     @Service.task
@@ -357,8 +356,7 @@ class BatchConsumer(driver.Consumer):
             return
         self.in_flight.pop(tp, None)
         self._done[tp] = next_offset
-        self._delivered.discard(tp)
-        self._since.pop(tp, None)
+        self._delivered.pop(tp, None)
         self._deliver_next(tp)
 
     # Acknowledgement: Faust keeps a list of offsets and looks for gaps; runs of a partition end in order.
@@ -391,7 +389,6 @@ class BatchConsumer(driver.Consumer):
         self.epoch += 1
         self._backlog.clear()
         self._delivered.clear()
-        self._since.clear()
         at_work = list(self.in_flight.values())
         if at_work:
             await asyncio.wait([asyncio.ensure_future(run.ending()) for run in at_work], timeout=PATIENCE)
@@ -474,7 +471,7 @@ class BatchConsumer(driver.Consumer):
 
     def waiting_since(self) -> dict[TP, float]:
         """Timestamp (s since the epoch) of the oldest record that waits or is worked on, of partitions that have one."""
-        return dict(self._since)
+        return dict(self._delivered)
 
     def fetched_at(self) -> float | None:
         """When (s since the epoch) the broker last answered a fetch; None before. It ages when we have gone deaf."""

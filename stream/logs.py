@@ -13,6 +13,7 @@ import logging
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,7 +164,7 @@ def _error(record: logging.LogRecord) -> BaseException | None:
     return record.exc_info[1] if isinstance(record.exc_info, tuple) else None
 
 
-class _Form(logging.Formatter):
+class _Form(logging.Formatter, ABC):
     def __init__(self, secrets: Iterable[str], tracebacks: bool) -> None:
         super().__init__()
         self._secrets = [secret for secret in secrets if secret]
@@ -175,8 +176,9 @@ class _Form(logging.Formatter):
             line = line.replace(secret, "***").replace(json.dumps(secret)[1:-1], "***")
         return line
 
+    @abstractmethod
     def line(self, record: logging.LogRecord, message: str) -> str:
-        raise NotImplementedError
+        """The record with its message, in one line."""
 
     def time(self, record: logging.LogRecord) -> str:
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

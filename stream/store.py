@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from time import monotonic
@@ -18,7 +19,7 @@ SWEPT = 32  # rows that a run looks at for whether they have expired
 Rows = TypeVar("Rows", bound=Mapping[bytes, bytes])
 
 
-class Served(Generic[Rows]):
+class Served(ABC, Generic[Rows]):
     """Partitions of rows, of which some are this worker's to serve; the others are warm copies of another's."""
 
     def __init__(self) -> None:
@@ -52,9 +53,9 @@ class Served(Generic[Rows]):
         """Profiles that this worker serves."""
         return sum(len(rows) - (CLOCK in rows) for rows in self.served())
 
+    @abstractmethod
     def of(self, partition: int) -> Rows:
         """The rows of a partition that is at hand."""
-        raise NotImplementedError
 
     def clock(self, partition: int) -> float:
         """The newest event time (s) that the partition has seen; 0 before the first."""
@@ -69,9 +70,9 @@ class Served(Generic[Rows]):
                 found.append(key)
         return found
 
+    @abstractmethod
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:
         """So many rows from where the last call has ended, or fewer: then the next begins anew."""
-        raise NotImplementedError
 
     def served(self) -> list[Rows]:
         return [rows for partition, rows in list(self.partitions.items()) if partition in self.active]

@@ -7,21 +7,28 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
+
+from stream.kafka import topics
 from stream.kafka.broadcast import read_table, read_topic
+from stream.kafka.connect import client_options
 from stream.profile import PROFILE, PROFILE_VERSION, decode_record, owing_pages
 from stream.rows import unpack
 from stream.settings import Settings
+from tests.counting import send
 from tests.unit.behaviour import NOW, record
+from tests.unit.shop import item
 
 ROOT = Path(__file__).parents[1]
 Record = tuple[bytes | None, bytes | None]
@@ -163,6 +170,30 @@ def record_now(chance: random.Random, number: int, shoppers: int = 30, items: in
     now = time.time()
     shopper, item = f"secretly-{chance.randrange(shoppers)}", f"i{chance.randrange(items)}"
     return record("view_item", shopper, f"e{number}@{now:.4f}", now, item=item)
+
+
+async def open_shop(settings: Settings, items: int = 50) -> None:
+    """Create the topics, and a catalogue of so many items."""
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}") for k in range(items)])
+
+
+async def replay(settings: Settings, sent: AsyncIterator[Record], done: list[Record]) -> None:
+    """Send as a storefront should: each event acknowledged by all replicas, in order, through whatever happens."""
+    producer = AIOKafkaProducer(
+        **client_options(settings), acks="all", enable_idempotence=True, request_timeout_ms=120_000
+    )
+    async with producer:
+        waiting = []
+        async for key, value in sent:
+            waiting.append(await producer.send(settings.prefix + "clicks", value, key=key))
+            done.append((key, value))
+        await asyncio.gather(*waiting)
+
+
+def resident(pid: int | str = "self") -> float:
+    """MB of a process, by default of this one."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 async def profiles_of(settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.broker import Broker, Cluster
@@ -13,32 +12,20 @@ from stream.kafka.app import make_app
 from stream.kafka.connect import client_options
 from stream.settings import Settings
 from tests.counting import lasting
-from tests.faults.test_guarantees import open_shop
 from tests.shopwindow import (
     Record,
     WorkerProcess,
     assert_answered,
     behaviour,
+    open_shop,
     profiles_of,
+    replay,
     settings_for,
     until_counted,
     worker,
 )
 
 SHOPPERS, RATE = 30, 150.0  # events/s
-
-
-async def replay(settings: Settings, sent: AsyncIterator[Record], done: list[Record]) -> None:
-    """Send as a storefront should: each event acknowledged by all replicas, in order, through whatever happens."""
-    producer = AIOKafkaProducer(
-        **client_options(settings), acks="all", enable_idempotence=True, request_timeout_ms=120_000
-    )
-    async with producer:
-        waiting = []
-        async for key, value in sent:
-            waiting.append(await producer.send(settings.prefix + "clicks", value, key=key))
-            done.append((key, value))
-        await asyncio.gather(*waiting)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from stream.kafka.app import BatchApp
 from stream.kafka.watch import Deaf, Watch
 from tests import shopwindow
 from tests.counting import counting_app, running, scenario, send, settings_for, total, until
-from tests.faults.test_guarantees import open_shop
+from tests.shopwindow import open_shop
 
 LIMIT = 1.0
 
@@ -148,18 +148,18 @@ async def test_a_feed_that_has_gone_deaf_ends_the_worker_with_a_sentence(
 WEDGED = """
 import asyncio, os, sys, time
 from deploy.cli import main
-from stream.kafka import transport, watch
+from stream.kafka import fetch, watch
 
 watch.ORDERLY = 3.0
 how, sign = sys.argv[1:]
-fetch = transport.BatchConsumerThread._fetch_records
+original = fetch.BatchConsumerThread._fetch_records
 
 async def stuck(self, *args, **named):
     while os.path.exists(sign):
         time.sleep(3600) if how == "blocked" else await asyncio.sleep(3600)
-    return await fetch(self, *args, **named)
+    return await original(self, *args, **named)
 
-transport.BatchConsumerThread._fetch_records = stuck
+fetch.BatchConsumerThread._fetch_records = stuck
 sys.exit(main(["worker"]))
 """
 

@@ -10,16 +10,20 @@ import pytest
 
 from stream.kafka import topics
 from stream.page import schemas
-from stream.settings import Settings
 from tests.counting import scenario, send
-from tests.shopwindow import clicks, command, pages_of, profiles_of, read_all, settings_for, until_counted, worker
+from tests.shopwindow import (
+    clicks,
+    command,
+    open_shop,
+    pages_of,
+    profiles_of,
+    read_all,
+    settings_for,
+    until_counted,
+    worker,
+)
 from tests.unit.behaviour import NOW, record
 from tests.unit.shop import item
-
-
-async def open_shop(settings: Settings, items: int = 50) -> None:
-    await topics.create(settings)
-    await send(settings, "catalog", [item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}") for k in range(items)])
 
 
 @scenario

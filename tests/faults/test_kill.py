@@ -19,7 +19,7 @@ from stream.kafka.connect import partition_of
 from stream.profile import describe
 from tests import shopwindow
 from tests.counting import lasting, scenario, send, settings_for, until
-from tests.faults.test_guarantees import open_shop
+from tests.shopwindow import open_shop
 
 ROOT = Path(__file__).parents[2]
 EVENTS, SHOPPERS = 200, 40  # events for each life of the worker; shoppers in all

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,17 +25,11 @@ from stream.settings import SHIPPED_MODELS, Settings
 from stream.signals import ItemTable
 from tests.counting import lasting
 from tests.faults.mutants import Mutant, mutants
-from tests.faults.test_guarantees import open_shop
-from tests.shopwindow import read_all, settings_for, worker
+from tests.shopwindow import open_shop, read_all, resident, settings_for, worker
 from tests.unit.behaviour import NOW, record
 from tests.unit.shop import catalog_of, signals_of
 
 RUN = 512
-
-
-def resident(pid: int | str = "self") -> float:
-    """MB of a process, by default of this one."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 class _Record:

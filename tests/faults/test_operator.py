@@ -17,8 +17,6 @@ from stream.kafka import topics
 from stream.kafka.connect import client_options
 from stream.profile import blank, fold
 from tests.counting import lasting, scenario, send
-from tests.faults.test_guarantees import open_shop
-from tests.faults.test_mutants import resident
 from tests.shopwindow import (
     Record,
     WorkerProcess,
@@ -26,8 +24,10 @@ from tests.shopwindow import (
     behaviour,
     clicks,
     command,
+    open_shop,
     pages_of,
     read_all,
+    resident,
     settings_for,
     until_counted,
     worker,

@@ -12,8 +12,7 @@ from stream.ladder import FULL, PACED, Load
 from stream.profile import owing_pages
 from stream.settings import Settings
 from tests.counting import scenario, send, until
-from tests.faults.test_guarantees import open_shop
-from tests.shopwindow import clicks, pages_of, read_all, settings_for, until_counted, worker
+from tests.shopwindow import clicks, open_shop, pages_of, read_all, settings_for, until_counted, worker
 
 SHOPPERS = 40
 

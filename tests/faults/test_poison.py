@@ -9,8 +9,7 @@ import models.path
 from agents.app import Worker
 from stream.page import encode_pages
 from tests.counting import scenario, send
-from tests.faults.test_guarantees import open_shop
-from tests.shopwindow import clicks, pages_of, read_all, settings_for, until_counted
+from tests.shopwindow import clicks, open_shop, pages_of, read_all, settings_for, until_counted
 from tests.unit.behaviour import NOW, record
 
 POISON = "poisonous"

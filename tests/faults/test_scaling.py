@@ -10,9 +10,17 @@ from contextlib import ExitStack
 import numpy as np
 
 from tests.counting import lasting
-from tests.faults.test_brokers import replay
-from tests.faults.test_guarantees import open_shop
-from tests.shopwindow import Record, assert_answered, read_all, record_now, settings_for, until_counted, worker
+from tests.shopwindow import (
+    Record,
+    assert_answered,
+    open_shop,
+    read_all,
+    record_now,
+    replay,
+    settings_for,
+    until_counted,
+    worker,
+)
 
 
 @lasting(1200)

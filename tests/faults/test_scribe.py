@@ -17,8 +17,7 @@ from models.manifest import ManifestError
 from stream import metrics
 from stream.settings import SHIPPED_MODELS
 from tests.counting import scenario, send, until
-from tests.faults.test_guarantees import open_shop
-from tests.shopwindow import ROOT, clicks, pages_of, read_all, settings_for, until_counted
+from tests.shopwindow import ROOT, clicks, open_shop, pages_of, read_all, settings_for, until_counted
 
 FOLDER = SHIPPED_MODELS / "copywriter"
 SAMPLING = Sampling(temperature=0.9, top_k=50, top_p=0.95, max_tokens=50, samples=2)

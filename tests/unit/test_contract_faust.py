@@ -21,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream.kafka import app, outputs, table, transport
+from stream.kafka import app, fetch, outputs, table, transport
 from stream.kafka.app import make_app
 from stream.kafka.outputs import Batch
 from tests.counting import settings_for
@@ -163,7 +163,7 @@ OURS = [
     (transport.BatchTransport, importlib.import_module(DRIVER).Transport),
     (outputs.BatchProducer, importlib.import_module(DRIVER).Producer),
     (transport.BatchConsumer, importlib.import_module(DRIVER).Consumer),
-    (transport.BatchConsumerThread, importlib.import_module(DRIVER).AIOKafkaConsumerThread),
+    (fetch.BatchConsumerThread, importlib.import_module(DRIVER).AIOKafkaConsumerThread),
     (table.ExactTable, faust.Table),
     (table.BatchRecovery, importlib.import_module("faust.tables.recovery").Recovery),
     (table.BatchTableManager, importlib.import_module("faust.tables.manager").TableManager),

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +47,34 @@ async def counted(app: BatchApp, settings: Any, clicks: int, keys: int = 100) ->
     await until(lambda: app.lag() and sum(app.lag().values()) == 0, "all clicks counted")
 
 
+@asynccontextmanager
+async def at_work(settings: Any, folder: Path) -> AsyncIterator[tuple[BatchApp, DiskProfiles]]:
+    """The same, ready; at the end it lets go of its files."""
+    app, store = counting(settings, folder)
+    try:
+        async with running(app):
+            yield app, store
+    finally:
+        store.close()
+
+
 @scenario
 async def test_a_worker_that_comes_back_reads_only_what_others_wrote(
     broker: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
-    one, store = counting(settings, tmp_path / "one")
-    async with running(one):
+    async with at_work(settings, tmp_path / "one") as (one, store):
         await counted(one, settings, 2000)
         assert rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
-    store.close()
 
-    again, store = counting(settings, tmp_path / "one")
-    async with running(again):
+    async with at_work(settings, tmp_path / "one") as (again, store):
         assert again.recovery.records_read == 0 and rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
-    store.close()
 
-    two, other = counting(settings, tmp_path / "two")
-    async with running(two):
+    async with at_work(settings, tmp_path / "two") as (two, _):
         everything = two.recovery.records_read
         assert everything > 100
         await counted(two, settings, 100)
-    other.close()
 
     back, store = counting(settings, tmp_path / "one")
     async with running(back):
@@ -113,20 +120,16 @@ async def test_rows_that_do_not_belong_to_the_changelog_are_wiped_and_it_is_said
 ) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
     await topics.create(settings)
-    app, store = counting(settings, tmp_path)
-    async with running(app):
+    async with at_work(settings, tmp_path) as (app, store):
         await counted(app, settings, 300)
-    store.close()
     if how is _truncated:  # more has come since, and is gone again
         await send(settings, "profiles", [(b"k1", b"9")] * 10)
     await how(settings)
     await send(settings, "profiles", [(b"fresh", b"5")])
-    app, store = counting(settings, tmp_path)
     with caplog.at_level(logging.WARNING):
-        async with running(app):
+        async with at_work(settings, tmp_path) as (app, store):
             assert rows_of(store) == {b"fresh": 5}
     assert reason in caplog.text
-    store.close()
 
 
 @scenario
@@ -143,15 +146,11 @@ async def test_files_that_may_have_missed_a_tombstone_are_wiped_unless_nothing_w
     store.partitions[0].db[STATE] = json.dumps(told | {"at": told["at"] - table.STALE - 1}).encode()
     store.close()
 
-    app, store = counting(settings, tmp_path)
-    async with running(app):
+    async with at_work(settings, tmp_path) as (app, store):
         assert app.recovery.records_read == 0 and b"erased" in rows_of(store), "the changelog has nothing that we lack"
-    store.close()
     await send(settings, "profiles", [(b"other", b"1")])
-    app, store = counting(settings, tmp_path)
-    async with running(app):
+    async with at_work(settings, tmp_path) as (app, store):
         assert rows_of(store) == {b"k%d" % k: 3 for k in range(100)} | {b"other": 1}
-    store.close()
 
 
 @scenario
@@ -174,8 +173,6 @@ async def test_a_full_disk_ends_the_worker_with_a_sentence_and_loses_nothing(
             await send(settings, "clicks", [(b"k%d" % (n % 100), b"x") for n in range(2000)])
             await until(worker.done, "ended")
     store.close()
-    app, store = counting(settings, tmp_path)
-    async with running(app):
+    async with at_work(settings, tmp_path) as (app, store):
         await until(lambda: app.lag() and sum(app.lag().values()) == 0, "all clicks counted")
         assert rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
-    store.close()

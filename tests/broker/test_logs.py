@@ -61,14 +61,20 @@ BAD: list[Record] = [
 ]
 
 
+async def opened(locked: Settings, level: str, form: str) -> Settings:
+    """Topics of one's own on the cluster that wants a password."""
+    prefix = next(prefixes)
+    settings = dataclasses.replace(locked, prefix=prefix, app_id=prefix, log_level=level, log_format=form)
+    await topics.create(settings)
+    return settings
+
+
 @pytest.mark.parametrize(("level", "form"), [("INFO", "text"), ("DEBUG", "text"), ("DEBUG", "json")])
 @scenario
 async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_bad_events(
     locked: Settings, level: str, form: str
 ) -> None:
-    prefix = next(prefixes)
-    settings = dataclasses.replace(locked, prefix=prefix, app_id=prefix, log_level=level, log_format=form)
-    await topics.create(settings)
+    settings = await opened(locked, level, form)
     await send(settings, "catalog", [*(item(f"i{k}") for k in range(9)), (b"bad", b'{"item_id": "bad", "price": "x"}')])
     await send(settings, "clicks", [*of_marked_shoppers(60), *BAD])
     await send(settings, "refreshes", [(MARK.encode(), MARK.encode())])
@@ -96,9 +102,7 @@ async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_b
 async def test_a_crash_is_one_sentence_and_its_traceback_only_where_it_is_asked_for(
     locked: Settings, level: str, form: str
 ) -> None:
-    prefix = next(prefixes)
-    settings = dataclasses.replace(locked, prefix=prefix, app_id=prefix, log_level=level, log_format=form)
-    await topics.create(settings)
+    settings = await opened(locked, level, form)
     # Where the table expects a number: what int() says of it holds the bytes.
     await send(settings, "profiles", [(b"\x00wm:clicks:0", MARK.encode())])
     with worker(settings) as process:

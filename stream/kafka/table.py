@@ -283,7 +283,6 @@ class BatchRecovery(Recovery):
     def progress(self) -> list[TableProgress]:
         """Of each table that is or was recovered since the last assignment."""
         taken = monotonic() - self._since
-        behind = self.standby_remaining() if self._followed else {}
         found = []
         for table, tps in self.actives_for_table.items():
             known = [tp for tp in tps if tp in self._begins and self.active_highwaters.get(tp) is not None]
@@ -292,13 +291,17 @@ class BatchRecovery(Recovery):
             left = min(left, total)
             seconds = None if total == left else left * taken / (total - left)
             copies = {tp for tp in self._followed if self.tp_to_table[tp] is table}
-            late = sum(max(0, behind.get(tp, 1)) for tp in copies)
+            late = sum(self._behind(tp) for tp in copies)
             found.append(
                 TableProgress(
                     str(table.name), len(tps), total - left, total, 0.0 if not left else seconds, len(copies), late
                 )
             )
         return sorted(found)
+
+    def _behind(self, copy: TP) -> int:
+        end = self.standby_highwaters.get(copy)  # -1 where the changelog was empty; Faust's own count leaves those out
+        return 1 if end is None else max(0, end - (self.standby_offsets[copy] or 0))
 
     # What Faust calls.
 

@@ -106,6 +106,7 @@ NEEDS = [
     Need(RECOVERY, "active_offsets", None, "{TP: offset of the last record that was applied}"),
     Need(RECOVERY, "active_highwaters", None, "{TP: offset of the last record there is}"),
     Need(RECOVERY, "standby_offsets", None, "the same of the copies that we only keep"),
+    Need(RECOVERY, "standby_highwaters", None, "{TP: their last record at the assignment, -1 where there was none}"),
     Need(RECOVERY, "actives_for_table", None, "{table: its changelog partitions that are ours}"),
     Need(RECOVERY, "tp_to_table", None, "{TP: table}"),
     Need(RECOVERY, "revoke", "tp", "forgets how far a partition was read"),

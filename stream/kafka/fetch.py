@@ -1,151 +1,179 @@
-"""What aiokafka's consumer fetches, when, and in which form its records come: Faust's consumer thread, tuned."""
+"""What is read of a member's partitions: a client of its own asks their leaders; the group only says which are ours.
+
+aiokafka's consumer keeps the membership, in its thread, so that heartbeats go on whatever the loop does. It fetches nothing
+itself: each of its fetches would change threads twice and wait for whatever lies untaken in any partition.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import conn
-from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.errors import CorruptRecordException
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError, for_code
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from stream.kafka.connect import NoBroker, client_options, connecting
+
 if TYPE_CHECKING:
-    from stream.kafka.transport import BatchConsumer
+    from stream.settings import Settings
 
-# How long the broker holds a fetch that finds nothing. Faust fixes it at 1500 ms: while all busy partitions are
-# buffered, the consumer then waits that long upon the idle ones and fetches nothing else.
+# How long the broker holds a fetch that finds nothing: so long a partition that is wanted again may wait to be asked for.
 FETCH_WAIT_MS = 20
-# What a connection buffers before it stops reading, for a megabyte from each partition: aiokafka's 64 KiB make a fetch stop
-# and start dozens of times.
-conn.READER_LIMIT = 4 << 20
+PARTITION_BYTES = 1 << 20  # of one partition in one fetch; a larger batch comes alone
+FETCH_BYTES = 4 << 20
+READ_UNCOMMITTED = 0
+# What a connection buffers before it stops reading: aiokafka's 64 KiB make a fetch stop and start dozens of times.
+conn.READER_LIMIT = FETCH_BYTES
+RETRY = 0.1  # s
+LOOK = 0.05  # s between two looks at who leads the partitions
+REST = 0.005  # s until a leader of whose partitions none is wanted is looked at again
 
 
-class _Fetched(dict[Any, Any]):
-    """What aiokafka's fetcher holds for us, by partition: the records as its C parser makes them.
+class Answer(NamedTuple):
+    """What a leader has of one partition from an offset on."""
 
-    aiokafka would wrap each in an object of its own, which takes four times as long as the parsing.
+    records: Sequence[Any]  # as aiokafka's C parser makes them: .key .value .timestamp (ms) .offset .headers
+    next_offset: int  # where the next fetch starts: compaction and control batches leave offsets without a record
+    end: int  # the high watermark
+
+
+class Feed:
+    """Fetches what is `wanted` (partition -> offset), each leader at its own pace, and gives each answer to `take`.
+
+    `take` gets the partition, the offset that was asked for and the answer, None where the log does not have the offset.
+    Keeps no position: whoever takes says what is wanted next.
     """
 
-    def __setitem__(self, tp: Any, result: Any) -> None:
-        if type(result) is FetchResult:
-            result.getall = partial(_take_all, result)
-        super().__setitem__(tp, result)
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: Callable[[], Mapping[TP, int]],
+        take: Callable[[TP, int, Answer | None], None],
+    ) -> None:
+        self._settings, self._wanted, self._take = settings, wanted, take
+
+    async def run(self) -> None:
+        """For ever. Brokers that are gone are waited for, leaders that move are found again.
+
+        Raises CorruptRecordException where a checksum is wrong, and the Kafka error of what does not pass by itself.
+        """
+        client = await self._connected()
+        lanes: dict[int, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for leader in await self._leaders(client) - lanes.keys():
+                    lanes[leader] = asyncio.create_task(self._follow(client, leader))
+                if lanes:
+                    await asyncio.wait(lanes.values(), timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(LOOK)
+                for leader in [leader for leader, lane in lanes.items() if lane.done()]:
+                    lanes.pop(leader).result()
+        finally:
+            for lane in lanes.values():
+                lane.cancel()
+            await asyncio.gather(*lanes.values(), return_exceptions=True)
+            await client.close()
+
+    async def _connected(self) -> AIOKafkaClient:
+        while True:
+            client = AIOKafkaClient(**client_options(self._settings))
+            try:
+                with connecting(self._settings):
+                    await client.bootstrap()
+                return client
+            except (NoBroker, KafkaError):
+                await client.close()
+                await asyncio.sleep(RETRY)
+
+    async def _leaders(self, client: AIOKafkaClient) -> set[int]:
+        wanted = self._wanted()
+        known = set(client.cluster.topics())
+        if missing := {tp.topic for tp in wanted} - known:
+            await client.set_topics(list(missing | known))
+        leaders = {client.cluster.leader_for_partition(tp) for tp in wanted}
+        if None in leaders or -1 in leaders:
+            client.force_metadata_update()
+        return leaders - {None, -1}
+
+    async def _follow(self, client: AIOKafkaClient, leader: int) -> None:
+        """Fetch from one broker, until it leads nothing that is wanted and does not answer."""
+        leads = client.cluster.leader_for_partition
+        while True:
+            wanted = {tp: offset for tp, offset in self._wanted().items() if leads(tp) == leader}
+            if not wanted:
+                await asyncio.sleep(REST)
+            elif not await self._fetch(client, leader, wanted):
+                await asyncio.sleep(RETRY)
+                await client.force_metadata_update()
+                return  # who leads is to be found out anew
+
+    async def _fetch(self, client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int]) -> bool:
+        """One fetch. -> False where the leader is gone, or leads some of them no more."""
+        topics: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        for tp, offset in wanted.items():
+            topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
+        request = FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
+        try:
+            response = await client.send(leader, request)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return False
+        all_led = True
+        for topic, partitions in response.topics:
+            for partition, code, end, *rest in partitions:
+                tp = TP(topic, partition)
+                if not code:
+                    records, following = parse(rest[-1], wanted[tp])
+                    self._take(tp, wanted[tp], Answer(records, following, end))
+                elif (kind := for_code(code)) is OffsetOutOfRangeError:
+                    self._take(tp, wanted[tp], None)
+                elif kind.retriable:
+                    all_led = False
+                else:
+                    raise kind(f"partition {partition} of '{topic}' cannot be read")
+        return all_led
 
 
-def _take_all(result: FetchResult, limit: None = None) -> list[Any]:
-    """`FetchResult.getall`, for the whole of it.
-
-    It and the parsed answer refer to themselves: left so, each would keep the bytes of its fetch until the collector of
-    garbage comes, which is seldom.
-    """
-    if not result.check_assignment(result._topic_partition) or not result.has_more():
-        return []
-    parsed = result._partition_records
-    start, found = parsed.next_fetch_offset, []
-    while parsed._records.has_next():
-        batch = parsed._records.next_batch()
-        if parsed._check_crcs and not batch.validate_crc():
-            raise CorruptRecordException(f"a batch of {result._topic_partition} has a wrong checksum")
+def parse(data: bytes, start: int) -> tuple[Sequence[Any], int]:
+    """The records of a fetch from offset `start` on, and the offset after them. Raises CorruptRecordException."""
+    if not data:
+        return (), start
+    parsed, found, following = MemoryRecords(data), [], start
+    while parsed.has_next():
+        batch = parsed.next_batch()
+        if not batch.validate_crc():
+            raise CorruptRecordException(f"the batch before offset {batch.next_offset} has a wrong checksum")
         if not batch.is_control_batch:
             found.extend(batch)
-        parsed.next_fetch_offset = batch.next_offset
-    # A batch comes whole, though the position may lie inside it.
+        following = max(start, batch.next_offset)
+    # A batch comes whole, though `start` may lie inside it.
     if found and found[0].offset < start:
         found = [record for record in found if record.offset >= start]
-    result._update_position()
-    result._partition_records = parsed._records_iterator = None
-    del result.getall
-    return found
+    return found, following
 
 
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):
-    """aiokafka's consumer in its thread, with the fetch wait that Faust does not let one set."""
+    """aiokafka's consumer in its thread: the group, its offsets, its heartbeats; no fetches."""
 
     #: When (monotonic) the last heartbeat was sent that the group's coordinator answered.
     heartbeat_at = 0.0
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._wanted: set[TP] = set()
-        self._resting: set[TP] = set()
-        self._assigned: Any = None  # the assignment that is chosen from
-
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-        return consumer
-
-    async def _fetch_records(
-        self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None
-    ) -> Any:
-        """As Faust's, but a fetch that a rebalance overtook gives back what it took.
-
-        It may return after the seek to the committed offsets, with records read from there. Nobody takes them any
-        more, and the position would stand behind them: they were never processed. No await lies between the taking
-        and the seek, so nothing else moves the position in between.
-        """
-        self._choose(consumer, active_partitions)
-        fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
-        feed = cast("BatchConsumer", self.consumer)
-        if feed.fetch_epoch != feed.epoch:
-            for tp in fetched.keys() & consumer.assignment():
-                consumer.seek(tp, fetched[tp][0].offset)
-            return {}
-        self._rest(consumer, fetched)
-        return fetched
-
-    # While records of any partition lie untaken, aiokafka fetches nothing for 100 ms. So it must itself pause what we do
-    # not want now: changelogs, which have a reader of their own, partitions that have enough waiting, those of paced topics that rest.
-
-    def _choose(self, consumer: Any, wanted: set[TP]) -> None:
-        ours = consumer.assignment()
-        if wanted == self._wanted and ours is self._assigned:
-            return
-        self._wanted, self._assigned = set(wanted), ours
-        self._pause_others(consumer)
-
-    def _pause_others(self, consumer: Any) -> None:
-        states = consumer._subscription.subscription.assignment
-        for tp in consumer.assignment():
-            state = states.state_value(tp)
-            if tp in self._wanted and tp not in self._resting:
-                state.resume()
-            else:
-                state.pause()
-
-    def _rest(self, consumer: Any, fetched: Mapping[TP, Sequence[Any]]) -> None:
-        """Let partitions of paced topics that keep up be, till the next beat of their pace, the same for all of them.
-
-        Each answer of the broker would else wake us for a record or two.
-        """
-        loop, resting = asyncio.get_running_loop(), len(self._resting)
-        for tp, records in fetched.items():
-            lanes = cast("BatchConsumer", self.consumer).app.lanes_of.get(tp.topic)
-            if lanes is not None and lanes.pace and len(records) < lanes.limit:
-                beat = (loop.time() // lanes.pace + 1) * lanes.pace
-                if not self._resting:
-                    loop.call_at(beat, self._wake, consumer)
-                self._resting.add(tp)
-        if len(self._resting) > resting:
-            self._pause_others(consumer)
-
-    def _wake(self, consumer: Any) -> None:
-        self._resting.clear()
-        if consumer._subscription.subscription is not None and consumer.assignment():
-            self._pause_others(consumer)
-
     async def on_start(self) -> None:
         await super().on_start()
         consumer = self._ensure_consumer()
-        # aiokafka's fetcher sleeps so long (by default 200 ms) where a fetch ends in the very moment in which something
-        # else wakes it: it then takes the fetch to be still under way.
-        consumer._fetcher._fetcher_timeout = FETCH_WAIT_MS / 1000
-        consumer._fetcher._records = _Fetched()
+        consumer._fetcher._fetch_task.cancel()
+        # A member that fetches nothing would be taken to be stuck, and leave.
+        consumer._subscription._fetch_count += 1
         coordinator = consumer._coordinator
         beat = coordinator._do_heartbeat
 

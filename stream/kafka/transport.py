@@ -7,7 +7,7 @@ Each partition has one run in flight, partitions go in parallel. Of one partitio
     Kafka ──> _backlog ──> Run ──> step ──> outputs ──> changelog ──> _done ──> Kafka
               1            2       3        4           5             6
 
-    1  fetched, in no run yet: the next run forms here; aiokafka pauses the partition while PREFETCH_RUNS wait
+    1  fetched, in no run yet: the next run forms here; nothing more is asked for while PREFETCH_RUNS wait
     2  in_flight, in the hands of the agent
     3  off the loop, together with runs of other partitions
     4  pages and all else, sent and acknowledged
@@ -22,18 +22,18 @@ the partitions go.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import TopicPartition
-from aiokafka.errors import ConsumerStoppedError, IllegalStateError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
 
-from stream.kafka.fetch import BatchConsumerThread
+from stream.kafka.fetch import Answer, BatchConsumerThread, Feed
 from stream.kafka.outputs import BatchProducer
 from stream.kafka.table import ExactTable
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 PREFETCH_RUNS = 4
 # How long a rebalance or a stop waits for runs at work. A rebalance may take 60 s (broker_rebalance_timeout).
 PATIENCE = 10.0
+log = logging.getLogger(__name__)
 
 
 class PartitionLost(Exception):
@@ -124,7 +125,6 @@ class BatchConsumer(driver.Consumer):
     def _reset_state(self) -> None:
         super()._reset_state()
         self.epoch = 0  # rises whenever what was fetched before must not be processed any more
-        self.fetch_epoch = 0  # of the fetch that is under way
         self.in_flight: dict[TP, Run] = {}  # runs that agents work on
         self._backlog: dict[TP, list[Any]] = {}  # fetched, not yet in a run
         # Partitions with a run on its way or at work, which get no second, and the timestamp (s) of its first record.
@@ -132,45 +132,59 @@ class BatchConsumer(driver.Consumer):
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
         self._done: dict[TP, int] = {}  # next offset to commit
         self._withheld: set[TP] = set()  # resumed, but not before the seek
-        self._turns = 0  # of the loop that fetches
+        self._answered: dict[TP, float] = {}  # when (s since the epoch) a fetch of the partition was last answered
+        self._ends: dict[TP, int] = {}  # its high watermark then
+        self._rests_until: dict[TP, float] = {}  # monotonic, of partitions of paced topics that keep up
 
     # Delivery.
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:
-            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
-                self._turns += 1
-                if not self.flow_active:
-                    await self.wait(self.can_resume_flow.wait())
-                    continue
-                # Copies: Faust empties the live set at a rebalance, and an empty set means *every* partition.
-                active = set(self._get_active_partitions())
-                hungry = {tp for tp in active if not self._full(tp)}
-                if not hungry:
-                    await asyncio.sleep(0.005 if active else 0.02)
-                    continue
-                self.fetch_epoch = self.epoch
-                # While a full partition is left out, look again soon: it may have been worked off.
-                records = await self._getmany(hungry, 0.5 if hungry == active else 0.01)
-                if self.fetch_epoch != self.epoch:
-                    continue  # a rebalance has begun: its seek, yet to come, moves the positions back
-                for tp, fetched in records.items():
-                    self._take(tp, fetched)
-                await asyncio.sleep(0)
-        except (ConsumerStoppedError, asyncio.CancelledError):
-            if not self.transport.app.should_stop:
-                raise
+            await Feed(self.app.settings, self.wanted, self._take).run()
+        except Exception as error:
+            await self.app.crash(error)
 
-    def _take(self, tp: TP, fetched: list[Any]) -> None:
-        if not fetched:
+    def wanted(self) -> dict[TP, int]:
+        """The next offset to fetch of each partition that is ours, has not enough waiting and does not rest."""
+        if not self.flow_active:
+            return {}
+        now = monotonic()
+        return {
+            tp: offset
+            for tp in self._get_active_partitions()
+            if (offset := self._read_offset[tp]) is not None
+            and now >= self._rests_until.get(tp, 0.0)
+            and not self._full(tp)
+        }
+
+    def _take(self, tp: TP, asked: int, answer: Answer | None) -> None:
+        """Note what was fetched, unless a rebalance has meanwhile given the partition away or set it back."""
+        if not self.flow_active or self._read_offset[tp] != asked or tp not in self._get_active_partitions():
             return
-        wanted = self._read_offset[tp]
-        if wanted is not None and fetched[0].offset < wanted:
-            fetched = [record for record in fetched if record.offset >= wanted]
-        if fetched:
-            self._read_offset[tp] = fetched[-1].offset + 1
-            self._backlog.setdefault(tp, []).extend(fetched)
+        self._answered[tp] = time.time()
+        if answer is None:
+            self._read_offset[tp] = None
+            self.add_future(self._start_anew(tp, asked))
+            return
+        self._read_offset[tp], self._ends[tp] = answer.next_offset, answer.end
+        if answer.records:
+            lanes = self.app.lanes_of[tp.topic]
+            if lanes.pace and len(answer.records) < lanes.limit:
+                # A paced partition that keeps up rests till the next beat, the same for all of them: each answer of the
+                # broker would else wake us for a record or two.
+                self._rests_until[tp] = (monotonic() // lanes.pace + 1) * lanes.pace
+            self._backlog.setdefault(tp, []).extend(answer.records)
             self._deliver_next(tp)
+
+    async def _start_anew(self, tp: TP, missing: int) -> None:
+        """Go on where the log begins: what was before has been removed, or the topic was created anew."""
+        epoch, begins = self.epoch, await self.earliest_offsets(tp)
+        if self.epoch == epoch and self._read_offset[tp] is None:
+            log.error(
+                "partition %d of '%s' has nothing at offset %d any more and is read from %d on: a retention that is shorter "
+                "than the lag loses events", tp.partition, tp.topic, missing, begins[tp],
+            )  # fmt: skip
+            self._read_offset[tp] = begins[tp]
 
     def _full(self, tp: TP) -> bool:
         backlog = self._backlog.get(tp)
@@ -232,6 +246,8 @@ class BatchConsumer(driver.Consumer):
             await self.app.crash(error)
         await super().on_partitions_revoked(revoked)
         self._done.clear()
+        self._answered.clear()
+        self._ends.clear()
 
     async def settle(self) -> None:
         """Take no new runs, wait for those at work, commit what is done.
@@ -274,13 +290,12 @@ class BatchConsumer(driver.Consumer):
     async def perform_seek(self) -> None:
         self._backlog.clear()
         await super().perform_seek()
-        # aiokafka's seek_to_committed() leaves a partition without a commit wherever it is.
+        # A partition without a commit is read from its beginning.
         sources = [tp for tp in self.assignment() if tp.topic in self.app.lanes_of]
-        fresh = [TopicPartition(*tp) for tp in sources if not self._read_offset[tp]]
+        fresh = [tp for tp in sources if not self._read_offset[tp]]
         if fresh:
-            await self._thread.seek_to_beginning(*fresh)
-            for tp in fresh:
-                self._read_offset[TP(*tp)] = None
+            begins = await self.earliest_offsets(*fresh)
+            self._read_offset.update({tp: begins[tp] for tp in fresh})
         await self._check_watermarks(sources)
 
     async def _check_watermarks(self, sources: list[TP]) -> None:
@@ -321,8 +336,11 @@ class BatchConsumer(driver.Consumer):
 
     def position_now(self, tp: TP) -> int | None:
         """Where the next fetch of the partition starts; None while not known."""
-        state = self._state(tp)
-        return None if state is None or not state.has_valid_position else int(state.position)
+        return self._read_offset[tp]
+
+    def highwater(self, tp: TP) -> int | None:  # type: ignore[override]
+        """Where the partition ended at its last fetch; None before."""
+        return self._ends.get(tp)
 
     def waiting_since(self) -> dict[TP, float]:
         """Timestamp (s since the epoch) of the oldest record that waits or is worked on, of partitions that have one."""
@@ -330,29 +348,14 @@ class BatchConsumer(driver.Consumer):
 
     def fetched_at(self) -> float | None:
         """When (s since the epoch) the broker last answered a fetch; None before. It ages when we have gone deaf."""
-        states = [self._state(tp) for tp in self.assignment()]
-        times = [state.timestamp for state in states if state is not None and state.timestamp is not None]
-        return max(times) / 1000 if times else None
+        return max(self._answered.values(), default=None)
 
-    def traces(self) -> dict[TP | None, object]:
+    def traces(self) -> dict[TP, object]:
         """Of each partition that the next fetch asks for, what its last answer left behind; any later one changes it.
 
-        Beside them, for None, what each turn of our own loop changes. Empty where nothing is asked for: no partitions, a
-        rebalance, or enough waiting in all of them.
+        Empty where nothing is asked for: no partitions, a rebalance, or enough waiting in all of them.
         """
-        if not self.flow_active:
-            return {}
-        wanted = [tp for tp in self._get_active_partitions() if not self._full(tp)]
-        states = {tp: self._state(tp) for tp in wanted}
-        traces: dict[TP | None, object] = {tp: state.timestamp for tp, state in states.items() if state is not None}
-        return traces and traces | {None: self._turns}
-
-    def _state(self, tp: TP) -> Any:
-        assignment = self._thread._ensure_consumer()._subscription.subscription
-        try:
-            return assignment.assignment.state_value(TopicPartition(*tp))
-        except (AttributeError, IllegalStateError):
-            return None  # between two assignments
+        return {tp: self._answered.get(tp) for tp in self.wanted()}
 
 
 class BatchTransport(driver.Transport):

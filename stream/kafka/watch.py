@@ -38,9 +38,9 @@ class Silence:
     """For how long each partition has waited for an answer. Knows no clock and no Kafka."""
 
     def __init__(self) -> None:
-        self._seen: dict[TP | None, tuple[object, float]] = {}
+        self._seen: dict[TP, tuple[object, float]] = {}
 
-    def waits(self, traces: Mapping[TP | None, object], now: float) -> dict[TP | None, float]:
+    def waits(self, traces: Mapping[TP, object], now: float) -> dict[TP, float]:
         """The wait (s) of each partition that a fetch asks for, by what its last answer left behind.
 
         A partition that is not asked for has nothing to wait for, and begins anew.
@@ -67,28 +67,57 @@ class Watch:
         self.longest = 0.0  # s that a partition has waited by now
         self.problem: str | None = None  # why this process is of no use any more
         self.note: str | None = None  # what is wrong, but not with this process
+        self._pause = min(LOOK, self._limit / 4)
+        self._looked = monotonic()
+        self._over = threading.Event()
 
     async def run(self) -> None:
-        """Never returns; where the feed is deaf, it crashes the app with Deaf, or LookupError where a topic is gone."""
-        pause, looked = min(LOOK, self._limit / 4), monotonic()
+        """Never returns; where the feed is deaf, it crashes the app with Deaf, or LookupError where a topic is gone.
+
+        Where the loop itself is held up for as long, the process ends at once.
+        """
+        threading.Thread(target=self._watch_the_loop, name="watch", daemon=True).start()
+        try:
+            await self._look()
+        finally:
+            self._over.set()
+
+    async def _look(self) -> None:
         while True:
-            await asyncio.sleep(pause)
-            if monotonic() - looked > 3 * pause:
+            await asyncio.sleep(self._pause)
+            if monotonic() - self._looked > 3 * self._pause:
                 self._silence.forgive()  # we have been held up ourselves: a stopped process, a laptop that slept
-            looked = monotonic()
-            waits = self._silence.waits(self._traces(), looked)
+            self._looked = monotonic()
+            waits = self._silence.waits(self._traces(), self._looked)
             self.longest = max(waits.values(), default=0.0)
             if waits:
                 self._idle_since = None
             if self.longest <= self._limit:
                 self._suspected = None
             if self.longest > self._limit:
-                stuck = waits.get(None, 0.0) > self._limit  # our own loop: then it is all of them
-                await self._judge([tp for tp, wait in waits.items() if tp and (stuck or wait > self._limit)])
+                await self._judge([tp for tp, wait in waits.items() if wait > self._limit])
             elif not waits:
                 await self._idle(monotonic())
             elif self.longest < self._limit / 2:
                 self._answers_again()
+
+    def _watch_the_loop(self) -> None:
+        """In a thread of its own: heartbeats go on from another one, so that a loop that is stuck would keep its partitions."""
+        last = since = monotonic()
+        looked = self._looked
+        while not self._over.wait(self._pause):
+            now = monotonic()
+            held_up = (
+                self._app.started and self._looked == looked
+            )  # before it has started it may read a large catalogue
+            if not held_up or now - last > 3 * self._pause:
+                looked, since = self._looked, now
+            elif now - since > self._limit:
+                _end_at_once(
+                    f"shopwindow: the worker stopped: its event loop has been held up for {now - since:.0f} s, so that it "
+                    "has gone deaf and ends, for its supervisor to start it anew (SHOPWINDOW_FETCH_TIMEOUT is the limit)\n"
+                )
+            last = now
 
     async def _idle(self, now: float) -> None:
         """Enough is waiting, we own nothing, or a rebalance is under way; one without end is that of a topic that is gone."""
@@ -103,7 +132,7 @@ class Watch:
             log.warning("Kafka answers again, after %.0f s", monotonic() - self._away_since)
             self._away_since = self.note = None
 
-    def _traces(self) -> Mapping[TP | None, object]:
+    def _traces(self) -> Mapping[TP, object]:
         return self._app.feed.traces() if self._app.started and not self._app.rebalancing else {}
 
     async def _judge(self, silent: list[TP]) -> None:
@@ -125,7 +154,7 @@ class Watch:
             self._silence.forgive()  # connecting again takes its time
             return
         now = self._silence.waits(self._traces(), monotonic())
-        silent = [tp for tp in silent if max(now.get(tp, 0.0), now.get(None, 0.0)) > self._limit]
+        silent = [tp for tp in silent if now.get(tp, 0.0) > self._limit]
         if not silent:
             return
         if self._suspected is None:

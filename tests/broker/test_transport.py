@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from stream.events import Reject
 from stream.kafka import topics, transport
@@ -18,6 +18,7 @@ from stream.kafka.app import make_app, serve
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import NoBroker, client_options
 from stream.kafka.dead_letters import dead_letters
+from stream.kafka.fetch import Answer
 from stream.kafka.outputs import Output
 from stream.kafka.table import ExactTable
 from stream.kafka.topics import WrongTopics
@@ -576,19 +577,52 @@ async def test_a_run_is_bounded_in_bytes_where_its_agent_says_so(broker: str, to
 
 
 @scenario
-async def test_what_is_not_wanted_now_is_paused_in_the_client_itself(broker: str, topic_prefix: str) -> None:
-    # A changelog fetched after its recovery would lie untaken, and aiokafka fetches nothing beside what lies untaken.
-    settings = settings_for(broker, topic_prefix)
+async def test_only_what_is_wanted_now_is_fetched_and_the_groups_client_fetches_nothing(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix, run_records=5)
     await topics.create(settings)
     app, counts = counting_app(settings)
+    slow, publish = asyncio.Event(), app.outputs.commit_run
+
+    async def held(*args: Any) -> None:
+        await slow.wait()
+        await publish(*args)
+
+    app.outputs.commit_run = held  # type: ignore[method-assign, assignment]
     async with running(app):
-        await send(settings, "clicks", keys(200))
-        await until(lambda: total(counts) == 200, "200 counted")
-        client = app.feed._thread._ensure_consumer()
-        changelog = {TopicPartition(settings.prefix + "profiles", p) for p in range(settings.partitions)}
-        assert changelog <= client.paused()
-        assert not any(tp.topic.endswith("clicks") for tp in client.paused())
-        assert not changelog & client._fetcher._records.keys()
+        assert {tp.topic for tp in app.feed.wanted()} == {settings.prefix + "clicks"}, "and not the changelog"
+        await send(settings, "clicks", keys(800))
+        await until(lambda: not app.feed.wanted(), "enough waiting in all partitions")
+        slow.set()
+        await until(lambda: total(counts) == 800, "800 counted")
+        await until(lambda: len(app.feed.wanted()) == settings.partitions, "all wanted again")
+        assert not app.feed._thread._ensure_consumer()._fetcher._records
+
+
+@scenario
+async def test_a_log_that_lost_what_was_not_read_yet_is_read_from_where_it_begins(
+    broker: str, topic_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=1)
+    await topics.create(settings)
+    await send(settings, "clicks", [(b"k", b"%d" % n) for n in range(100)])
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    await admin.start()
+    app, counts = counting_app(settings)
+    perform_seek = app.feed.perform_seek
+
+    async def seek() -> None:
+        await perform_seek()
+        await admin.delete_records({TopicPartition(settings.prefix + "clicks", 0): RecordsToDelete(before_offset=60)})
+
+    app.feed.perform_seek = seek  # type: ignore[method-assign]
+    try:
+        async with running(app):
+            await until(lambda: total(counts) == 40, "the rest counted")
+    finally:
+        await admin.close()
+    assert "has nothing at offset 0 any more and is read from 60 on" in caplog.text
 
 
 @scenario
@@ -598,7 +632,7 @@ async def test_what_was_fetched_is_let_go_of_without_the_collector_of_garbage(br
     app, counts = counting_app(settings)
 
     def held() -> int:
-        return sum(type(one) in (FetchResult, PartitionRecords) for one in gc.get_objects())
+        return sum(type(one) is Answer for one in gc.get_objects())
 
     async with running(app):
         gc.collect()
@@ -607,8 +641,6 @@ async def test_what_was_fetched_is_let_go_of_without_the_collector_of_garbage(br
             for turn in range(1, 21):
                 await send(settings, "clicks", keys(50))
                 await until(lambda turn=turn: total(counts) == 50 * turn, "counted")  # type: ignore[misc]
-            assert held() < 10, (
-                f"{held()} fetches and answers are held after 20 turns of {settings.partitions} partitions"
-            )
+            assert held() < 10, f"{held()} answers are held after 20 turns of {settings.partitions} partitions"
         finally:
             gc.enable()

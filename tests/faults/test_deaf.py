@@ -1,6 +1,7 @@
 """A consumer that silently stops is noticed and ends; whoever has a reason to be silent is left alone."""
 
 import asyncio
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,8 +11,7 @@ import aiohttp
 import pytest
 
 from deploy.broker import Broker
-from stream.kafka import topics
-from stream.kafka.app import BatchApp
+from stream.kafka import fetch, topics
 from stream.kafka.watch import Deaf, Watch
 from tests import shopwindow
 from tests.counting import counting_app, running, scenario, send, settings_for, total, until
@@ -114,21 +114,14 @@ async def test_a_worker_that_was_itself_asleep_goes_on(broker: str, topic_prefix
         assert process.poll() is None
 
 
-def stop_aiokafkas_fetcher(app: BatchApp) -> None:
-    app.feed._thread._ensure_consumer()._fetcher._fetch_task.cancel()
+async def never(*_: Any) -> bool:
+    await asyncio.Event().wait()
+    return True
 
 
-def stop_our_loop(app: BatchApp) -> None:
-    async def never(*_: Any) -> Any:
-        await asyncio.Event().wait()
-
-    app.feed._getmany = never  # type: ignore[method-assign, assignment]
-
-
-@pytest.mark.parametrize("fault", [stop_aiokafkas_fetcher, stop_our_loop])
 @scenario
 async def test_a_feed_that_has_gone_deaf_ends_the_worker_with_a_sentence(
-    broker: str, topic_prefix: str, fault: Any
+    broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(broker, topic_prefix, fetch_timeout=LIMIT)
     await topics.create(settings)
@@ -139,7 +132,7 @@ async def test_a_feed_that_has_gone_deaf_ends_the_worker_with_a_sentence(
         Deaf, match=r"clicks' \d has been answered for [1-9] s, though Kafka at .* answers; .*supervisor"
     ):
         async with running(app) as worker:
-            fault(app)
+            monkeypatch.setattr(fetch.Feed, "_fetch", never)
             await asyncio.wait([worker])
     assert watch.problem and watch.longest > LIMIT
     task.cancel()
@@ -152,27 +145,38 @@ from stream.kafka import fetch, watch
 
 watch.ORDERLY = 3.0
 how, sign = sys.argv[1:]
-original = fetch.BatchConsumerThread._fetch_records
+original = fetch.Feed._fetch
 
 async def stuck(self, *args, **named):
     while os.path.exists(sign):
         time.sleep(3600) if how == "blocked" else await asyncio.sleep(3600)
     return await original(self, *args, **named)
 
-fetch.BatchConsumerThread._fetch_records = stuck
+fetch.Feed._fetch = stuck
 sys.exit(main(["worker"]))
 """
 
 
-@pytest.mark.parametrize("how", ["waiting", "blocked"])
+@scenario
+async def test_a_worker_whose_loop_is_held_up_ends_with_1(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    settings = shopwindow.settings_for(broker, topic_prefix, fetch_timeout=1.0)
+    await open_shop(settings)
+    sign = tmp_path / "stuck"
+    with shopwindow.worker(settings, "-c", WEDGED, "blocked", str(sign)) as process:
+        await process.ready()
+        sign.touch()
+        assert await process.ends() == 1
+        assert re.search(r"its event loop has been held up for [1-9] s, so that it has gone deaf", process.said())
+
+
 @scenario
 async def test_a_worker_whose_fetch_is_stuck_is_unhealthy_and_ends_with_1(
-    broker: str, topic_prefix: str, how: str, tmp_path: Path
+    broker: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     settings = shopwindow.settings_for(broker, topic_prefix, fetch_timeout=1.0)
     await open_shop(settings)
     sign = tmp_path / "stuck"
-    with shopwindow.worker(settings, "-c", WEDGED, how, str(sign)) as process:
+    with shopwindow.worker(settings, "-c", WEDGED, "waiting", str(sign)) as process:
         await process.ready()
         async with aiohttp.ClientSession(f"http://127.0.0.1:{await process.port()}") as session:
             async with session.get("/healthz") as answer:

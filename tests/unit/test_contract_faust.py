@@ -29,8 +29,7 @@ from tests.counting import settings_for
 EDGE = Path(transport.__file__).parent
 DRIVER, CONSUMER = "faust.transport.drivers.aiokafka", "faust.transport.consumer"
 RECOVERY, MANAGER = "faust.tables.recovery:Recovery", "faust.tables.manager:TableManager"
-FETCHER, RESULT = "aiokafka.consumer.fetcher:Fetcher", "aiokafka.consumer.fetcher:FetchResult"
-STATE = "aiokafka.consumer.subscription_state:TopicPartitionState"
+FETCHER = "aiokafka.consumer.fetcher:Fetcher"
 
 
 class Need(NamedTuple):
@@ -53,8 +52,6 @@ NEEDS = [
     # Faust's consumer, over all drivers.
     Need(f"{CONSUMER}:Consumer", "_reset_state", "", "runs at construction and before each restart"),
     Need(f"{CONSUMER}:Consumer", "_get_active_partitions", "", "the live set of what is assigned and not paused"),
-    Need(f"{CONSUMER}:Consumer", "_getmany", "active_partitions, timeout",
-         "one fetch of those partitions: {TP: [aiokafka records]}, empty after the timeout"),
     Need(f"{CONSUMER}:Consumer", "_drain_messages", "fetcher", "the loop of the fetcher service: we replace it"),
     Need(f"{CONSUMER}:Consumer", "_read_offset", None, "where the seek to the committed offsets has put each partition"),
     Need(f"{CONSUMER}:Consumer", "_filter_tps_with_pending_acks", "topics", "asked at a commit which partitions to commit"),
@@ -74,13 +71,8 @@ NEEDS = [
     # Its aiokafka driver.
     Need(f"{DRIVER}:Transport", "Consumer", None, "the class that create_consumer() makes"),
     Need(f"{DRIVER}:Producer", "_ensure_producer", "", "aiokafka's producer, for its send_batch()"),
-    Need(f"{DRIVER}:AIOKafkaConsumerThread", "_create_worker_consumer", "transport",
-         "makes aiokafka's consumer: we set its fetch wait"),
     Need(f"{DRIVER}:AIOKafkaConsumerThread", "_ensure_consumer", "", "aiokafka's consumer"),
-    Need(f"{DRIVER}:AIOKafkaConsumerThread", "_fetch_records", "consumer, active_partitions, timeout, max_records",
-         "the fetch in the thread; no await between taking the records and returning them"),
     Need(f"{DRIVER}:AIOKafkaConsumerThread", "on_start", "", "has made and started aiokafka's consumer when it returns"),
-    Need(f"{DRIVER}:AIOKafkaConsumerThread", "seek_to_beginning", "partitions", "moves partitions that have no commit"),
     Need(f"{DRIVER}:AIOKafkaConsumerThread", "on_partitions_assigned", "assigned, generation_id",
          "runs in the thread at an assignment"),
     # Faust's tables.
@@ -119,33 +111,19 @@ NEEDS = [
     Need("mode.services:Service", "should_stop", None, "True once stop() is called or the service has crashed"),
     Need("mode.services:Service", "started", None, "True from start() on"),
     # aiokafka.
-    Need("aiokafka:AIOKafkaConsumer", "_fetch_max_wait_ms", None, "read when start() makes the fetcher"),
     Need("aiokafka:AIOKafkaConsumer", "_fetcher", None, "the fetcher, after start()"),
     Need("aiokafka:AIOKafkaConsumer", "_coordinator", None, "the group's coordinator, after start()"),
-    Need("aiokafka:AIOKafkaConsumer", "_subscription", None, "its .subscription.assignment.state_value(tp)"),
+    Need("aiokafka:AIOKafkaConsumer", "_subscription", None, "what the member is subscribed to"),
+    Need(FETCHER, "_fetch_task", None, "what would fetch: cancelled, the rest of the consumer goes on"),
+    Need("aiokafka.consumer.subscription_state:SubscriptionState", "_fetch_count", None,
+         "fetches under way: while there is one, the member is not taken to be stuck"),
+    Need(f"{CONSUMER}:ThreadDelegateConsumer", "earliest_offsets", "partitions", "where logs begin"),
+    Need(f"{CONSUMER}:ThreadDelegateConsumer", "highwater", "tp", "asked by sensors: we know it from our fetches"),
     Need("aiokafka:AIOKafkaConsumer", "_client", None, "the client below it"),
     Need("aiokafka.client:AIOKafkaClient", "fetch_all_metadata", "", "asks for all topics; creates none"),
-    Need(FETCHER, "_fetcher_timeout", None, "s that the fetch loop sleeps when nothing wakes it"),
-    Need(FETCHER, "_records", None, "what was fetched and not yet taken, by partition, a dict from the start on"),
-    Need(RESULT, "getall", "max_records", "called where a partition's records are taken: we give each result our own"),
-    Need(RESULT, "check_assignment", "tp", "False where the partition is paused, gone, or was sought elsewhere"),
-    Need(RESULT, "has_more", "", "False once _partition_records is None"),
-    Need(RESULT, "_topic_partition", None, "of which partition"),
-    Need(RESULT, "_partition_records", None, "its records; None: all are taken"),
-    Need(RESULT, "_update_position", "", "moves the consumer to the records' next_fetch_offset"),
-    Need("aiokafka.consumer.fetcher:PartitionRecords", "_records", None, "the parser: has_next(), next_batch()"),
-    Need("aiokafka.consumer.fetcher:PartitionRecords", "_records_iterator", None, "a generator that refers to it: we let go of it"),
-    Need("aiokafka.consumer.fetcher:PartitionRecords", "_check_crcs", None, "whether to verify checksums"),
-    Need("aiokafka.consumer.fetcher:PartitionRecords", "next_fetch_offset", None, "where the fetch began; then its end"),
     Need("aiokafka.consumer.group_coordinator:GroupCoordinator", "_do_heartbeat", "",
          "one heartbeat; True where the coordinator answered and counts us in"),
     Need("aiokafka.consumer.group_coordinator:GroupCoordinator", "generation", None, "the group's generation"),
-    Need("aiokafka.consumer.subscription_state:Assignment", "state_value", "tp", "the state of a partition"),
-    Need(STATE, "pause", "", "leaves the partition out of fetch requests"),
-    Need(STATE, "resume", "", "takes it in again"),
-    Need(STATE, "has_valid_position", None, "False until the first seek or reset"),
-    Need(STATE, "position", None, "offset of the next fetch"),
-    Need(STATE, "timestamp", None, "ms; set anew by every answer to a fetch, empty ones too"),
     Need(f"{DRIVER}:Producer", "on_start", "", "has made and started aiokafka's producer when it returns"),
     Need("aiokafka:AIOKafkaProducer", "_sender", None, "what sends its batches"),
     Need("aiokafka.producer.sender:Sender", "_in_flight", None, "brokers that it waits for: it may have none"),

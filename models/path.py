@@ -209,7 +209,7 @@ class PagePath:
         if not keys:
             return
         step.triggers.extend(triggers)
-        step.owed.extend((serving["owed_time"] > 0).tolist())
+        step.owed.extend(time > 0 for time in serving["owed_time"].tolist())
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
         now, personal, locales, seeds = turn(
             serving, profiles, np.array([key64(name) for name in names], np.int64),
@@ -302,7 +302,7 @@ class PagePath:
     ) -> tuple[list[bytes], npt.NDArray[np.int32]]:
         """The heads of the slots, and which of them each slot of each page takes; with `copy` what is missing is asked for."""
         placed = placements.placed
-        slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
+        slot_of: list[list[int]] = []
         heads: dict[bytes, int] = {}
         # (locale, slot, category) -> place among the heads, whether it is missing
         titles: dict[tuple[int, int, str], tuple[int, bool]] = {}
@@ -313,23 +313,25 @@ class PagePath:
         )
         for i, (category, filled, count, code, personal) in enumerate(who):
             locale, category = LOCALES[code], category if personal else ""
+            mine = [-1] * len(SLOTS)
             missing: list[str] = []
             asked: list[CopyRequest] = []
             for slot in dict.fromkeys(filled[:count]):
                 about = code, slot, category if slot in ABOUT_A_CATEGORY else ""
-                if about not in titles:
+                if (known := titles.get(about)) is None:
                     title = self.copies.title(locale, slot, category, now)
-                    titles[about] = heads.setdefault(title.head, len(heads)), title.missing
-                slot_of[i, slot], lacks = titles[about]
+                    known = titles[about] = heads.setdefault(title.head, len(heads)), title.missing
+                mine[slot], lacks = known
                 if lacks and copy:
                     segment = segment_of(locale, slot, category)
                     missing.append(segment)
                     if segment not in wanted and self.copies.wants(segment, now, len(wanted)):
                         wanted.add(segment)
                         asked.append(self._request(segment, locale, slot, placed[i, :count]))
+            slot_of.append(mine)
             step.missing.append(missing)
             step.requests.append(asked)
-        return list(heads), slot_of
+        return list(heads), np.array(slot_of, np.int32)
 
     def _interests(self, profiles: Rows) -> list[str]:
         """The category that each shopper is about now: of the last half hour the strongest; "" where unknown."""

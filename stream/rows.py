@@ -98,9 +98,8 @@ def pack(rows: Rows, version: int) -> list[bytes]:
 
 def cut(data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> list[bytes]:
     """The n pieces of `data`; ends (n + 1) says where each starts and the last ends."""
-    at: list[int] = ends.tolist()
-    whole = data[: at[-1]].tobytes()
-    return [whole[start:end] for start, end in pairwise(at)]
+    view = data.data
+    return [bytes(view[start:end]) for start, end in pairwise(ends.tolist())]
 
 
 def joined(blobs: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,11 +17,12 @@ from agents.together import OffLoop, Together
 from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
-from stream.events import KINDS, Reject, decode_run
+from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run
 from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.transport import Run
+from stream.page import MODES
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
 from stream.store import CLOCK, Profiles
@@ -35,6 +37,14 @@ OUT_OF_MEMORY = (
     "smaller runs (SHOPWINDOW_RUN_RECORDS)"
 )
 log = logging.getLogger(__name__)
+# Children of the metrics' labels: to look one up takes longer than to count in it.
+_STAGES = {stage: metrics.STAGE.labels(stage) for stage in metrics.STAGES}
+_RUN_RECORDS = {topic: metrics.RUN_RECORDS.labels(topic) for topic in TOPICS}
+_PAGES = {mode: metrics.PAGES.labels(mode) for mode in MODES}
+_EVENTS = {
+    topic: {kind: metrics.EVENTS.labels(topic, KINDS[kind]) for kind in sorted(kinds)}
+    for topic, kinds in TOPIC_KINDS.items()
+}
 PAGE_OWED = msgspec.json.encode(Refresh("", "", 0.0))  # a record of `refreshes`; the shopper's row says for which event
 
 
@@ -68,13 +78,13 @@ class Shoppers:
             step, outputs = await self._answer(run)
             start = time.perf_counter()
             await self._out.commit_run(run, outputs, step.changelog)
-            metrics.STAGE.labels("publish").observe(time.perf_counter() - start)
+            _STAGES["publish"].observe(time.perf_counter() - start)
             done = time.time()
             for trigger, owed in zip(step.triggers, step.owed, strict=True):
                 if owed or run.topic != "refreshes":  # a page for its headline only says nothing of the event
                     metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
             for mode, count in Counter(step.modes).items():
-                metrics.PAGES.labels(mode).inc(count)
+                _PAGES[mode].inc(count)
 
     def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
         """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
@@ -87,7 +97,7 @@ class Shoppers:
         except Exception:
             made = [self._without_poison(run, now) for run in runs]
         for stage, seconds in made[0].step.seconds.items():
-            metrics.STAGE.labels(stage).observe(seconds)
+            _STAGES[stage].observe(seconds)
         self._path.took_effect([one.step for one in made], now)
         for run, one in zip(runs, made, strict=True):
             _count(run, one)
@@ -210,10 +220,13 @@ class Shoppers:
             outputs.append(Output("copy-requests", None, records))
         if len(step.activity):
             owners = owner(step.activity["item"], self._settings.partitions)
-            for p in np.unique(owners).tolist():
-                parts = split_activity(step.activity[owners == p], ACTIVITY_ROWS)
-                values = [(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
-                outputs.append(Output("item-activity", p, values))
+            by_owner = step.activity[np.argsort(owners, kind="stable")]
+            ends = np.cumsum(np.bincount(owners, minlength=self._settings.partitions)).tolist()
+            for p, (start, end) in enumerate(pairwise([0, *ends])):
+                if start < end:
+                    parts = split_activity(by_owner[start:end], ACTIVITY_ROWS)
+                    values = [(None, encode_activity(run.topic, run.partition, rows)) for rows in parts]
+                    outputs.append(Output("item-activity", p, values))
         return outputs
 
     async def headlines_came(self, served: dict[bytes, Refresh]) -> None:
@@ -254,14 +267,15 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
 def _count(run: Run, made: _Made) -> None:
     decoded, step = made.part.decoded, made.step
     count_letters(made.outputs)
-    metrics.RUN_RECORDS.labels(run.topic).observe(len(run.records))
+    _RUN_RECORDS[run.topic].observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)
     heads = decoded.rows["part"] == 0
-    kinds = decoded.rows["kind"][heads & step.fresh]
-    for kind, count in enumerate(np.bincount(kinds, minlength=len(KINDS)).tolist()):
+    # (2 kinds,) how many events of each kind, first the duplicates, then the fresh ones.
+    counts = np.bincount((decoded.rows["kind"] + len(KINDS) * step.fresh)[heads], minlength=2 * len(KINDS)).tolist()
+    for kind, count in enumerate(counts[len(KINDS) :]):
         if count:
-            metrics.EVENTS.labels(run.topic, KINDS[kind]).inc(count)
-    metrics.DUPLICATES.inc(int((heads & ~step.fresh).sum()))
+            _EVENTS[run.topic][kind].inc(count)
+    metrics.DUPLICATES.inc(sum(counts[: len(KINDS)]))
     metrics.CLAMPED.inc(decoded.clamped)
     metrics.DEFERRED_PAGES.inc(len(step.changelog) - len(step.pages))

@@ -24,17 +24,14 @@ from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
 from stream.profile import (
     OWED_ID,
     PROFILE,
-    PROFILE_VERSION,
     SERVING,
-    SERVING_BEFORE,
-    SERVING_VERSION,
-    decode_record,
-    encode_record,
+    decode_records,
+    encode_records,
     interests,
     lapses,
+    touched_at,
 )
 from stream.retrieval import Candidates, retrieve, retrieve_popular
-from stream.rows import pack, unpack
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import react, show, touch, turn
 from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
@@ -43,6 +40,7 @@ Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
 CHUNK = 64  # shoppers at a time: phi of 256 falls out of the cache
 TITLES = 3  # leading items that a headline is told of
+_NO_EVENT, _NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
 class Trigger(NamedTuple):
@@ -133,19 +131,18 @@ class PagePath:
         profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
         serving = np.concatenate([one.serving for one in folded]) if len(folded) > 1 else folded[0].serving
         watch.lap("fold")
-        made = Step(
-            np.zeros(0, np.bool_), np.zeros(0, ACTIVITY), [], [], [], [], [], [], [], [], [], [], [], watch.seconds
-        )
-        late = np.zeros(len(keys), np.bool_)  # (S,) whose page is put off
+        made = Step(_NO_EVENT, _NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
+        late = [False] * len(keys)  # whose page is put off
         if keys:
             if shed.page_every:
-                late = _too_soon(profiles, serving, triggers, generated_at, shed.page_every)
-                late &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in folded])
+                soon = _too_soon(profiles, serving, triggers, generated_at, shed.page_every)
+                soon &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in folded])
+                late = soon.tolist()
             self._publish(watch, made, keys, triggers, profiles, serving, late, generated_at, shed)
         steps, start, page = [], 0, 0
         for one in folded:
             mine = slice(start, start + len(one.keys))
-            paged = slice(page, page + late[mine].tolist().count(False))
+            paged = slice(page, page + late[mine].count(False))
             steps.append(
                 Step(
                     one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
@@ -181,16 +178,16 @@ class PagePath:
 
     def _publish(
         self, watch: _Stopwatch, step: Step, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
-        late: npt.NDArray[np.bool_], generated_at: float, shed: Shed,
+        late: list[bool], generated_at: float, shed: Shed,
     ) -> None:  # fmt: skip
-        refused = profiles["consent"] < 0
-        without_consent = True in refused.tolist()  # numpy's `any` takes longer
+        without_consent = -1 in profiles["consent"].tolist()  # numpy's `any` takes longer
         if without_consent:
+            refused = profiles["consent"] < 0
             for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
                 serving[field][refused] = 0
-        if True in late.tolist():
+        if True in late:
             _put_off(serving, late, triggers)
-            paged = np.flatnonzero(~late)
+            paged = [at for at, put_off in enumerate(late) if not put_off]
             served = serving[paged]
             self._page_all(
                 watch, step, [keys[at] for at in paged], [triggers[at] for at in paged], profiles[paged], served,
@@ -201,8 +198,7 @@ class PagePath:
             self._page_all(watch, step, keys, triggers, profiles, serving, generated_at, shed)
         if without_consent:
             serving["shown_item"][refused] = 0  # not even what was shown is kept
-        blobs = zip(pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True)
-        step.changelog.extend(zip(keys, (encode_record(*pair) for pair in blobs), strict=True))
+        step.changelog.extend(zip(keys, encode_records(profiles, serving), strict=True))
         watch.lap("encode")
 
     def _page_all(
@@ -213,7 +209,7 @@ class PagePath:
         if not keys:
             return
         step.triggers.extend(triggers)
-        step.owed.extend((serving["owed_time"] > 0).tolist())
+        step.owed.extend(time > 0 for time in serving["owed_time"].tolist())
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
         now, personal, locales, seeds = turn(
             serving, profiles, np.array([key64(name) for name in names], np.int64),
@@ -232,11 +228,11 @@ class PagePath:
         shown_at = np.maximum(batch.now, generated_at)
         leaders = signals.leaders(max(batch.now.tolist()))
         candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
-        while False in (good := sound(scores, candidates.count) | ~batch.personal).tolist():
-            batch = batch._replace(personal=batch.personal & good)
+        while True in (bad := _but_not(batch.personal, sound(scores, candidates.count))):
+            batch = batch._replace(personal=batch.personal & ~np.array(bad))
             candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
         personal = batch.personal
-        step.unsound.extend((wanted & ~personal).tolist())
+        step.unsound.extend(_but_not(wanted, personal))
         placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
         placed, count = placements.placed, placements.count
         shown_phi = explain(profiles, placed, count, personal, phi, self.ranker.theta, catalog, signals)
@@ -290,47 +286,52 @@ class PagePath:
 
     def _probabilities(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
         """What the ranker says; NaN where it raises and would over any features. Raises where it does over these alone."""
-        nothing = np.full(phi.shape[:2], np.nan, np.float32)
         try:
             scores = self.ranker.score(phi, count)
-            return scores if scores.shape == nothing.shape else nothing
+            if scores.shape == phi.shape[:2]:
+                return scores
         except MemoryError:
             raise
         except Exception:
             if self.ranker.works():
                 raise
-            return nothing
+        return np.full(phi.shape[:2], np.nan, np.float32)
 
     def _titles(
         self, step: Step, batch: _Batch, placements: Placements, now: float, copy: bool
     ) -> tuple[list[bytes], npt.NDArray[np.int32]]:
         """The heads of the slots, and which of them each slot of each page takes; with `copy` what is missing is asked for."""
         placed = placements.placed
-        slot_of = np.full((len(placed), len(SLOTS)), -1, np.int32)
+        slot_of: list[list[int]] = []
         heads: dict[bytes, int] = {}
         # (locale, slot, category) -> place among the heads, whether it is missing
         titles: dict[tuple[int, int, str], tuple[int, bool]] = {}
         categories, slots = self._interests(batch.profiles), placed["slot"].tolist()
         wanted = {request.segment for requests in step.requests for request in requests}
-        for i, (count, code) in enumerate(zip(placements.count.tolist(), batch.locales.tolist(), strict=True)):
-            locale, category = LOCALES[code], categories[i] if batch.personal[i] else ""
+        who = zip(
+            categories, slots, placements.count.tolist(), batch.locales.tolist(), batch.personal.tolist(), strict=True
+        )
+        for i, (category, filled, count, code, personal) in enumerate(who):
+            locale, category = LOCALES[code], category if personal else ""
+            mine = [-1] * len(SLOTS)
             missing: list[str] = []
             asked: list[CopyRequest] = []
-            for slot in dict.fromkeys(slots[i][:count]):
+            for slot in dict.fromkeys(filled[:count]):
                 about = code, slot, category if slot in ABOUT_A_CATEGORY else ""
-                if about not in titles:
+                if (known := titles.get(about)) is None:
                     title = self.copies.title(locale, slot, category, now)
-                    titles[about] = heads.setdefault(title.head, len(heads)), title.missing
-                slot_of[i, slot], lacks = titles[about]
+                    known = titles[about] = heads.setdefault(title.head, len(heads)), title.missing
+                mine[slot], lacks = known
                 if lacks and copy:
                     segment = segment_of(locale, slot, category)
                     missing.append(segment)
                     if segment not in wanted and self.copies.wants(segment, now, len(wanted)):
                         wanted.add(segment)
                         asked.append(self._request(segment, locale, slot, placed[i, :count]))
+            slot_of.append(mine)
             step.missing.append(missing)
             step.requests.append(asked)
-        return list(heads), slot_of
+        return list(heads), np.array(slot_of, np.int32)
 
     def _interests(self, profiles: Rows) -> list[str]:
         """The category that each shopper is about now: of the last half hour the strongest; "" where unknown."""
@@ -349,6 +350,10 @@ def _shorn(policy: Policy, shed: Shed) -> Policy:
     if shed.exploration:
         policy = policy._replace(rules=policy.rules._replace(explore=False))
     return policy._replace(copy=False) if shed.copy else policy
+
+
+def _but_not(these: npt.NDArray[np.bool_], those: npt.NDArray[np.bool_]) -> list[bool]:
+    return [one and not other for one, other in zip(these.tolist(), those.tolist(), strict=True)]
 
 
 def _mode(shown: int, personal: bool, copy: bool) -> str:
@@ -398,35 +403,28 @@ def _fold(part: Part, shed: Shed, ttl: float) -> _Folded:
     decoded, rows = part.decoded, part.decoded.rows
     places: dict[bytes, int] = {}
     record_who = [places.setdefault(key, len(places)) if key else -1 for key in decoded.keys]
-    heads = rows["record"]
-    who = np.array(record_who, np.int32)[heads]  # (n,)
+    records, times = rows["record"].tolist(), rows["time"]
+    who = np.array([record_who[record] for record in records], np.int32)  # (n,)
     keys = list(places)
-    profiles, serving = _read(part.stored, keys)
-    clocks = np.maximum(np.maximum.accumulate(rows["time"]), part.clock)  # (n,)
+    profiles, serving = decode_records([part.stored.get(key) for key in keys])
     lapsed: list[bytes] = []
     if ttl:
-        began = lapses(serving["touched"], who, clocks, ttl)
-        lapsed = [keys[s] for s in np.flatnonzero(began >= 0).tolist()]
+        began = lapses(serving["touched"], who, times, part.clock, ttl)
+        lapsed = [key for key, at in zip(keys, began.tolist(), strict=True) if at >= 0]
     if lapsed:
         profiles, serving, who = _begun_anew(profiles, serving, who, began)
     fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
     react(serving, who, rows, fresh)
     newest = np.empty(len(keys), np.int64)
-    touch(serving, profiles, who, rows, fresh, clocks, newest)
-    profiles, serving = profiles[: len(keys)], serving[: len(keys)]
+    clock = touch(serving, profiles, who, rows, fresh, part.clock, newest)
+    if lapsed:
+        profiles, serving = profiles[: len(keys)], serving[: len(keys)]
     if -1 in (of := newest.tolist()):
         touched = [s for s, at in enumerate(of) if at >= 0]
-        keys, profiles, serving, newest = (
-            [keys[s] for s in touched],
-            profiles[touched],
-            serving[touched],
-            newest[touched],
-        )
-    triggers = [
-        Trigger(decoded.ids[record], time)
-        for record, time in zip(heads[newest].tolist(), rows["time"][newest].tolist(), strict=True)
-    ]
-    clock = float(clocks[-1]) if len(clocks) else part.clock
+        keys, of = [keys[s] for s in touched], [of[s] for s in touched]
+        profiles, serving = profiles[touched], serving[touched]
+    seconds = times.tolist()
+    triggers = [Trigger(decoded.ids[records[at]], seconds[at]) for at in of]
     return _Folded(keys, profiles, serving, triggers, fresh, activity, clock, lapsed)
 
 
@@ -446,7 +444,7 @@ def _begun_anew(
 def _to_refresh(part: Part, shed: Shed, ttl: float) -> _Folded:
     """Who gets a page of a part of refreshes: to whom one is owed, and who waits for a headline unless copy is shed."""
     keys = [key for key in part.refreshes if key in part.stored]
-    profiles, serving = _read(part.stored, keys)
+    profiles, serving = decode_records([part.stored[key] for key in keys])
     triggers, taken = [], []
     for at, (key, time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
         refresh = part.refreshes[key]
@@ -463,8 +461,7 @@ def _to_refresh(part: Part, shed: Shed, ttl: float) -> _Folded:
             continue  # a later page has settled it
         taken.append(at)
     return _Folded(
-        [keys[at] for at in taken], profiles[taken], serving[taken], triggers, np.zeros(0, np.bool_),
-        np.zeros(0, ACTIVITY), part.clock,
+        [keys[at] for at in taken], profiles[taken], serving[taken], triggers, _NO_EVENT, _NO_ACTIVITY, part.clock,
     )  # fmt: skip
 
 
@@ -484,11 +481,10 @@ def _too_soon(
     return soon
 
 
-def _put_off(serving: Rows, late: npt.NDArray[np.bool_], triggers: Sequence[Trigger]) -> None:
+def _put_off(serving: Rows, late: Sequence[bool], triggers: Sequence[Trigger]) -> None:
     """In place: note of whom `late` is true that a page for the newest of her events is owed."""
-    for at in np.flatnonzero(late).tolist():
-        event_id, time = triggers[at]
-        if time >= serving["owed_time"][at]:
+    for at, (event_id, time) in enumerate(triggers):
+        if late[at] and time >= serving["owed_time"][at]:
             serving["owed_time"][at] = time
             name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID, b"\0")
             serving["owed_id"][at] = np.frombuffer(name, np.int32)
@@ -504,20 +500,6 @@ class _Stopwatch:
         now = perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
-
-
-def _read(stored: Mapping[bytes, bytes], keys: Sequence[bytes]) -> tuple[Rows, Rows]:
-    """Profiles (S,) and what was served (S,), blank where nothing is stored."""
-    values = [stored.get(key) for key in keys]
-    known = [at for at, value in enumerate(values) if value is not None]
-    pairs = [decode_record(value) for value in values if value is not None]
-    old = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
-    old_serving = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, SERVING_BEFORE)
-    if len(known) == len(keys):
-        return old, old_serving
-    profiles, serving = np.zeros(len(keys), PROFILE), np.zeros(len(keys), SERVING)
-    profiles[known], serving[known] = old, old_serving
-    return profiles, serving
 
 
 def _replaced(candidates: Candidates, rows: npt.NDArray[np.int64], others: Candidates) -> Candidates:
@@ -550,4 +532,5 @@ def warm(path: PagePath) -> None:
         signals.apply(records)
         ItemTable().apply(records)
         events["id"] += 10
+    touched_at(list(stored.values()))
     quiet.steps([Part(stored, refreshes={b"warm": Refresh("en|for_you|", "", 1e9)})], 1e9)

@@ -330,9 +330,11 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             for j in range(near_row.shape[1]):
                 hits += np.int32(near_row[rows[u, c], j] == last)
             leads_back[c] = hits > 0
+        phi[u * limit + n : (u + 1) * limit, :] = 0.0
         for c in range(n):
             row = rows[u, c]
             item, s, i = its[c], figs[c], u * limit + c
+            phi[i, :] = 0.0
             k = NEXT_LAST
             if raw[c, 2] > 0.0:  # zero where the walk did not come by, as what is left out here
                 phi[i, k] = _log_share(raw[c, 0], 3e-4)
@@ -482,7 +484,7 @@ def joint_features(
     profiles (U,) PROFILE; serving (U,) SERVING; now (U,) s, each shopper's own newest event time: a shopper's features
     are the same to the bit alone and in any batch.
     """
-    phi = np.zeros((*candidates.rows.shape, F), np.float32)
+    phi = np.empty((*candidates.rows.shape, F), np.float32)
     signals.fit()
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,

@@ -1,11 +1,10 @@
 """The page: slots filled from scored candidates, and its bytes."""
 
-from base64 import b64encode
+import string
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from stream.catalog import Catalog, Item
 from stream.events import Behaviour
 from stream.jit import njit
-from stream.rows import cut, pack_all, unpack
+from stream.rows import cut, joined, longest, pack_row, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -129,7 +128,7 @@ class ImpressionItem(msgspec.Struct, frozen=True):
 
 
 class Impression(msgspec.Struct, frozen=True):
-    """What a page showed, for training: schema `impression/1`. `phi` is base64 of what `packed_phi` made."""
+    """What a page showed, for training: schema `impression/1`. `phi` is base64 of what `unpacked_phi` reads."""
 
     schema: Literal["impression/1"]
     page_id: str
@@ -164,6 +163,8 @@ class PageHead(NamedTuple):
 
 
 CARDS = {"app": 8, "social": 4}  # items that a channel of little room shows
+_json = msgspec.json.Encoder().encode
+_CARDS = _json(CARDS)
 
 
 @lru_cache(1024)
@@ -185,24 +186,20 @@ def slot_head(slot: int, title: str, source: str) -> bytes:
     )  # fmt: skip
 
 
-def _packed(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Byte strings as one array and where each starts and the last ends. (bytes,), (n + 1,)."""
-    return np.frombuffer(b"".join(parts) or b"\0", np.uint8), np.array([0, *accumulate(map(len, parts))], np.int64)
-
-
 def _table(parts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    return _packed([part.encode() for part in parts])
+    return joined([part.encode() for part in parts])
 
 
 _TOKENS, _TOKEN_AT = _table(
     (',"position":', ',"score":', ',"propensity":', ',"explored":true', ',"explored":false', ',"reason":{"code":"',
-     '","weight":', "}}", "]}", ',"slot":"', "},", '"')
+     '","weight":', "}}", "]}", ',"slot":"', '","items":[', '"')
 )  # fmt: skip
-_POSITION, _SCORE, _PROPENSITY, _TRUE, _FALSE, _REASON, _WEIGHT, _END_ITEM, _END_LIST, _SLOT, _, _QUOTE = range(12)
+_POSITION, _SCORE, _PROPENSITY, _TRUE, _FALSE, _REASON, _WEIGHT, _END_ITEM, _END_LIST, _SLOT, _ITEMS, _QUOTE = range(12)
 _REASON_NAMES, _REASON_AT = _table(REASONS)
 _SLOT_NAMES, _SLOT_AT = _table(SLOTS)
 _PAIRS = np.frombuffer(b"".join(b"%02d" % pair for pair in range(100)), np.uint8)
 _E8, _E4, _E2, _TEN = np.uint64(100_000_000), np.uint32(10_000), np.uint32(100), np.uint64(10)
+_SIX_BITS = np.frombuffer(string.ascii_uppercase.encode() + string.ascii_lowercase.encode() + b"0123456789+/", np.uint8)
 _KIND_BYTES = len(',"kind":"product"')  # at the end of an item's fragment
 
 
@@ -264,10 +261,11 @@ def _figures(out, at, item):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _write_pages(placed, count, heads, head_at, slots, slot_at, slot_of, fragments, fragment_at, out, ends):  # type: ignore[no-untyped-def]
-    at = 0
+def _write_pages(placed, count, texts, text_at, slot_of, fragments, fragment_at, out, ends):  # type: ignore[no-untyped-def]
+    """texts: the heads of the pages, then those of the slots."""
+    at = ends[0] = 0
     for u in range(placed.shape[0]):
-        at = _put(out, at, heads, head_at[u], head_at[u + 1])
+        at = _put(out, at, texts, text_at[u], text_at[u + 1])
         slot = -1
         for j in range(count[u]):
             item = placed[u, j]
@@ -277,8 +275,8 @@ def _write_pages(placed, count, heads, head_at, slots, slot_at, slot_of, fragmen
                     out[at] = 44
                     at += 1
                 slot = item.slot
-                head = slot_of[u, slot]
-                at = _put(out, at, slots, slot_at[head], slot_at[head + 1])
+                head = placed.shape[0] + slot_of[u, slot]
+                at = _put(out, at, texts, text_at[head], text_at[head + 1])
             else:
                 out[at] = 44
                 at += 1
@@ -299,10 +297,59 @@ def _write_pages(placed, count, heads, head_at, slots, slot_at, slot_of, fragmen
 
 
 @njit
-def _write_impressions(placed, count, heads, head_at, fragments, fragment_at, out, ends):  # type: ignore[no-untyped-def]
-    at = 0
+def half(bits):  # type: ignore[no-untyped-def]
+    """The bits of the float16 that is nearest to the float32 of `bits`, of two the even one: as numpy's `astype`."""
+    sign, rest = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+    if rest >= 0x38800000:
+        if rest > 0x7F800000:  # NaN stays NaN
+            return sign | max(0x7C00 + ((rest & 0x7FFFFF) >> 13), 0x7C01)
+        if rest >= 0x47800000:
+            return sign | 0x7C00  # too large: infinite
+        return sign | ((rest - 0x38000000 + 0xFFF + ((rest >> 13) & 1)) >> 13)
+    shift = 126 - (rest >> 23)
+    if shift > 24:
+        return sign
+    fraction = (rest & 0x7FFFFF) | 0x800000  # below 2**-14 in units of 2**-24
+    return sign | ((fraction + (1 << (shift - 1)) - 1 + ((fraction >> shift) & 1)) >> shift)
+
+
+@njit
+def _base64(out, at, data, size):  # type: ignore[no-untyped-def]
+    for i in range(0, size - size % 3, 3):
+        bits = (np.int64(data[i]) << 16) | (np.int64(data[i + 1]) << 8) | np.int64(data[i + 2])
+        for j in range(4):
+            out[at + j] = _SIX_BITS[(bits >> (18 - 6 * j)) & 63]
+        at += 4
+    left = size % 3
+    if left > 0:
+        bits = np.int64(data[size - left]) << 16
+        if left == 2:
+            bits |= np.int64(data[size - 1]) << 8
+        for j in range(4):
+            out[at + j] = _SIX_BITS[(bits >> (18 - 6 * j)) & 63] if j <= left else 61
+        at += 4
+    return at
+
+
+@njit
+def _write_impressions(placed, count, texts, text_at, phi, fragments, fragment_at, out, ends):  # type: ignore[no-untyped-def]
+    """phi (count.sum(), F): the bits of float32, as int32."""
+    words = np.zeros((phi.shape[1] + 1) // 2, np.int32)
+    packed = np.empty(POSITIONS * (5 + 5 * words.shape[0]), np.uint8)
+    at, n = 0, 0
+    ends[0] = 0
     for u in range(placed.shape[0]):
-        at = _put(out, at, heads, head_at[u], head_at[u + 1])
+        at = _put(out, at, texts, text_at[u], text_at[u + 1])
+        size = 0
+        for _ in range(count[u]):
+            for k in range(phi.shape[1]):
+                if k % 2 == 0:
+                    words[k // 2] = half(np.int64(phi[n, k]))
+                else:
+                    words[k // 2] |= np.int32(half(np.int64(phi[n, k])) << 16)
+            size = pack_row(words, PHI_VERSION, packed, size)
+            n += 1
+        at = _token(out, _base64(out, at, packed, size), _ITEMS)
         for j in range(count[u]):
             item = placed[u, j]
             if j > 0:
@@ -339,32 +386,26 @@ def encode_pages(
     placed (U, POSITIONS) PLACED and count (U,); slot_heads are made by `slot_head`, slot_of (U, slots) says which of them
     each slot of each page takes.
     """
-    models = b'"ranker":%s,"history":null,"copywriter":%s}' % (
-        msgspec.json.encode(ranker),
-        msgspec.json.encode(copywriter),
-    )
-    rest = b',"rules_applied":%s,"slots":[' % msgspec.json.encode(list(rules_applied))
-    cards = msgspec.json.encode(CARDS)
-    head_bytes = [
+    models = b'"ranker":%s,"history":null,"copywriter":%s}' % (_json(ranker), _json(copywriter))
+    rest = b',"rules_applied":%s,"slots":[' % _json(list(rules_applied))
+    texts = [
         b'{"schema":"homepage/1","page_id":"%s","user_key":%s,"version":%d,"generated_at":"%s","expires_at":"%s",'
         b'"trigger":{"event_id":%s,"event_time":"%s"},"channel_cards":%s,"serving":{"mode":"%s",%s%s'
         % (
-            page_id(h.user_key, h.version).encode(), msgspec.json.encode(h.user_key), h.version,
-            rfc3339(h.generated_at).encode(), rfc3339(h.expires_at).encode(), msgspec.json.encode(h.event_id),
-            rfc3339(h.event_time).encode(), cards, h.mode.encode(), models, rest,
+            page_id(h.user_key, h.version).encode(), _json(h.user_key), h.version, rfc3339(h.generated_at).encode(),
+            rfc3339(h.expires_at).encode(), _json(h.event_id), rfc3339(h.event_time).encode(), _CARDS, h.mode.encode(),
+            models, rest,
         )
         for h in heads
     ]  # fmt: skip
-    head_data, head_at = _packed(head_bytes)
-    slot_data, slot_at = _packed(slot_heads)
-    longest = max((len(head) for head in slot_heads), default=0)
-    size = int(head_at[-1]) + len(heads) * (len(SLOTS) * (longest + 4) + 4)
+    longest_slot = max(map(len, slot_heads), default=0)
+    size = sum(map(len, texts)) + len(heads) * (len(SLOTS) * (longest_slot + 4) + 4)
     out = np.empty(size + _shown_bytes(count, catalog), np.uint8)
-    ends = np.zeros(len(heads) + 1, np.int64)
+    ends = np.empty(len(heads) + 1, np.int64)
     _write_pages(
-        placed, count, head_data, head_at, slot_data, slot_at, slot_of, catalog.fragments, catalog.fragment_at, out, ends,
-    )  # fmt: skip
-    return cut(out[: ends[-1]].tobytes(), ends.tolist())
+        placed, count, *joined([*texts, *slot_heads]), slot_of, catalog.fragments, catalog.fragment_at, out, ends
+    )
+    return cut(out, ends)
 
 
 @lru_cache(8)
@@ -373,17 +414,11 @@ def _words(n: int) -> np.dtype[Any]:
     return np.dtype([("words", "<i4", n)])
 
 
-def packed_phi(phi: npt.NDArray[np.float32]) -> tuple[bytes, list[int]]:
-    """(n, F) float32 to float16, little-endian, each row without its zeros (`rows.pack`), one after the other.
-
-    -> the bytes, and where each row starts and the last ends (n + 1).
-    """
-    halves = (phi if phi.shape[1] % 2 == 0 else np.pad(phi, ((0, 0), (0, 1)))).astype("<f2")
-    return pack_all(halves.reshape(-1).view(_words(halves.shape[1] // 2)), PHI_VERSION)
-
-
 def unpacked_phi(data: bytes, features: int) -> npt.NDArray[np.float32]:
-    """(n, features) float32 of what `packed_phi` wrote. Raises ValueError for torn bytes."""
+    """(n, features) float32 of an impression's phi: rows of float16, little-endian, as `rows.pack` packs them.
+
+    Raises ValueError for torn bytes.
+    """
     words = (features + 1) // 2
     blobs, at, bitmap = [], 0, (words + 7) // 8
     while at < len(data):
@@ -404,20 +439,23 @@ def encode_impressions(
     features_hash: str,
 ) -> list[bytes]:
     """What U pages showed as JSON of schema impression/1; phi (count.sum(), F) is of the items shown, in order."""
-    packed, starts = packed_phi(phi)
-    mine = pairwise([starts[n] for n in (0, *accumulate(count.tolist()))])
-    models = b'"ranker":%s,"features_hash":%s' % (msgspec.json.encode(ranker), msgspec.json.encode(features_hash))
-    head_data, head_at = _packed(
-        [
-            b'{"schema":"impression/1","page_id":"%s","user_key":%s,"version":%d,"time":"%s",%s,"phi":"%s","items":['
-            % (
-                page_id(h.user_key, h.version).encode(), msgspec.json.encode(h.user_key), h.version,
-                rfc3339(h.event_time).encode(), models, b64encode(packed[start:end]),
-            )
-            for h, (start, end) in zip(heads, mine, strict=True)
-        ]
-    )  # fmt: skip
-    out = np.empty(int(head_at[-1]) + 4 * len(heads) + _shown_bytes(count, catalog), np.uint8)
-    ends = np.zeros(len(heads) + 1, np.int64)
-    _write_impressions(placed, count, head_data, head_at, catalog.fragments, catalog.fragment_at, out, ends)
-    return cut(out[: ends[-1]].tobytes(), ends.tolist())
+    models = b'"ranker":%s,"features_hash":%s' % (_json(ranker), _json(features_hash))
+    texts = [
+        b'{"schema":"impression/1","page_id":"%s","user_key":%s,"version":%d,"time":"%s",%s,"phi":"'
+        % (
+            page_id(h.user_key, h.version).encode(),
+            _json(h.user_key),
+            h.version,
+            rfc3339(h.event_time).encode(),
+            models,
+        )
+        for h in heads
+    ]
+    phi_bytes = 4 + len(phi) * (4 * longest(_words((phi.shape[1] + 1) // 2)) // 3 + 1)
+    size = sum(map(len, texts)) + len(heads) * 20 + phi_bytes
+    out = np.empty(size + _shown_bytes(count, catalog), np.uint8)
+    ends = np.empty(len(heads) + 1, np.int64)
+    _write_impressions(
+        placed, count, *joined(texts), phi.view(np.int32), catalog.fragments, catalog.fragment_at, out, ends
+    )
+    return cut(out, ends)

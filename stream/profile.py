@@ -1,6 +1,6 @@
 """Profiles: the rolling features phi(U) of one shopper, one bounded record row, folded from events alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from stream.events import (
     VIEW,
 )
 from stream.jit import njit
+from stream.rows import cut, joined, longest, pack_row, unpack, unpack_row, words_of
 
 Rows = npt.NDArray[np.void]
 
@@ -462,9 +463,58 @@ def fold(profiles: Rows, who: npt.NDArray[np.int32], events: Rows) -> npt.NDArra
     return fresh
 
 
-def encode_record(profile_blob: bytes, serving_blob: bytes) -> bytes:
-    """The value of a changelog record: length of the profile (u16, little-endian), profile, what was served."""
-    return len(profile_blob).to_bytes(2, "little") + profile_blob + serving_blob
+@njit
+def _encode_records(profiles, serving, out, ends):  # type: ignore[no-untyped-def]
+    at = 0
+    for i in range(profiles.shape[0]):
+        ends[i] = at
+        middle = pack_row(profiles[i], PROFILE_VERSION, out, at + 2)
+        out[at], out[at + 1] = (middle - at - 2) & 255, (middle - at - 2) >> 8
+        at = pack_row(serving[i], SERVING_VERSION, out, middle)
+    ends[profiles.shape[0]] = at
+
+
+def encode_records(profiles: Rows, serving: Rows) -> list[bytes]:
+    """Values of the changelog: length of the profile (u16, little-endian), profile, what was served.
+
+    profiles (S,) PROFILE; serving (S,) SERVING.
+    """
+    ends = np.empty(len(profiles) + 1, np.int64)
+    out = np.empty(len(profiles) * (2 + longest(PROFILE) + longest(SERVING)), np.uint8)
+    _encode_records(words_of(profiles), words_of(serving), out, ends)
+    return cut(out, ends)
+
+
+@njit
+def _decode_records(data, ends, profiles, serving):  # type: ignore[no-untyped-def]
+    """-> False where a value is torn or of another version."""
+    for i in range(profiles.shape[0]):
+        at, end = ends[i], ends[i + 1]
+        if at == end:
+            continue
+        if end - at < 3:
+            return False
+        middle = at + 2 + np.int64(data[at]) + (np.int64(data[at + 1]) << 8)
+        if middle >= end or data[at + 2] != PROFILE_VERSION or data[middle] != SERVING_VERSION:
+            return False
+        if not unpack_row(data, at + 2, middle, profiles[i]) or not unpack_row(data, middle, end, serving[i]):
+            return False
+    return True
+
+
+def decode_records(values: Sequence[bytes | None]) -> tuple[Rows, Rows]:
+    """Profiles (S,) PROFILE and what was served (S,) SERVING, blank for None. Raises ValueError as `unpack`."""
+    profiles, serving = np.zeros(len(values), PROFILE), np.zeros(len(values), SERVING)
+    data, ends = joined([value or b"" for value in values])
+    if b"" not in values and _decode_records(data, ends, words_of(profiles), words_of(serving)):
+        return profiles, serving
+    # One of them was written by an earlier version, or says what is wrong with it.
+    known = [at for at, value in enumerate(values) if value is not None]
+    pairs = [decode_record(value) for value in values if value is not None]
+    profiles, serving = np.zeros(len(values), PROFILE), np.zeros(len(values), SERVING)
+    profiles[known] = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
+    serving[known] = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, SERVING_BEFORE)
+    return profiles, serving
 
 
 def decode_record(value: bytes) -> tuple[bytes, bytes]:
@@ -501,47 +551,72 @@ _SEEN_WORD = np.dtype(PROFILE).fields["last_seen"][1] // 4  # type: ignore[index
 assert max(_TOUCHED_WORD, _SEEN_WORD + 1) < 8, "in the first byte of the bitmap"
 
 
-def _word(blob: bytes, start: int, itemsize: int, word: int) -> bytes:
-    """One of the first eight words of the packed row at `start` (rows.py)."""
-    bits = blob[start + 1]
-    if not bits >> word & 1:
-        return bytes(4)
-    at = start + 1 + (itemsize // 4 + 7) // 8 + 4 * (bits & ((1 << word) - 1)).bit_count()
-    return blob[at : at + 4]
-
-
-def touched_at(value: bytes) -> float:
-    """When the shopper of a changelog record was last seen, by her partition's event time (s); 0 for one who stays.
-
-    Unpacks nothing: the sweep asks it of every row. Rows of before version 3 have the time of her newest event.
-    """
-    start = 2 + int.from_bytes(value[:2], "little")
-    if value[start] == SERVING_VERSION:
-        return float(int.from_bytes(_word(value, start, SERVING.itemsize, _TOUCHED_WORD), "little"))
-    both = _word(value, 2, PROFILE.itemsize, _SEEN_WORD) + _word(value, 2, PROFILE.itemsize, _SEEN_WORD + 1)
-    return float(np.frombuffer(both, "<f8")[0])
+@njit
+def _copy_word(data, start, words, word, out):  # type: ignore[no-untyped-def]
+    """One of the first eight words of the packed row at `start` (rows.py), which has `words` of them, into out (4,)."""
+    bits = np.int64(data[start + 1])
+    get = start + 1 + (words + 7) // 8
+    for k in range(word):
+        get += 4 * (bits >> k & 1)
+    for b in range(4):
+        out[b] = data[get + b] if bits >> word & 1 and get + b < data.shape[0] else 0
 
 
 @njit
-def _lapses(touched, who, clocks, ttl, out):  # type: ignore[no-untyped-def]
+def _touched(data, ends, profile_words, serving_words, touched):  # type: ignore[no-untyped-def]
+    word = np.zeros(8, np.uint8)
+    for i in range(touched.shape[0]):
+        at, end = ends[i], ends[i + 1]
+        start = at + 2 + np.int64(data[at]) + (np.int64(data[at + 1]) << 8) if end - at > 2 else end
+        if start + 2 > end:
+            touched[i] = 0.0  # torn: for whoever reads it to say
+        elif data[start] == SERVING_VERSION:
+            word[4:] = 0
+            _copy_word(data, start, serving_words, _TOUCHED_WORD, word[:4])
+            touched[i] = word.view(np.int64)[0]
+        else:
+            _copy_word(data, at + 2, profile_words, _SEEN_WORD, word[:4])
+            _copy_word(data, at + 2, profile_words, _SEEN_WORD + 1, word[4:])
+            touched[i] = word.view(np.float64)[0]
+
+
+def touched_at(values: Sequence[bytes]) -> list[float]:
+    """When the shopper of each changelog record was last seen, by her partition's event time (s); 0 for one who stays.
+
+    Unpacks nothing: the sweep asks it of every row. Rows of before version 3 have the time of her newest event.
+    """
+    touched = np.empty(len(values))
+    _touched(*joined(values), PROFILE.itemsize // 4, SERVING.itemsize // 4, touched)
+    found: list[float] = touched.tolist()
+    return found
+
+
+@njit
+def _lapses(touched, who, times, clock, ttl, out):  # type: ignore[no-untyped-def]
     for i in range(who.shape[0]):
         s = who[i]
-        if touched[s] > 0 and clocks[i] - touched[s] > ttl:
+        clock = max(clock, times[i])
+        if touched[s] > 0 and clock - touched[s] > ttl:
             out[s] = i
-        touched[s] = np.int32(clocks[i])
+        touched[s] = np.int32(clock)
 
 
 def lapses(
-    touched: npt.NDArray[np.int32], who: npt.NDArray[np.int32], clocks: npt.NDArray[np.float64], ttl: float
+    touched: npt.NDArray[np.int32],
+    who: npt.NDArray[np.int32],
+    times: npt.NDArray[np.float64],
+    clock: float,
+    ttl: float,
 ) -> npt.NDArray[np.int64]:
     """Which of a run's events finds its shopper expired, so that she begins anew with it.
 
-    touched (S,) as in SERVING; who (n,) shopper of each event; clocks (n,) s, the partition's event time at each event.
+    touched (S,) as in SERVING; who (n,) shopper of each event; times (n,) s, its event time; clock: s, the newest event
+    time that the partition has seen before.
     -> (S,) the last such event, -1 where there is none. Depends on the order in the partition, not on runs, but for
     duplicates, which count as a sign of life until their run ends.
     """
     out = np.full(len(touched), -1, np.int64)
-    _lapses(touched.copy(), who, clocks, ttl, out)
+    _lapses(touched.copy(), who, times, clock, ttl, out)
     return out
 
 

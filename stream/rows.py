@@ -16,75 +16,95 @@ Rows = npt.NDArray[np.void]
 
 
 @njit
+def pack_row(words, version, out, at):  # type: ignore[no-untyped-def]
+    """words (W,) int32 into out from `at` on. -> where it ends."""
+    n_words = words.shape[0]
+    bitmap = (n_words + 7) // 8
+    out[at] = version
+    put = at + 1 + bitmap
+    for k in range(bitmap):
+        bits = 0
+        for j in range(8 * k, min(8 * k + 8, n_words)):
+            word = words[j]
+            if word != 0:
+                bits |= 1 << (j & 7)
+                for b in range(4):
+                    out[put + b] = (word >> (8 * b)) & 255
+                put += 4
+        out[at + 1 + k] = bits
+    return put
+
+
+@njit
+def unpack_row(data, at, end, words):  # type: ignore[no-untyped-def]
+    """What `pack_row` wrote from `at` to `end` into words (W,) int32, which are 0. -> False where it is torn."""
+    n_words = words.shape[0]
+    bitmap = (n_words + 7) // 8
+    get = at + 1 + bitmap
+    if get > end:
+        return False
+    for k in range(bitmap):
+        bits = data[at + 1 + k]
+        if bits == 0:
+            continue
+        for j in range(8 * k, min(8 * k + 8, n_words)):
+            if bits & (1 << (j & 7)):
+                if get + 4 > end:
+                    return False
+                word = np.int64(0)
+                for b in range(4):
+                    word |= np.int64(data[get + b]) << (8 * b)
+                words[j] = np.int32(word)
+                get += 4
+    return get == end
+
+
+@njit
 def _pack(words, version, ends, out):  # type: ignore[no-untyped-def]
     """words (n, W) int32 into out, one after the other; ends (n + 1) where each starts and the last ends."""
-    n_words = words.shape[1]
-    bitmap = (n_words + 7) // 8
     at = 0
     for i in range(words.shape[0]):
         ends[i] = at
-        out[at] = version
-        put = at + 1 + bitmap
-        for k in range(bitmap):
-            bits = 0
-            for j in range(8 * k, min(8 * k + 8, n_words)):
-                word = words[i, j]
-                if word != 0:
-                    bits |= 1 << (j & 7)
-                    for b in range(4):
-                        out[put + b] = (word >> (8 * b)) & 255
-                    put += 4
-            out[at + 1 + k] = bits
-        at = put
+        at = pack_row(words[i], version, out, at)
     ends[words.shape[0]] = at
 
 
 @njit
 def _unpack(data, ends, words):  # type: ignore[no-untyped-def]
     """data and ends as `_pack` made them into words (n, W) int32, which are 0. -> the first blob that is torn, or -1."""
-    n_words = words.shape[1]
-    bitmap = (n_words + 7) // 8
     for i in range(words.shape[0]):
-        at, end = ends[i] + 1, ends[i + 1]
-        get = at + bitmap
-        if get > end:
-            return i
-        for k in range(bitmap):
-            bits = data[at + k]
-            if bits == 0:
-                continue
-            for j in range(8 * k, min(8 * k + 8, n_words)):
-                if bits & (1 << (j & 7)):
-                    if get + 4 > end:
-                        return i
-                    word = np.int64(0)
-                    for b in range(4):
-                        word |= np.int64(data[get + b]) << (8 * b)
-                    words[i, j] = np.int32(word)
-                    get += 4
-        if get != end:
+        if not unpack_row(data, ends[i], ends[i + 1], words[i]):
             return i
     return -1
 
 
-def pack_all(rows: Rows, version: int) -> tuple[bytes, list[int]]:
-    """What `pack` makes of each row, one after the other, and where each starts and the last ends (n + 1)."""
-    n, width = len(rows), rows.itemsize // 4
-    ends = np.empty(n + 1, np.int64)
-    out = np.empty(n * (1 + (width + 7) // 8 + rows.itemsize), np.uint8)
-    _pack(rows.view(np.int32).reshape(n, width), version, ends, out)
-    found: list[int] = ends.tolist()
-    return out[: found[-1]].tobytes(), found
+def words_of(rows: Rows) -> npt.NDArray[np.int32]:
+    """Rows (n,) of whole 4-byte words as those words (n, W), the same memory."""
+    return rows.view(np.int32).reshape(len(rows), rows.itemsize // 4)
+
+
+def longest(dtype: np.dtype[Any]) -> int:
+    """Bytes that a row of `dtype` takes at most."""
+    return 1 + (dtype.itemsize // 4 + 7) // 8 + dtype.itemsize
 
 
 def pack(rows: Rows, version: int) -> list[bytes]:
     """Rows of any dtype of whole 4-byte words to bytes, zeros left out; `version` 1..255 names the dtype."""
-    return cut(*pack_all(rows, version))
+    ends = np.empty(len(rows) + 1, np.int64)
+    out = np.empty(len(rows) * longest(rows.dtype), np.uint8)
+    _pack(words_of(rows), version, ends, out)
+    return cut(out, ends)
 
 
-def cut(data: bytes, ends: Sequence[int]) -> list[bytes]:
+def cut(data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> list[bytes]:
     """The n pieces of `data`; ends (n + 1) says where each starts and the last ends."""
-    return [data[start:end] for start, end in pairwise(ends)]
+    view = data.data
+    return [bytes(view[start:end]) for start, end in pairwise(ends.tolist())]
+
+
+def joined(blobs: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Byte strings as one array and where each starts and the last ends. (bytes,), (n + 1,)."""
+    return np.frombuffer(b"".join(blobs) or b"\0", np.uint8), np.array([0, *accumulate(map(len, blobs))], np.int64)
 
 
 def unpack(
@@ -115,8 +135,7 @@ def unpack(
     rows = np.zeros(len(blobs), dtype)
     if not len(blobs):
         return rows
-    ends = np.array([0, *accumulate(map(len, blobs))])
-    torn = _unpack(np.frombuffer(b"".join(blobs), np.uint8), ends, rows.view(np.int32).reshape(len(rows), -1))
+    torn = _unpack(*joined(blobs), words_of(rows))
     if torn >= 0:
         raise ValueError(f"a row at rest is torn: {len(blobs[torn])} bytes do not fit its bitmap")
     return rows

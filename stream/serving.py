@@ -73,18 +73,20 @@ def react(serving, who, events, fresh):  # type: ignore[no-untyped-def]
 
 
 @njit
-def touch(serving, profiles, who, events, fresh, clocks, newest):  # type: ignore[no-untyped-def]
+def touch(serving, profiles, who, events, fresh, clock, newest):  # type: ignore[no-untyped-def]
     """In place: note when each shopper was last seen, by the clock of her partition; nothing of who refused consent.
 
-    serving, profiles: rows of all that `who` (n,) names; events (n,) EVENT, fresh (n,) bool and clocks (n,) s in order.
-    newest (S,) int64 becomes the row of the newest fresh event of the first S, of equals the last; -1 where none is.
+    serving, profiles: rows of all that `who` (n,) names; events (n,) EVENT and fresh (n,) bool in order; clock: s, the
+    newest event time that the partition has seen before. newest (S,) int64 becomes the row of the newest fresh event of
+    the first S, of equals the last; -1 where none is. -> the clock after them.
     """
     newest[:] = -1
     for i in range(events.shape[0]):
+        clock = max(clock, events[i].time)
         if not fresh[i]:
             continue
         s = who[i]
-        serving[s].touched = np.int32(clocks[i])
+        serving[s].touched = np.int32(clock)
         if events[i].part != 0 or s >= newest.shape[0]:
             continue
         if newest[s] < 0 or events[i].time >= events[newest[s]].time:
@@ -92,16 +94,17 @@ def touch(serving, profiles, who, events, fresh, clocks, newest):  # type: ignor
     for s in range(newest.shape[0]):
         if profiles[s].consent < 0:
             serving[s].touched = 0
+    return clock
 
 
 @njit
-def _turn(serving, profiles, shopper, newest, generated_at, share, default_locale, now, personal, locales, seeds):  # type: ignore[no-untyped-def]
+def _turn(serving, profiles, shopper, newest, paged_at, share, default_locale, now, personal, locales, seeds):  # type: ignore[no-untyped-def]
     for u in range(serving.shape[0]):
         p, row = profiles[u], serving[u]
         row.version += 1
         row.owed_time = 0.0
         row.owed_id[:] = 0
-        row.paged_at = 0.0 if p.consent < 0 else generated_at
+        row.paged_at = 0.0 if p.consent < 0 else paged_at
         now[u] = max(p.last_seen, newest[u])
         popular = (shopper[u] & 0x7FFFFFFF) / 2.0**31 < share
         personal[u] = not popular and p.consent >= 0 and p.recent_item[p.recent_item.shape[0] - 1] != 0
@@ -114,14 +117,14 @@ def turn(
     profiles: Rows,
     shopper: npt.NDArray[np.int64],
     newest: Sequence[float],
-    generated_at: float,
+    paged_at: float,
     popular_share: float,
     default_locale: int,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
     """In place: the next version of each shopper's page, which settles what was owed.
 
     serving (S,) SERVING; profiles (S,) PROFILE; shopper (S,) key64; newest (S,) time of the newest event that came, s;
-    generated_at: what `paged_at` becomes, 0 where consent is refused.
+    paged_at: what theirs becomes, 0 where consent is refused.
     -> now (S,) s, one time a shopper, her newest event: a page is the same to the bit alone and in any batch; whether it is
     a personal page; the code of its locale; the seed of its draw.
     """
@@ -129,6 +132,6 @@ def turn(
     now, personal = np.array(newest, np.float64), np.empty(n, np.bool_)
     locales, seeds = np.empty(n, np.int8), np.empty(n, np.int64)
     _turn(
-        serving, profiles, shopper, now, generated_at, popular_share, default_locale, now, personal, locales, seeds,
+        serving, profiles, shopper, now, paged_at, popular_share, default_locale, now, personal, locales, seeds,
     )  # fmt: skip
     return now, personal, locales, seeds

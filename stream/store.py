@@ -63,12 +63,9 @@ class Served(ABC, Generic[Rows]):
 
     def sweep(self, partition: int, clock: float, ttl: float, spared: Container[bytes]) -> list[bytes]:
         """Look at the next few rows, in turn. -> those whose shopper was not seen for `ttl` s, but for the spared."""
-        found = []
-        for key, value in self.next_rows(partition, SWEPT):
-            seen = touched_at(value) if key != CLOCK else 0.0
-            if 0 < seen < clock - ttl and key not in spared:
-                found.append(key)
-        return found
+        rows = [row for row in self.next_rows(partition, SWEPT) if row[0] != CLOCK]
+        seen = touched_at([value for _, value in rows])
+        return [key for (key, _), at in zip(rows, seen, strict=True) if 0 < at < clock - ttl and key not in spared]
 
     @abstractmethod
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:

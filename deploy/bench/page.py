@@ -30,18 +30,14 @@ from stream.ids import key32, key64
 from stream.kafka.app import settle_garbage
 from stream.page import SLOTS, rfc3339
 from stream.profile import (
-    PROFILE,
-    PROFILE_VERSION,
     SERVING,
-    SERVING_VERSION,
     SHOWN,
     blank,
-    decode_record,
-    encode_record,
+    decode_records,
+    encode_records,
     fold,
 )  # fmt: skip
 from stream.retrieval import retrieve
-from stream.rows import pack, unpack
 from stream.settings import SHIPPED_MODELS, Settings
 from stream.signals import NEAR, SIGNAL, Signals
 
@@ -227,10 +223,8 @@ class Crowd:
         tired = min(12, SHOWN)
         served["fatigue_item"][:, :tired] = served["shown_item"][:, :tired]
         served["fatigue_count"][:, :tired], served["fatigue_time"][:, :tired] = 1.5, NOW - 7200
-        blobs = zip(pack(profiles, PROFILE_VERSION), pack(served, SERVING_VERSION), strict=True)
-        self.stored.update(
-            (self.keys[at], encode_record(*pair)) for at, pair in zip(these.tolist(), blobs, strict=True)
-        )
+        values = encode_records(profiles, served)
+        self.stored.update((self.keys[at], value) for at, value in zip(these.tolist(), values, strict=True))
 
     def act(self, n: int) -> tuple[list[bytes], list[bytes]]:
         """The next event of each of n different shoppers. -> keys, values."""
@@ -334,8 +328,7 @@ class Bench:
 
     def candidates(self) -> float:
         """Mean number of candidates of a page."""
-        blobs = [decode_record(self.crowd.stored[key])[0] for key in self.crowd.keys[:2000]]
-        profiles = unpack(blobs, PROFILE, PROFILE_VERSION)
+        profiles, _ = decode_records([self.crowd.stored[key] for key in self.crowd.keys[:2000]])
         found = retrieve(
             profiles, profiles["last_seen"], self.shop.catalog, self.shop.signals, self.shop.signals.leaders(NOW)
         )

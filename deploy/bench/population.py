@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
-from stream.profile import PROFILE, PROFILE_VERSION, SERVING, SERVING_VERSION, SHOWN, encode_record, fold
-from stream.rows import pack
+from stream.profile import PROFILE, SERVING, SHOWN, encode_records, fold
 from stream.serving import react
 
 NOW = 1_767_225_600.0
@@ -53,8 +52,7 @@ def records(shoppers: int, seed: int = 1) -> list[bytes]:
     serving["shown_item"] = ids[chance.integers(0, 100_000, (shoppers, SHOWN))]
     fresh = fold(profiles, who, events)
     react(serving, who, events, fresh)
-    blobs = zip(pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True)
-    return [encode_record(*pair) for pair in blobs]
+    return encode_records(profiles, serving)
 
 
 def keys(count: int) -> Iterator[bytes]:

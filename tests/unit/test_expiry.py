@@ -20,7 +20,7 @@ from stream.profile import (
     SERVING_VERSION,
     blank,
     decode_record,
-    encode_record,
+    encode_records,
     lapses,
     touched_at,
 )
@@ -85,9 +85,9 @@ class Shop:
         clock = float(self.changelog[CLOCK])
         rows = {key: value for key, value in self.changelog.items() if key != CLOCK}
         return {
-            key: decode_record(value)[0] + b"%d" % touched_at(value)
-            for key, value in rows.items()
-            if touched_at(value) >= clock - TTL
+            key: decode_record(value)[0] + b"%d" % seen
+            for (key, value), seen in zip(rows.items(), touched_at(list(rows.values())), strict=True)
+            if seen >= clock - TTL
         }
 
 
@@ -121,7 +121,8 @@ def test_lapses_are_those_of_a_loop_over_the_events() -> None:
     chance = np.random.default_rng(3)
     for _ in range(200):
         who = chance.integers(0, 4, 30).astype(np.int32)
-        clocks = np.maximum.accumulate(1e6 + np.cumsum(chance.integers(0, 40, 30)).astype(np.float64))
+        times = 1e6 + np.cumsum(chance.integers(-20, 40, 30)).astype(np.float64)
+        clocks = np.maximum(np.maximum.accumulate(times), 1e6 + 60)
         touched = np.where(chance.random(4) < 0.3, 0, 1e6 - chance.integers(0, 90, 4)).astype(np.int32)
         expected, seen = [-1] * 4, touched.tolist()
         for i, (s, clock) in enumerate(zip(who.tolist(), clocks.tolist(), strict=True)):
@@ -129,7 +130,7 @@ def test_lapses_are_those_of_a_loop_over_the_events() -> None:
                 expected[s] = i
             seen[s] = int(clock)
         before = touched.copy()
-        assert lapses(touched, who, clocks, 100.0).tolist() == expected
+        assert lapses(touched, who, times, 1e6 + 60, 100.0).tolist() == expected
         assert (touched == before).all(), "the rows are left alone"
 
 
@@ -226,8 +227,9 @@ def test_when_a_row_was_touched_is_read_without_unpacking_it(touched: int, versi
     serving["touched"], serving["version"], serving["paged_at"] = touched, version, 1.5 if paged else 0
     profile = blank(1)
     profile["first_seen"], profile["last_seen"] = NOW + 0.25, NOW + 7
-    value = encode_record(pack(profile, PROFILE_VERSION)[0], pack(serving, SERVING_VERSION)[0])
-    assert touched_at(value) == touched
+    [value] = encode_records(profile, serving)
+    assert touched_at([value]) == [touched]
+    assert touched_at([b"", value[:2], value]) == [0, 0, touched], "what is torn is left to whoever reads it"
     for before, dtype in SERVING_BEFORE.items():
-        old = encode_record(pack(profile, PROFILE_VERSION)[0], pack(np.zeros(1, dtype), before)[0])
-        assert touched_at(old) == NOW + 7, "a row of before: the time of her newest event"
+        old = value[: -len(decode_record(value)[1])] + pack(np.zeros(1, dtype), before)[0]
+        assert touched_at([value, old]) == [touched, NOW + 7], "a row of before: the time of her newest event"

@@ -26,7 +26,7 @@ from stream.page import (
     PageHead,
     encode_impressions,
     encode_pages,
-    packed_phi,
+    half,
     page_id,
     schemas,
     slot_head,
@@ -34,6 +34,7 @@ from stream.page import (
 )
 from stream.profile import blank, fold
 from stream.retrieval import Candidates, retrieve, retrieve_popular
+from stream.rows import pack
 from stream.rules import UNIFORM_SHARE, PageRules, Placements, assemble, uniform
 from tests.unit.behaviour import NOW, row, rows
 from tests.unit.shop import catalog_of, item, signals_of
@@ -181,8 +182,22 @@ def test_impressions_say_what_was_shown_and_carry_its_phi() -> None:
         jsonschema.validate(json.loads(value), schemas()["impression/1"])
         assert [i.item_id for i in decoded.items] == [catalog.item_id(r) for r in shown(placements, u)["row"]]
         np.testing.assert_allclose(unpacked_phi(base64.b64decode(decoded.phi), 61), phi[u], atol=1e-3)
+        halves = np.pad(phi[u], ((0, 0), (0, 1))).astype("<f2")
+        packed = pack(halves.view(np.dtype([("words", "<i4", 31)]))[:, 0], 1)
+        assert decoded.phi == base64.b64encode(b"".join(packed)).decode()
     with pytest.raises(ValueError):
-        unpacked_phi(packed_phi(phi[0])[0][:-1], 61)
+        unpacked_phi(base64.b64decode(decoded.phi)[:-1], 61)
+
+
+def test_half_a_float_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    edges = [(top << 13) + d for top in range(0, 1 << 19, 7) for d in (-1, 0, 1, 0xFFF, 0x1000, 0x1001)]
+    bits = np.array([*edges, *rng.integers(-(2**31), 2**31, 20_000)], np.int64).astype(np.int32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = bits.view(np.float32).astype(np.float16).view(np.uint16)
+    found = np.array([half(np.int64(b)) for b in bits])
+    wrong = np.flatnonzero(found != expected)
+    assert not len(wrong), [(hex(bits[k]), hex(found[k]), hex(expected[k])) for k in wrong[:5]]
 
 
 def test_because_you_viewed_needs_two_and_for_you_comes_first() -> None:

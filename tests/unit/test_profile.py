@@ -23,8 +23,9 @@ from stream.profile import (
     SERVING_VERSION,
     blank,
     decode_record,
+    decode_records,
     describe,
-    encode_record,
+    encode_records,
     fold,
     is_hidden,
 )
@@ -209,7 +210,42 @@ def test_rows_of_another_version_and_torn_rows_are_refused_by_name() -> None:
         unpack([b""], PROFILE, PROFILE_VERSION)
     with pytest.raises(ValueError, match="says that its profile ends"):
         decode_record(b"\xff\xff12")
-    assert decode_record(encode_record(b"abc", b"de")) == (b"abc", b"de")
+
+
+@given(st.lists(behaviour(), max_size=3), st.integers(1, 2**40))
+@settings(max_examples=50, deadline=None)
+def test_a_record_is_the_length_of_its_profile_the_profile_and_what_was_served(
+    histories: list[np.ndarray], version: int
+) -> None:
+    profiles, serving = np.array([*map(folded, histories)], PROFILE), np.zeros(len(histories), SERVING)
+    serving["version"], serving["fatigue_time"] = version, 3
+    values = encode_records(profiles, serving)
+    for value, one, other in zip(values, pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True):
+        assert value == len(one).to_bytes(2, "little") + one + other
+        assert decode_record(value) == (one, other)
+    read = decode_records([None, *values])
+    assert read[0].tobytes() == blank(1).tobytes() + profiles.tobytes()
+    assert read[1].tobytes() == bytes(SERVING.itemsize) + serving.tobytes()
+
+
+def test_a_record_of_before_is_read_among_those_of_today_and_a_torn_one_is_refused_by_name() -> None:
+    serving = np.zeros(1, SERVING)
+    serving["version"] = 9
+    [value] = encode_records(blank(1), serving)
+    profile_blob, serving_blob = decode_record(value)
+    before = np.zeros(1, SERVING_BEFORE[1])
+    before["version"] = 8
+    old = value[: -len(serving_blob)] + pack(before, 1)[0]
+    assert decode_records([value, None, old])[1]["version"].tolist() == [9, 0, 8]
+    for torn, why in (
+        (value[:-1], "torn"),
+        (value[:2] + b"\x09" + value[3:], "version 9"),
+        (value[:1], "says that its profile ends"),
+        (b"", "says that its profile ends"),
+        (value[: 2 + len(profile_blob)], "version none"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            decode_records([value, torn])
 
 
 def golden_events() -> np.ndarray:

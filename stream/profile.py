@@ -1,6 +1,6 @@
 """Profiles: the rolling features phi(U) of one shopper, one bounded record row, folded from events alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from stream.events import (
     VIEW,
 )
 from stream.jit import njit
+from stream.rows import COMPACT, place, tops, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -475,51 +476,40 @@ def decode_record(value: bytes) -> tuple[bytes, bytes]:
     return value[2:end], value[end:]
 
 
-_OWED_WORD = np.dtype(SERVING).fields["owed_time"][1] // 4  # type: ignore[index]  # where owed_time is, in 4-byte words
-assert _OWED_WORD % 2 == 0, "both words of it in one byte of the bitmap"
+_OWED_WORD, _OWED_VALUE = place(SERVING, "owed_time")
+_MAP = 1 + tops(SERVING)  # where the bitmap of a compact row begins
+assert _OWED_WORD % 2 == 0 and max(_OWED_WORD, _OWED_VALUE) < 8, "in the first byte of the bitmap"
 
 
 def owing_pages(rows: Mapping[bytes, bytes | None]) -> set[bytes]:
     """Keys of the changelog values that say that a page is owed.
 
-    Unpacks nothing but a few bits, in one loop: every row is asked, also when a million are recovered. (Values that are
-    too short for what they say are left to `decode_record`.)
+    Unpacks nothing but a few bits (rows.py), in one loop: every row is asked, also when a million are recovered. (Values
+    that are too short for what they say are left to `decode_record`.)
     """
-    byte, bit = 1 + (_OWED_WORD >> 3), _OWED_WORD & 7
     return {
         key
         for key, row in rows.items()
         if row is not None
-        and (at := 2 + row[0] + (row[1] << 8) if len(row) > 1 else 0) + byte < len(row)
-        and row[at + byte] >> bit & 3
-        and row[at] == SERVING_VERSION
+        and (at := 2 + row[0] + (row[1] << 8) if len(row) > 1 else 0) + _MAP < len(row)
+        and (
+            row[at + 1] & row[at + _MAP] >> _OWED_VALUE & 1
+            if row[at] == COMPACT | SERVING_VERSION
+            else row[at] == SERVING_VERSION and row[at + 1] >> _OWED_WORD & 3
+        )
     }
 
 
-_TOUCHED_WORD = np.dtype(SERVING).fields["touched"][1] // 4  # type: ignore[index]
-_SEEN_WORD = np.dtype(PROFILE).fields["last_seen"][1] // 4  # type: ignore[index]
-assert max(_TOUCHED_WORD, _SEEN_WORD + 1) < 8, "in the first byte of the bitmap"
+def touched(values: Sequence[bytes]) -> npt.NDArray[np.float64]:
+    """When the shoppers of changelog records were last seen, by their partition's event time (s); 0 for those who stay.
 
-
-def _word(blob: bytes, start: int, itemsize: int, word: int) -> bytes:
-    """One of the first eight words of the packed row at `start` (rows.py)."""
-    bits = blob[start + 1]
-    if not bits >> word & 1:
-        return bytes(4)
-    at = start + 1 + (itemsize // 4 + 7) // 8 + 4 * (bits & ((1 << word) - 1)).bit_count()
-    return blob[at : at + 4]
-
-
-def touched_at(value: bytes) -> float:
-    """When the shopper of a changelog record was last seen, by her partition's event time (s); 0 for one who stays.
-
-    Unpacks nothing: the sweep asks it of every row. Rows of before version 3 have the time of her newest event.
+    Rows of before version 3 have the time of her newest event. (n,)
     """
-    start = 2 + int.from_bytes(value[:2], "little")
-    if value[start] == SERVING_VERSION:
-        return float(int.from_bytes(_word(value, start, SERVING.itemsize, _TOUCHED_WORD), "little"))
-    both = _word(value, 2, PROFILE.itemsize, _SEEN_WORD) + _word(value, 2, PROFILE.itemsize, _SEEN_WORD + 1)
-    return float(np.frombuffer(both, "<f8")[0])
+    pairs = [decode_record(value) for value in values]
+    times = unpack([serving for _, serving in pairs], SERVING, SERVING_VERSION, SERVING_BEFORE)["touched"].astype("f8")
+    before = [at for at, (_, serving) in enumerate(pairs) if serving[0] & ~COMPACT != SERVING_VERSION]
+    times[before] = unpack([pairs[at][0] for at in before], PROFILE, PROFILE_VERSION)["last_seen"]
+    return times
 
 
 @njit

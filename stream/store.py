@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from stream.ladder import Owed
-from stream.profile import owing_pages, touched_at
+from stream.profile import owing_pages, touched
 
 # A changelog key that starts so is no row, and no shopper's key does; every reader skips it. Followed by topic:partition, it
 # says up to where that source is counted (table.py).
@@ -63,12 +63,11 @@ class Served(ABC, Generic[Rows]):
 
     def sweep(self, partition: int, clock: float, ttl: float, spared: Container[bytes]) -> list[bytes]:
         """Look at the next few rows, in turn. -> those whose shopper was not seen for `ttl` s, but for the spared."""
-        found = []
-        for key, value in self.next_rows(partition, SWEPT):
-            seen = touched_at(value) if key != CLOCK else 0.0
-            if 0 < seen < clock - ttl and key not in spared:
-                found.append(key)
-        return found
+        rows = [(key, value) for key, value in self.next_rows(partition, SWEPT) if key != CLOCK]
+        seen = touched([value for _, value in rows])  # (n,) s
+        return [
+            key for (key, _), at in zip(rows, seen.tolist(), strict=True) if 0 < at < clock - ttl and key not in spared
+        ]
 
     @abstractmethod
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:

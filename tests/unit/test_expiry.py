@@ -22,7 +22,7 @@ from stream.profile import (
     decode_record,
     encode_record,
     lapses,
-    touched_at,
+    touched,
 )
 from stream.rows import pack, unpack
 from stream.settings import Settings
@@ -85,9 +85,9 @@ class Shop:
         clock = float(self.changelog[CLOCK])
         rows = {key: value for key, value in self.changelog.items() if key != CLOCK}
         return {
-            key: decode_record(value)[0] + b"%d" % touched_at(value)
-            for key, value in rows.items()
-            if touched_at(value) >= clock - TTL
+            key: decode_record(value)[0] + b"%d" % seen
+            for (key, value), seen in zip(rows.items(), touched([*rows.values()]), strict=True)
+            if seen >= clock - TTL
         }
 
 
@@ -220,14 +220,17 @@ def test_a_refusal_does_not_expire() -> None:
     assert b"ada" in shop.profiles.of(0)
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(1, 2**40), st.booleans())
-def test_when_a_row_was_touched_is_read_without_unpacking_it(touched: int, version: int, paged: bool) -> None:
-    serving = np.zeros(1, SERVING)
-    serving["touched"], serving["version"], serving["paged_at"] = touched, version, 1.5 if paged else 0
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=5))
+def test_when_shoppers_were_seen_is_told_of_rows_of_all_versions(times: list[int]) -> None:
     profile = blank(1)
     profile["first_seen"], profile["last_seen"] = NOW + 0.25, NOW + 7
-    value = encode_record(pack(profile, PROFILE_VERSION)[0], pack(serving, SERVING_VERSION)[0])
-    assert touched_at(value) == touched
-    for before, dtype in SERVING_BEFORE.items():
-        old = encode_record(pack(profile, PROFILE_VERSION)[0], pack(np.zeros(1, dtype), before)[0])
-        assert touched_at(old) == NOW + 7, "a row of before: the time of her newest event"
+    values, expected = [], []
+    for at in times:
+        serving = np.zeros(1, SERVING)
+        serving["touched"], serving["version"] = at, 3
+        values.append(encode_record(pack(profile, PROFILE_VERSION)[0], pack(serving, SERVING_VERSION)[0]))
+        expected.append(float(at))
+        for before, dtype in SERVING_BEFORE.items():
+            values.append(encode_record(pack(profile, PROFILE_VERSION)[0], pack(np.zeros(1, dtype), before)[0]))
+            expected.append(NOW + 7)  # the time of her newest event
+    assert touched(values).tolist() == expected

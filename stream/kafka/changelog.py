@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import (
     CorruptRecordException,
     KafkaError,
@@ -22,7 +22,6 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatch
-from aiokafka.record.util import calc_crc32c
 from faust.types import TP
 
 from stream.kafka.connect import NoBroker, client_options, connecting
@@ -30,8 +29,6 @@ from stream.record_batch import (
     ATTRIBUTES,
     COMPRESSED,
     CONTROL,
-    CRC,
-    CRC_FROM,
     END,
     NEXT,
     OFFSET,
@@ -39,6 +36,7 @@ from stream.record_batch import (
     cut,
     locate,
     walk,
+    wrong_checksum,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +111,8 @@ class ChangelogReader:
             topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
         request = FetchRequest(wait_ms, 1, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
         try:
+            if await client.ready(node):
+                read_in_place(client._conns[node, ConnectionGroup.DEFAULT])
             response = await client.send(node, request)
         except KafkaError as error:
             if not error.retriable:
@@ -136,6 +136,57 @@ class ChangelogReader:
         return found
 
 
+class Frames(asyncio.BufferedProtocol):
+    """A broker's answers on a connection of aiokafka, received where they lie until they are whole.
+
+    asyncio's own reader receives, joins and cuts each byte anew, in memory that the system must find again each time.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection, self._before = connection, connection._protocol
+        self._room = bytearray(1 << 20)
+        self._head, self._wanted, self._filled = True, 4, 0  # an answer's length comes first, in four bytes
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._room)[self._filled : self._wanted]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        if self._filled < self._wanted:
+            return
+        found = bytes(memoryview(self._room)[: self._wanted])
+        self._filled, self._head = 0, not self._head
+        if self._head:
+            self._wanted = 4
+            self._connection._handle_frame(found)
+        else:
+            self._wanted = int.from_bytes(found, "big")
+            if self._wanted > len(self._room):
+                self._room = bytearray(self._wanted)
+
+    # aiokafka's protocol still closes the connection and holds back its writer.
+
+    def eof_received(self) -> bool | None:
+        ended: bool | None = self._before.eof_received()
+        return ended
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._before.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._before.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._before.resume_writing()
+
+
+def read_in_place(connection: Any) -> None:
+    """From now on, unless an answer is on its way: the next time will do."""
+    transport = connection._writer.transport
+    if not connection._requests and not isinstance(transport.get_protocol(), Frames):
+        transport.set_protocol(Frames(connection))
+
+
 _LOST: dict[TP, Stretch] = {}  # an answer that asks to look for the leaders again
 
 
@@ -144,13 +195,12 @@ def read(data: bytes, start: int) -> Stretch:
     batches = walk(data)
     if not len(batches.rows):
         return Stretch((), start)
-    view = memoryview(data)
-    for batch in batches.rows.tolist():
-        if calc_crc32c(view[batch[START] + CRC_FROM : batch[END]]) != batch[CRC]:
-            raise CorruptRecordException(f"the batch before offset {batch[NEXT]} has a wrong checksum")
+    wrong = wrong_checksum(batches)
+    if wrong >= 0:
+        raise CorruptRecordException(f"the batch before offset {batches.rows[wrong, NEXT]} has a wrong checksum")
     following = max(start, int(batches.rows[-1, NEXT]))
     if (batches.rows[:, ATTRIBUTES] & COMPRESSED).any():
-        return Stretch(_unpacked(view, batches.rows.tolist(), start), following)
+        return Stretch(_unpacked(memoryview(data), batches.rows.tolist(), start), following)
     located = locate(batches)
     if len(located) and located[0, OFFSET] < start:
         located = located[np.searchsorted(located[:, OFFSET], start) :]

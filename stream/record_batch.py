@@ -44,7 +44,7 @@ def _big_endian(data, at, size):  # type: ignore[no-untyped-def]
     return value
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _crc32c_step(typing: Any, crc: Any, word: Any) -> Any:
     """The processor's own instruction (SSE 4.2): eight bytes into a checksum."""
 
@@ -191,7 +191,7 @@ def wrong_checksum(batches: Batches) -> int:
     if HAS_CRC32C:
         found: int = _wrong(batches.data, batches.rows)
         return found
-    view = memoryview(batches.data)
+    view = batches.data.data
     told = batches.rows.tolist()
     return next(
         (b for b, row in enumerate(told) if calc_crc32c(view[row[START] + CRC_FROM : row[END]]) != row[CRC]), -1

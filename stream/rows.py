@@ -59,7 +59,8 @@ def tops(dtype: np.dtype[Any]) -> int:
 
 def place(dtype: np.dtype[Any], name: str) -> tuple[int, int]:
     """Number of the first word and of the first value of a field: its bits in the bitmap of a plain and a compact row."""
-    word: int = (dtype.fields or {})[name][1] // 4
+    fields: Mapping[str, Any] = dtype.fields or {}
+    word: int = fields[name][1] // 4
     starts = np.cumsum([0, *np.where(_kinds(dtype) == _WORD, 1, 2)])  # (U + 1,) word that each value starts at
     return word, int(np.searchsorted(starts, word))
 
@@ -390,11 +391,11 @@ def unpack(
                 "run the version of Shopwindow that wrote it, or a newer one"
             )
     words = np.zeros((len(blobs), dtype.itemsize // 4), np.int32)  # (n, W); quicker than zeros of many fields
-    rows: Rows = words.view(dtype).reshape(len(blobs))
+    made: Rows = words.view(dtype).reshape(len(blobs))
     if not len(blobs):
-        return rows
+        return made
     ends = np.array([0, *accumulate(map(len, blobs))])
     torn = _unpack(np.frombuffer(b"".join((*blobs, bytes(8))), np.uint8), ends, _kinds(dtype), words)
     if torn >= 0:
         raise ValueError(f"a row at rest is torn: {len(blobs[torn])} bytes are not what its bitmap says")
-    return rows
+    return made

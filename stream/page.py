@@ -14,7 +14,7 @@ import numpy.typing as npt
 from stream.catalog import Catalog, Item
 from stream.events import Behaviour
 from stream.jit import njit
-from stream.rows import cut, joined, longest, pack_row, unpack
+from stream.rows import cut, joined, longest, pack_plain, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -347,7 +347,7 @@ def _write_impressions(placed, count, texts, text_at, phi, fragments, fragment_a
                     words[k // 2] = half(np.int64(phi[n, k]))
                 else:
                     words[k // 2] |= np.int32(half(np.int64(phi[n, k])) << 16)
-            size = pack_row(words, PHI_VERSION, packed, size)
+            size = pack_plain(words, PHI_VERSION, packed, size)
             n += 1
         at = _token(out, _base64(out, at, packed, size), _ITEMS)
         for j in range(count[u]):

@@ -33,7 +33,8 @@ def records(shoppers: int, seed: int = 1) -> list[bytes]:
     # A month of visits, some minutes each.
     visit = np.floor(chance.random(n) * np.repeat(1 + counts // 8, counts))
     start = chance.random((shoppers, 1 + MOST_EVENTS // 8)) * 30 * 86_400.0
-    events["time"] = NOW - start[who, visit.astype(np.int64)] + np.round(chance.random(n) * 1200.0, 3)
+    moment = NOW - start[who, visit.astype(np.int64)] + chance.random(n) * 1200.0
+    events["time"] = np.round(moment, 3)  # to the millisecond, as a browser's clock tells it
     events = events[np.lexsort((events["time"], who))]
     ids = chance.integers(1, 2**62, 100_000)
     item = np.minimum(chance.zipf(1.3, n) - 1 + 7 * who, 99_999 + 0 * who) % 100_000

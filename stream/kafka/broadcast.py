@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition, conn
 
 from stream.kafka.connect import NoBroker, client_options, connecting
 from stream.store import NO_ROW
@@ -16,6 +16,9 @@ from stream.store import NO_ROW
 if TYPE_CHECKING:
     from stream.settings import Settings
 
+# What a connection buffers before it stops reading, for a megabyte from each partition: aiokafka's 64 KiB make a fetch stop
+# and start dozens of times.
+conn.READER_LIMIT = 4 << 20
 KeyValue = tuple[bytes, bytes | None]
 Progress = Callable[[int, int], None]  # records read, records there were at the start
 

@@ -18,20 +18,16 @@ from aiokafka.errors import (
     CorruptRecordException,
     KafkaError,
     OffsetOutOfRangeError,
-    for_code,
 )
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatch
-from aiokafka.record.util import calc_crc32c
 from faust.types import TP
 
 from stream.kafka.connect import NoBroker, client_options, connecting
+from stream.kafka.leaders import ask
 from stream.record_batch import (
     ATTRIBUTES,
     COMPRESSED,
     CONTROL,
-    CRC,
-    CRC_FROM,
     END,
     NEXT,
     OFFSET,
@@ -39,14 +35,12 @@ from stream.record_batch import (
     cut,
     locate,
     walk,
+    wrong_checksum,
 )
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-READ_UNCOMMITTED = 0
-PARTITION_BYTES = 1 << 20  # of one partition in one fetch; a larger batch comes alone
-FETCH_BYTES = 4 << 20
 WAIT_MS = 250  # how long the broker holds a fetch that finds nothing
 RETRY = 0.1  # s
 
@@ -108,32 +102,16 @@ class ChangelogReader:
     async def _ask(
         self, client: AIOKafkaClient, node: int, wanted: Mapping[TP, int], wait_ms: int
     ) -> dict[TP, Stretch]:
-        topics: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        for tp, offset in wanted.items():
-            topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
-        request = FetchRequest(wait_ms, 1, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
-        try:
-            response = await client.send(node, request)
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            return _LOST
+        answers = await ask(client, node, wanted, wait_ms)
         found: dict[TP, Stretch] = {}
-        for topic, parts in response.topics:
-            for partition, code, _, *rest in parts:
-                tp = TP(topic, partition)
-                kind = for_code(code)
-                if kind is OffsetOutOfRangeError:
-                    raise OffsetOutOfRangeError(
-                        f"partition {partition} of '{topic}' has nothing at offset {wanted[tp]} any more"
-                    )
-                if code and kind.retriable:
-                    return _LOST
-                if code:
-                    raise kind(f"partition {partition} of '{topic}' cannot be read")
-                if rest[-1]:
-                    found[tp] = read(rest[-1], wanted[tp])
-        return found
+        for tp, error, _, data in answers or ():
+            if error is not None and error is OffsetOutOfRangeError:
+                raise error(f"partition {tp.partition} of '{tp.topic}' has nothing at offset {wanted[tp]} any more")
+            if error is not None:
+                return _LOST
+            if data:
+                found[tp] = read(data, wanted[tp])
+        return _LOST if answers is None else found
 
 
 _LOST: dict[TP, Stretch] = {}  # an answer that asks to look for the leaders again
@@ -144,13 +122,12 @@ def read(data: bytes, start: int) -> Stretch:
     batches = walk(data)
     if not len(batches.rows):
         return Stretch((), start)
-    view = memoryview(data)
-    for batch in batches.rows.tolist():
-        if calc_crc32c(view[batch[START] + CRC_FROM : batch[END]]) != batch[CRC]:
-            raise CorruptRecordException(f"the batch before offset {batch[NEXT]} has a wrong checksum")
+    wrong = wrong_checksum(batches)
+    if wrong >= 0:
+        raise CorruptRecordException(f"the batch before offset {batches.rows[wrong, NEXT]} has a wrong checksum")
     following = max(start, int(batches.rows[-1, NEXT]))
     if (batches.rows[:, ATTRIBUTES] & COMPRESSED).any():
-        return Stretch(_unpacked(view, batches.rows.tolist(), start), following)
+        return Stretch(_unpacked(memoryview(data), batches.rows.tolist(), start), following)
     located = locate(batches)
     if len(located) and located[0, OFFSET] < start:
         located = located[np.searchsorted(located[:, OFFSET], start) :]

@@ -7,31 +7,24 @@ itself: each of its fetches would change threads twice and wait for whatever lie
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiokafka import conn
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError, for_code
-from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
 from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from stream.kafka.connect import NoBroker, client_options, connecting
+from stream.kafka.leaders import ask
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
 # How long the broker holds a fetch that finds nothing: so long a partition that is wanted again may wait to be asked for.
 FETCH_WAIT_MS = 20
-PARTITION_BYTES = 1 << 20  # of one partition in one fetch; a larger batch comes alone
-FETCH_BYTES = 4 << 20
-READ_UNCOMMITTED = 0
-# What a connection buffers before it stops reading: aiokafka's 64 KiB make a fetch stop and start dozens of times.
-conn.READER_LIMIT = FETCH_BYTES
 RETRY = 0.1  # s
 LOOK = 0.05  # s between two looks at who leads the partitions
 REST = 0.005  # s until a leader of whose partitions none is wanted is looked at again
@@ -93,6 +86,9 @@ class Feed:
             except (NoBroker, KafkaError):
                 await client.close()
                 await asyncio.sleep(RETRY)
+            except asyncio.CancelledError:
+                await client.close()
+                raise
 
     async def _leaders(self, client: AIOKafkaClient) -> set[int]:
         wanted = self._wanted()
@@ -118,30 +114,16 @@ class Feed:
 
     async def _fetch(self, client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int]) -> bool:
         """One fetch. -> False where the leader is gone, or leads some of them no more."""
-        topics: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        for tp, offset in wanted.items():
-            topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
-        request = FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
-        try:
-            response = await client.send(leader, request)
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            return False
-        all_led = True
-        for topic, partitions in response.topics:
-            for partition, code, end, *rest in partitions:
-                tp = TP(topic, partition)
-                if not code:
-                    records, following = parse(rest[-1], wanted[tp])
-                    self._take(tp, wanted[tp], Answer(records, following, end))
-                elif (kind := for_code(code)) is OffsetOutOfRangeError:
-                    self._take(tp, wanted[tp], None)
-                elif kind.retriable:
-                    all_led = False
-                else:
-                    raise kind(f"partition {partition} of '{topic}' cannot be read")
-        return all_led
+        answers = await ask(client, leader, wanted, FETCH_WAIT_MS)
+        led = answers is not None
+        for tp, error, end, data in answers or ():
+            if error is None:
+                self._take(tp, wanted[tp], Answer(*parse(data, wanted[tp]), end))
+            elif error is OffsetOutOfRangeError:
+                self._take(tp, wanted[tp], None)
+            else:
+                led = False
+        return led
 
 
 def parse(data: bytes, start: int) -> tuple[Sequence[Any], int]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from stream.kafka import changelog, outputs, topics
+from stream.kafka import leaders, outputs, topics
 from stream.kafka.app import make_app
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import client_options
@@ -131,7 +131,8 @@ async def test_ready_says_when_the_tables_are_there(broker: str, topic_prefix: s
     calls: list[set[int]] = []
     app.when_ready(lambda: calls.append(app.partitions("clicks")))
     async with running(app):
-        assert app.ready and app.feed.fetched_at() is not None
+        assert app.ready
+        await until(lambda: app.feed.fetched_at() is not None, "fetched")
     assert calls == [{0, 1, 2, 3}]
     assert not app.ready
 
@@ -150,7 +151,7 @@ async def test_recovery_says_how_far_it_is(broker: str, topic_prefix: str, monke
         apply(partition, records)
 
     monkeypatch.setattr(counts, "apply", note)
-    monkeypatch.setattr(changelog, "PARTITION_BYTES", 10_000)
+    monkeypatch.setattr(leaders, "PARTITION_BYTES", 10_000)
     async with running(app):
         [after] = app.recovery.progress()
     first, last = seen[0], seen[-1]

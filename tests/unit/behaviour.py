@@ -1,4 +1,4 @@
-"""Events as tests write them: rows, and records as a storefront sends them."""
+"""Events as tests write them: rows, and records as a storefront sends them; rows at rest as they were."""
 
 import json
 from datetime import UTC, datetime
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
 from stream.ids import key32, key64
+from stream.rows import longest, pack_plain, words_of
 
 NOW = 1_767_225_600.0  # 2026-01-01
 
@@ -59,3 +60,9 @@ def behaviour(draw: Any, max_size: int = 60, span: float = 30 * 86_400.0) -> np.
                      "price": draw(st.sampled_from((0.0, 9.9, 120.0))), "quantity": draw(st.integers(1, 3))}  # fmt: skip
         made.append(row(kind, item, time, id=f"id{i}", **more))
     return np.concatenate(made)
+
+
+def plain(rows: np.ndarray, version: int) -> list[bytes]:
+    """Rows at rest in the plain form, the only one of earlier versions."""
+    out = np.empty(longest(rows.dtype), np.uint8)
+    return [out[: pack_plain(words, version, out, 0)].tobytes() for words in words_of(rows)]

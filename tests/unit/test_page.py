@@ -34,9 +34,8 @@ from stream.page import (
 )
 from stream.profile import blank, fold
 from stream.retrieval import Candidates, retrieve, retrieve_popular
-from stream.rows import pack
 from stream.rules import UNIFORM_SHARE, PageRules, Placements, assemble, uniform
-from tests.unit.behaviour import NOW, row, rows
+from tests.unit.behaviour import NOW, plain, row, rows
 from tests.unit.shop import catalog_of, item, signals_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -183,7 +182,7 @@ def test_impressions_say_what_was_shown_and_carry_its_phi() -> None:
         assert [i.item_id for i in decoded.items] == [catalog.item_id(r) for r in shown(placements, u)["row"]]
         np.testing.assert_allclose(unpacked_phi(base64.b64decode(decoded.phi), 61), phi[u], atol=1e-3)
         halves = np.pad(phi[u], ((0, 0), (0, 1))).astype("<f2")
-        packed = pack(halves.view(np.dtype([("words", "<i4", 31)]))[:, 0], 1)
+        packed = plain(halves.view(np.dtype([("words", "<i4", 31)]))[:, 0], 1)
         assert decoded.phi == base64.b64encode(b"".join(packed)).decode()
     with pytest.raises(ValueError):
         unpacked_phi(base64.b64decode(decoded.phi)[:-1], 61)

@@ -28,8 +28,10 @@ from stream.profile import (
     encode_records,
     fold,
     is_hidden,
+    owing_pages,
+    touched_at,
 )
-from stream.rows import pack, unpack
+from stream.rows import COMPACT, pack, unpack
 from tests.unit.behaviour import NOW, behaviour, row, rows
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -190,7 +192,7 @@ def test_a_packed_row_comes_back_bit_for_bit_in_at_most_4_kb(events: np.ndarray)
 
 
 def test_the_fullest_row_fits_4_kb() -> None:
-    full = np.frombuffer(b"\xff" * PROFILE.itemsize, PROFILE)
+    full = np.random.default_rng(1).integers(1, 256, PROFILE.itemsize, np.uint8).view(PROFILE)
     assert len(pack(full, 1)[0]) <= 4096
 
 
@@ -266,6 +268,20 @@ def test_todays_code_reads_the_rows_of_version_1() -> None:
     served = unpack([serving_blob], SERVING, SERVING_VERSION, SERVING_BEFORE)
     serving = served[0]
     assert (serving["version"], serving["shown_item"][0]) == (7, key32("lamp"))
+
+
+@pytest.mark.parametrize("form", ["plain", "compact"])
+def test_rows_of_profiles_1_and_serving_3_are_read_in_both_forms(form: str) -> None:
+    profile_blob, serving_blob = decode_record((GOLDEN / f"profile-1-serving-3-{form}.bin").read_bytes())
+    assert (profile_blob[0], serving_blob[0]) == ((1, 3) if form == "plain" else (COMPACT | 1, COMPACT | 3))
+    profile = unpack([profile_blob], PROFILE, PROFILE_VERSION)[0]
+    assert profile.tobytes() == folded(golden_events()).tobytes()
+    serving = unpack([serving_blob], SERVING, SERVING_VERSION, SERVING_BEFORE)[0]
+    assert (serving["version"], serving["touched"], serving["owed_time"]) == (7, NOW + 400, NOW + 400)
+    assert serving["shown_item"][:3].tolist() == [key32("lamp"), key32("mug"), 0]
+    assert (serving["fatigue_item"][0], serving["fatigue_count"][0]) == (key32("mug"), 1.5)
+    value = (GOLDEN / f"profile-1-serving-3-{form}.bin").read_bytes()
+    assert owing_pages({b"her": value}) == {b"her"} and touched_at([value]) == [NOW + 400]
 
 
 def test_a_description_is_json_sorted_and_names_what_it_can() -> None:

@@ -1,6 +1,7 @@
 """Record batches of Kafka: our reading of their bytes against aiokafka's."""
 
-from typing import Any
+from itertools import cycle
+from typing import Any, ClassVar
 
 import pytest
 from aiokafka.errors import CorruptRecordException
@@ -10,8 +11,10 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream import record_batch
 from stream.kafka.changelog import read
-from stream.record_batch import walk
+from stream.kafka.leaders import Frames
+from stream.record_batch import walk, wrong_checksum
 
 Pair = tuple[bytes, bytes | None]
 PAIRS = st.lists(st.tuples(st.binary(max_size=300), st.none() | st.binary(max_size=5000)), max_size=20)
@@ -84,11 +87,43 @@ def test_a_control_batch_holds_no_record_and_moves_the_offset() -> None:
     assert read(bytes(marker), 7) == ([], 8)
 
 
-def test_a_flipped_bit_is_noticed() -> None:
-    data = bytearray(batch([(b"k", b"value")], 0))
-    data[-3] ^= 1
-    with pytest.raises(CorruptRecordException, match="checksum"):
-        read(bytes(data), 0)
+@pytest.mark.parametrize("by_processor", [True, False])
+def test_a_flipped_bit_is_noticed_by_its_batch(monkeypatch: pytest.MonkeyPatch, by_processor: bool) -> None:
+    if by_processor and not record_batch.HAS_CRC32C:
+        pytest.skip("the processor has no instruction for it")
+    monkeypatch.setattr(record_batch, "HAS_CRC32C", by_processor)
+    for size in range(20):  # all lengths of what is left over from eights
+        pairs: list[Pair] = [(b"k", b"v" * size)]
+        good = batch(pairs, 3)
+        assert list(read(good, 3).records) == pairs
+        for at in range(21, len(good), 5):
+            data = bytearray(good)
+            data[at] ^= 0x10
+            with pytest.raises(CorruptRecordException, match="has a wrong checksum"):
+                read(good + bytes(data), 3)
+            assert wrong_checksum(walk(good + bytes(data) + good)) == 1
+
+
+@given(st.lists(st.binary(min_size=1, max_size=3_000), max_size=6), st.lists(st.integers(1, 4_000), min_size=1))
+def test_answers_come_whole_however_they_are_received(answers: list[bytes], sizes: list[int]) -> None:
+    class Connection:
+        _protocol = None
+        taken: ClassVar[list[bytes]] = []
+
+        def _handle_frame(self, frame: bytes) -> None:
+            self.taken.append(frame)
+
+    Connection.taken = []
+    frames, chances = Frames(Connection()), cycle(sizes)
+    frames._room = bytearray(64)  # most answers are larger
+    left = b"".join(len(answer).to_bytes(4, "big") + answer for answer in answers)
+    while left:
+        room = frames.get_buffer(-1)
+        size = min(next(chances), len(room), len(left))
+        room[:size] = left[:size]
+        left = left[size:]
+        frames.buffer_updated(size)
+    assert Connection.taken == answers
 
 
 def test_batches_of_before_kafka_0_11_are_refused_by_name() -> None:

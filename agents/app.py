@@ -8,14 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agents import copy, items, shopper, web
 from agents.overload import Overload
 from agents.scribe import Sampling, Scribe
 from agents.telling import Telling
-from agents.together import OffLoop
+from agents.together import beside_the_loop
 from agents.world import World, cancelled
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
@@ -53,16 +52,6 @@ def profiles_of(settings: Settings) -> tuple[Profiles | DiskProfiles, DiskProfil
     return disk, disk
 
 
-def _thread(name: str) -> OffLoop:
-    """Calls run one after the other in a thread of their own."""
-    executor = ThreadPoolExecutor(1, name)
-
-    async def off_loop(call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
-
-    return off_loop
-
-
 class Worker:
     """Everything of one process. Raises ManifestError where a model does not fit this program."""
 
@@ -73,8 +62,8 @@ class Worker:
         self.path = PagePath(self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings))
         self.app: BatchApp = make_app(settings)
         self.profiles, disk = profiles_of(settings)
-        # Two at a time would only fight for the same core: the batches are numba and ONNX, without the GIL.
-        self._batches = _thread("batches")
+        # Two at a time would only fight for the same core, and for the tables that they change.
+        self._batches = beside_the_loop("batches")
         out = self.app.outputs
         self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
         self.overload = Overload(settings, self.app, self.path, self.shoppers)
@@ -83,7 +72,7 @@ class Worker:
         tables = items.ItemTables()
         signals = ExactTable(self.app, "item-signals", tables)
         self.app.listen(
-            items.TOPICS, items.Items(tables, out, _thread("items")).live, signals, limit=items.RUN_RECORDS,
+            items.TOPICS, items.Items(tables, out, beside_the_loop("items")).live, signals, limit=items.RUN_RECORDS,
             limit_bytes=items.RUN_BYTES, pace=items.PACE,
         )  # fmt: skip
         self.scribe: Scribe | None = None

@@ -31,6 +31,7 @@ TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 Answer = tuple[Step, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
 SOUND = 10.0  # s without a bad answer after which the ranker counts as well again
+BRIEF = 4  # records of a step that is not worth a change of threads
 ALL_POISON = 100  # records in a row: a step that fails for each of them fails for another reason
 OUT_OF_MEMORY = (
     "the memory is used up; the events wait in Kafka: give the worker more, or fewer partitions (start more workers), or "
@@ -67,7 +68,7 @@ class Shoppers:
         self._off_loop = off_loop
         self._unsound_at: float | None = None  # s, when the ranker last gave no probabilities, while it is broken
         self._poisoned = 0  # records in a row that made a step fail
-        self._answer = Together(self._answer_all, off_loop)
+        self._answer = Together(self._answer_all, off_loop, _brief)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         """Fold each run into profiles and publish the refreshed pages.
@@ -262,6 +263,10 @@ def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Rejec
         except (msgspec.MsgspecError, TypeError) as error:
             rejects.append(Reject(at, "invalid", "value", f"not a refresh: {error}"))
     return refreshes, rejects
+
+
+def _brief(runs: Sequence[Run]) -> bool:
+    return sum(len(run.records) for run in runs) <= BRIEF
 
 
 def _count(run: Run, made: _Made) -> None:

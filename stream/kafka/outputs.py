@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from aiokafka.errors import ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder
-from faust.transport.drivers.aiokafka import Producer
 
 from stream.kafka.connect import partition_of
+from stream.kafka.produce import BatchProducer, Posts
 from stream.kafka.topics import CHANGELOG_BYTES
 
 if TYPE_CHECKING:
@@ -78,28 +78,6 @@ class _Post:
             self.acknowledged.set_result(None)
 
 
-class BatchProducer(Producer):
-    """Faust's producer, but with several requests under way to a broker at once.
-
-    aiokafka sends the next when the last is answered, so that a changelog waits for whatever else is being sent. What keeps
-    the order within a partition is another rule: none has two batches under way.
-    """
-
-    async def on_start(self) -> None:
-        await super().on_start()
-        self._ensure_producer()._sender._in_flight = _NeverBusy()
-
-
-class _NeverBusy(set[int]):
-    """The brokers that aiokafka takes to be busy: none."""
-
-    def add(self, node: int) -> None:
-        pass
-
-    def remove(self, node: int) -> None:
-        pass
-
-
 class _Group(NamedTuple):
     """Records for one partition; headers of each, or none at all."""
 
@@ -124,7 +102,6 @@ class Outputs:
     def __init__(self, app: BatchApp) -> None:
         self._app = app
         self._waiting: dict[tuple[str, int], list[tuple[_Group, _Post]]] = {}
-        self._sender: asyncio.Task[None] | None = None
 
     async def send(self, topic: str, partition: int | None, records: Sequence[Pair]) -> None:
         """Send all in as few record batches as fit, and wait for their acknowledgement.
@@ -148,27 +125,17 @@ class Outputs:
         if not groups:
             return
         post = _Post(len(groups))
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._send_waiting)
         for place, group in groups.items():
             self._waiting.setdefault(place, []).append((group, post))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_waiting())
         await post.acknowledged
 
-    async def _send_waiting(self) -> None:
-        try:
-            while self._waiting:
-                waiting, self._waiting = self._waiting, {}
-                for (name, partition), groups in waiting.items():
-                    for batch, posts in _batches(groups):
-                        try:
-                            sent = await self._producer().send_batch(batch, name, partition=partition)
-                        except Exception as error:
-                            for post in posts:
-                                post.settle(error)
-                        else:
-                            sent.add_done_callback(partial(_settle, posts))
-        finally:
-            self._sender = None
+    def _send_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for (name, partition), groups in waiting.items():
+            for batch, posts in _batches(groups):
+                self._posts().send(batch, name, partition).add_done_callback(partial(_settle, posts))
 
     async def commit_run(
         self, run: Run, outputs: Iterable[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
@@ -210,14 +177,11 @@ class Outputs:
         # after the next owner has recovered. Its successor's state is right, the changelog then holds our older row
         # until the shopper's next event. Only transactions would close that; they cost a p99 of tens of ms.
         await run.still_owned()
-        acknowledged = await self._producer().send_batch(
-            batch, table.changelog_topic.get_topic_name(), partition=run.partition
-        )
-        metadata = await acknowledged
-        table.written(run.topic, run.partition, run.last + 1, metadata.offset + batch.record_count() - 1, changelog)
+        offset = await self._posts().send(batch, table.changelog_topic.get_topic_name(), run.partition)
+        table.written(run.topic, run.partition, run.last + 1, offset + batch.record_count() - 1, changelog)
 
-    def _producer(self) -> Any:
-        return cast(Producer, self._app.producer)._ensure_producer()
+    def _posts(self) -> Posts:
+        return cast(BatchProducer, self._app.producer).posts
 
 
 def _batches(groups: Sequence[tuple[_Group, _Post]]) -> list[tuple[Batch, list[_Post]]]:

@@ -34,7 +34,7 @@ from faust.types.tuples import ConsumerMessage
 from mode import Service
 
 from stream.kafka.fetch import Answer, BatchConsumerThread, Feed
-from stream.kafka.outputs import BatchProducer
+from stream.kafka.produce import BatchProducer
 from stream.kafka.table import ExactTable
 
 if TYPE_CHECKING:

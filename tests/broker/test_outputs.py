@@ -27,14 +27,14 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         sent = 0
-        send_batch = app.outputs._producer().send_batch
+        send_batch = app.producer.posts.send
 
-        async def counted(*args: Any, **named: Any) -> Any:
+        def counted(*args: Any) -> Any:
             nonlocal sent
             sent += 1
-            return await send_batch(*args, **named)
+            return send_batch(*args)
 
-        app.outputs._producer().send_batch = counted
+        app.producer.posts.send = counted
         each = [[(b"k", b"%d %d" % (who, n)) for n in range(5)] for who in range(20)]
         await asyncio.gather(*(app.outputs.send("impressions", 1, records) for records in each))
         assert sent == 1

@@ -21,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream.kafka import app, fetch, outputs, table, transport
+from stream.kafka import app, fetch, produce, table, transport
 from stream.kafka.app import make_app
 from stream.kafka.outputs import Batch
 from tests.counting import settings_for
@@ -70,7 +70,7 @@ NEEDS = [
     Need(f"{CONSUMER}:ThreadDelegateConsumer", "_thread", None, "that thread's service"),
     # Its aiokafka driver.
     Need(f"{DRIVER}:Transport", "Consumer", None, "the class that create_consumer() makes"),
-    Need(f"{DRIVER}:Producer", "_ensure_producer", "", "aiokafka's producer, for its send_batch()"),
+    Need(f"{DRIVER}:Producer", "_ensure_producer", "", "aiokafka's producer, for its client"),
     Need(f"{DRIVER}:AIOKafkaConsumerThread", "_ensure_consumer", "", "aiokafka's consumer"),
     Need(f"{DRIVER}:AIOKafkaConsumerThread", "on_start", "", "has made and started aiokafka's consumer when it returns"),
     Need(f"{DRIVER}:AIOKafkaConsumerThread", "on_partitions_assigned", "assigned, generation_id",
@@ -131,10 +131,8 @@ NEEDS = [
          "one heartbeat; True where the coordinator answered and counts us in"),
     Need("aiokafka.consumer.group_coordinator:GroupCoordinator", "generation", None, "the group's generation"),
     Need(f"{DRIVER}:Producer", "on_start", "", "has made and started aiokafka's producer when it returns"),
-    Need("aiokafka:AIOKafkaProducer", "_sender", None, "what sends its batches"),
-    Need("aiokafka.producer.sender:Sender", "_in_flight", None, "brokers that it waits for: it may have none"),
-    Need("aiokafka.producer.sender:Sender", "_muted_partitions", None, "partitions under way: no second batch for them"),
-    Need("aiokafka:AIOKafkaProducer", "send_batch", "batch, topic, partition", "a batch as one append; a future"),
+    Need(f"{DRIVER}:Producer", "on_stop", "", "stops aiokafka's producer, and its client with it"),
+    Need("aiokafka.producer.message_accumulator:BatchBuilder", "_build", "", "the bytes of the batch, once it is full"),
     Need("aiokafka.producer.message_accumulator:BatchBuilder", "_builder", None,
          "the C builder: append(offset, timestamp, key, value, headers), None where the record does not fit any more"),
     Need("aiokafka.producer.message_accumulator:BatchBuilder", "_relative_offset", None, "records so far"),
@@ -146,7 +144,7 @@ NEEDS = [
 OURS = [
     (app.BatchApp, faust.App),
     (transport.BatchTransport, importlib.import_module(DRIVER).Transport),
-    (outputs.BatchProducer, importlib.import_module(DRIVER).Producer),
+    (produce.BatchProducer, importlib.import_module(DRIVER).Producer),
     (transport.BatchConsumer, importlib.import_module(DRIVER).Consumer),
     (fetch.BatchConsumerThread, importlib.import_module(DRIVER).AIOKafkaConsumerThread),
     (table.ExactTable, faust.Table),

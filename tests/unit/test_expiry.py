@@ -52,7 +52,7 @@ class Shop:
     """The shoppers' agent of one partition, and what it has written."""
 
     def __init__(self, profiles: Any = None, ttl: float = TTL) -> None:
-        async def off_loop(call: Any) -> Any:
+        async def off_loop(call: Any, brief: bool = False) -> Any:
             return call()
 
         self.profiles = profiles or Profiles()

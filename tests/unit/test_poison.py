@@ -132,7 +132,7 @@ def served() -> Profiles:
 
 
 def agent(path: PagePath, profiles: Profiles | None = None) -> Shoppers:
-    async def off_loop(call: Any) -> Any:
+    async def off_loop(call: Any, brief: bool = False) -> Any:
         return call()
 
     nothing: Any = None

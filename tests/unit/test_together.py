@@ -1,12 +1,13 @@
 """Calls made together: what waits is one batch, and one call's fate is not another's."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from agents.together import Together
+from agents.together import Together, beside_the_loop
 
 
 class Gate:
@@ -16,7 +17,7 @@ class Gate:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def __call__(self, call: Any) -> Any:
+    async def __call__(self, call: Any, brief: bool = False) -> Any:
         await self.open.wait()
         return call()
 
@@ -76,3 +77,47 @@ def test_a_caller_that_is_cancelled_leaves_its_neighbours_their_answers() -> Non
             await one
 
     asyncio.run(calls())
+
+
+def test_a_brief_call_is_made_at_once_unless_one_of_the_thread_is_unfinished() -> None:
+    async def calls() -> None:
+        off_loop, free, order = beside_the_loop("test"), threading.Event(), []
+
+        def call(name: str) -> str:
+            order.append(name)
+            return threading.current_thread().name
+
+        def held() -> str:
+            free.wait(10)
+            return call("long")
+
+        here = threading.current_thread().name
+        assert await off_loop(lambda: call("brief"), True) == here
+        assert (await off_loop(lambda: call("other"))).startswith("test")
+        long = asyncio.create_task(off_loop(held))
+        await asyncio.sleep(0)
+        behind = asyncio.create_task(off_loop(lambda: call("behind"), True))
+        await asyncio.sleep(0)
+        free.set()
+        assert [(await task).startswith("test") for task in (long, behind)] == [True, True], "calls never overlap"
+        assert order == ["brief", "other", "long", "behind"]
+        with pytest.raises(ZeroDivisionError):
+            await off_loop(lambda: 1 / 0, True)
+
+    asyncio.run(calls())
+
+
+def test_who_works_is_told_which_items_are_brief() -> None:
+    told: list[bool] = []
+
+    async def off_loop(call: Any, brief: bool = False) -> Any:
+        told.append(brief)
+        return call()
+
+    async def calls() -> None:
+        together: Together[int, int] = Together(lambda items: list(items), off_loop, lambda items: sum(items) < 4)
+        await asyncio.gather(together(1), together(2))
+        await asyncio.gather(together(2), together(3))
+
+    asyncio.run(calls())
+    assert told == [True, False]

@@ -141,6 +141,9 @@ class BatchConsumer(driver.Consumer):
     async def _drain_messages(self, fetcher: Any) -> None:
         try:
             await Feed(self.app.settings, self.wanted, self._take).run()
+        except asyncio.CancelledError:
+            if not self.app.should_stop:  # else Faust would take it for the reason of a stop that has another
+                raise
         except Exception as error:
             await self.app.crash(error)
 

@@ -101,7 +101,7 @@ class Feed:
         return leaders - {None, -1}
 
     async def _follow(self, client: AIOKafkaClient, leader: int) -> None:
-        """Fetch from one broker, until it leads nothing that is wanted and does not answer."""
+        """Fetch from one broker, until it does not answer or leads some of the partitions no more."""
         leads = client.cluster.leader_for_partition
         while True:
             wanted = {tp: offset for tp, offset in self._wanted().items() if leads(tp) == leader}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from time import monotonic
 from typing import NamedTuple
 
@@ -93,20 +93,25 @@ class Posts:
                 request.add_done_callback(self._requests.discard)
 
     async def _request(self, leader: int, batches: Mapping[TP, _Sent]) -> None:
-        again = False
+        again: set[TP] = set()
         for tp, found in (await self._ask(leader, batches)).items():
             sent = batches[tp]
             if isinstance(found, KafkaError) and found.retriable and monotonic() < sent.deadline:
-                again = True
+                again.add(tp)
                 continue
             _settle(sent, found)
             self._waiting[tp].popleft()
             if not self._waiting[tp]:
                 del self._waiting[tp]
+        self._release(batches.keys() - again)
         if again:
             await asyncio.sleep(RETRY)
             await self._client.force_metadata_update()
-        self._under_way -= batches.keys()
+            self._release(again)
+
+    def _release(self, partitions: Set[TP]) -> None:
+        """The next batch of each may go."""
+        self._under_way -= partitions
         if self._waiting:
             self._flush_soon()
 

@@ -88,7 +88,7 @@ class Shoppers:
                 _PAGES[mode].inc(count)
 
     def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
-        """In the thread of the batches: one step over the runs of several partitions, and what each of them sends."""
+        """One step over the runs of several partitions, and what each of them sends; never two at once."""
         now = time.time()
         try:
             made = self._make([(run, run.records) for run in runs], now)

@@ -22,8 +22,8 @@ from aiokafka.errors import (
 from aiokafka.record.default_records import DefaultRecordBatch
 from faust.types import TP
 
-from stream.kafka.connect import NoBroker, client_options, connecting
-from stream.kafka.leaders import ask
+from stream.kafka.connect import NoBroker
+from stream.kafka.leaders import ask, client_of, know
 from stream.record_batch import (
     ATTRIBUTES,
     COMPRESSED,
@@ -91,12 +91,8 @@ class ChangelogReader:
 
     async def _connected(self, topics: set[str]) -> AIOKafkaClient:
         if self._client is None:
-            client = AIOKafkaClient(**client_options(self._settings))
-            with connecting(self._settings):
-                await client.bootstrap()
-            self._client = client
-        if missing := topics - set(self._client.cluster.topics()):
-            await self._client.set_topics(list(missing | set(self._client.cluster.topics())))
+            self._client = await client_of(self._settings)
+        await know(self._client, topics)
         return self._client
 
     async def _ask(

@@ -17,8 +17,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from stream.kafka.connect import NoBroker, client_options, connecting
-from stream.kafka.leaders import ask
+from stream.kafka.connect import NoBroker
+from stream.kafka.leaders import ask, client_of, know
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -78,23 +78,14 @@ class Feed:
 
     async def _connected(self) -> AIOKafkaClient:
         while True:
-            client = AIOKafkaClient(**client_options(self._settings))
             try:
-                with connecting(self._settings):
-                    await client.bootstrap()
-                return client
+                return await client_of(self._settings)
             except (NoBroker, KafkaError):
-                await client.close()
                 await asyncio.sleep(RETRY)
-            except asyncio.CancelledError:
-                await client.close()
-                raise
 
     async def _leaders(self, client: AIOKafkaClient) -> set[int]:
         wanted = self._wanted()
-        known = set(client.cluster.topics())
-        if missing := {tp.topic for tp in wanted} - known:
-            await client.set_topics(list(missing | known))
+        await know(client, {tp.topic for tp in wanted})
         leaders = {client.cluster.leader_for_partition(tp) for tp in wanted}
         if None in leaders or -1 in leaders:
             client.force_metadata_update()

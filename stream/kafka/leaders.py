@@ -1,16 +1,21 @@
-"""Asking the leaders of partitions for what they have, on connections whose answers are received in place."""
+"""Talking to the leaders of partitions, on connections whose answers are received in place."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from faust.types import TP
+
+from stream.kafka.connect import client_options, connecting
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
 
 PARTITION_BYTES = 1 << 20  # of one partition in one fetch; a larger batch comes alone
 FETCH_BYTES = 4 << 20
@@ -26,6 +31,32 @@ class Part(NamedTuple):
     data: bytes  # whole record batches; the offset that was asked for may lie inside the first
 
 
+async def client_of(settings: Settings) -> AIOKafkaClient:
+    """A client outside of any group, connected. Raises NoBroker or a Kafka error, and leaves nothing open then."""
+    client = AIOKafkaClient(**client_options(settings))
+    try:
+        with connecting(settings):
+            await client.bootstrap()
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
+async def know(client: AIOKafkaClient, topics: set[str]) -> None:
+    """Ask who leads the partitions of topics that the client does not know yet."""
+    known = set(client.cluster.topics())
+    if not topics <= known:
+        await client.set_topics(list(topics | known))
+
+
+async def send(client: AIOKafkaClient, leader: int, request: Any) -> Any:
+    """The broker's answer. Raises the Kafka error where there is none."""
+    if await client.ready(leader):
+        read_in_place(client._conns[leader, ConnectionGroup.DEFAULT])
+    return await client.send(leader, request)
+
+
 async def ask(client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int) -> list[Part] | None:
     """Fetch some partitions from their offsets on; the broker holds the question for `wait_ms` where there is nothing.
 
@@ -36,9 +67,7 @@ async def ask(client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wai
         topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
     request = FetchRequest(wait_ms, 1, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
     try:
-        if await client.ready(leader):
-            read_in_place(client._conns[leader, ConnectionGroup.DEFAULT])
-        response = await client.send(leader, request)
+        response = await send(client, leader, request)
     except KafkaError as error:
         if not error.retriable:
             raise

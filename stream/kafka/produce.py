@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Set
 from time import monotonic
 from typing import NamedTuple
 
-from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, LeaderNotAvailableError, ProducerClosed, UnknownError, for_code
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers.aiokafka import Producer
 from faust.types import TP
 
-from stream.kafka.leaders import read_in_place
+from stream.kafka.leaders import send
 
 ALL_REPLICAS = -1
 REQUEST_BYTES = 32 << 20  # about; a broker takes 100 MiB
@@ -126,9 +126,7 @@ class Posts:
             topics[tp.topic].append((tp.partition, sent.batch._build()))
         request = ProduceRequest(None, ALL_REPLICAS, int(self._timeout * 1000), list(topics.items()))
         try:
-            if await self._client.ready(leader):
-                read_in_place(self._client._conns[leader, ConnectionGroup.DEFAULT])
-            response = await self._client.send(leader, request)
+            response = await send(self._client, leader, request)
         except Exception as error:
             return dict.fromkeys(batches, error)
         found: dict[TP, int | Exception] = dict.fromkeys(batches, UnknownError("the broker did not say"))

@@ -9,7 +9,7 @@ Each partition has one run in flight, partitions go in parallel. Of one partitio
 
     1  fetched, in no run yet: the next run forms here; nothing more is asked for while PREFETCH_RUNS wait
     2  in_flight, in the hands of the agent
-    3  off the loop, together with runs of other partitions
+    3  together with runs of other partitions, off the loop where it is not brief
     4  pages and all else, sent and acknowledged
     5  the changed rows and the run's end offset in one batch, sent and acknowledged: from here on the run counts, once
     6  the next run is handed over; the offset is committed within a second

@@ -27,7 +27,8 @@ from stream.events import EARLIEST, KINDS, LATEST, TOPIC_KINDS
 from stream.ids import key64
 from stream.kafka.broadcast import read_table
 from stream.kafka.connect import client_options, connecting, partition_of
-from stream.profile import PROFILE, PROFILE_VERSION, decode_record, describe
+from stream.profile import PROFILE, PROFILE_VERSION, describe
+from stream.records import decode_record
 from stream.rows import unpack
 from stream.settings import Settings
 

@@ -21,19 +21,11 @@ from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Dec
 from stream.ids import key64
 from stream.ladder import Shed
 from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
-from stream.profile import (
-    OWED_ID,
-    PROFILE,
-    SERVING,
-    decode_records,
-    encode_records,
-    interests,
-    lapses,
-    touched_at,
-)
+from stream.profile import PROFILE, interests
+from stream.records import decode_records, encode_records, touched_at
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rules import PageRules, Placements, assemble
-from stream.serving import react, show, touch, turn
+from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
 from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
 
 Rows = npt.NDArray[np.void]

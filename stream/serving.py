@@ -1,6 +1,7 @@
 """What was served: the version of a shopper's page, the items it showed, and the fatigue of items shown in vain."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,35 @@ from stream.jit import njit
 
 Rows = npt.NDArray[np.void]
 FATIGUE_HALF_LIFE = 86_400.0  # s
+
+# Of a page, as many items are remembered as can tire.
+SHOWN, FATIGUE, OWED_ID = 24, 24, 64
+SERVING_VERSION = 3
+# What was served to the shopper. It depends on how events were batched, so it lives beside the profile, not in it.
+# Items by the low half of their id, as in `hidden_item`.
+SERVING = np.dtype(
+    [
+        ("version", "i8"),  # of the last page published
+        ("touched", "i4"),  # s, the partition's event time when she was last seen; 0 never, or refused consent
+        ("pad", "i4"),
+        ("paged_at", "f8"),  # s, when the last page was made; only while pages are paced, else 0
+        ("owed_time", "f8"),  # s, event time of the newest event whose page is owed; 0 none is
+        ("owed_id", "i4", OWED_ID // 4),  # that event's id in UTF-8
+        ("shown_item", "i4", SHOWN),  # items of that page
+        ("fatigue_item", "i4", FATIGUE),  # shown at a view of the homepage and not taken since
+        ("fatigue_count", "f4", FATIGUE),
+        ("fatigue_time", "i4", FATIGUE),
+    ]
+)
+_SERVED: list[Any] = [
+    ("version", "i8"),
+    ("shown_item", "i8", 40),
+    ("fatigue_item", "i8", 24),
+    ("fatigue_count", "f4", 24),
+    ("fatigue_time", "i4", 24),
+]
+_OWED: list[Any] = [("paged_at", "f8"), ("owed_time", "f8"), ("owed_id", "i4", 16)]
+SERVING_BEFORE = {1: np.dtype(_SERVED), 2: np.dtype(_SERVED + _OWED)}  # dtypes of older rows, by version
 
 
 @njit
@@ -135,3 +165,32 @@ def turn(
         serving, profiles, shopper, now, paged_at, popular_share, default_locale, now, personal, locales, seeds,
     )  # fmt: skip
     return now, personal, locales, seeds
+
+
+@njit
+def _lapses(touched, who, times, clock, ttl, out):  # type: ignore[no-untyped-def]
+    for i in range(who.shape[0]):
+        s = who[i]
+        clock = max(clock, times[i])
+        if touched[s] > 0 and clock - touched[s] > ttl:
+            out[s] = i
+        touched[s] = np.int32(clock)
+
+
+def lapses(
+    touched: npt.NDArray[np.int32],
+    who: npt.NDArray[np.int32],
+    times: npt.NDArray[np.float64],
+    clock: float,
+    ttl: float,
+) -> npt.NDArray[np.int64]:
+    """Which of a run's events finds its shopper expired, so that she begins anew with it.
+
+    touched (S,) as in SERVING; who (n,) shopper of each event; times (n,) s, its event time; clock: s, the newest event
+    time that the partition has seen before.
+    -> (S,) the last such event, -1 where there is none. Depends on the order in the partition, not on runs, but for
+    duplicates, which count as a sign of life until their run ends.
+    """
+    out = np.full(len(touched), -1, np.int64)
+    _lapses(touched.copy(), who, times, clock, ttl, out)
+    return out

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from stream.ladder import Owed
-from stream.profile import owing_pages, touched_at
+from stream.records import owing_pages, touched_at
 
 # A changelog key that starts so is no row, and no shopper's key does; every reader skips it. Followed by topic:partition, it
 # says up to where that source is counted (table.py).

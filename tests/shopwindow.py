@@ -23,7 +23,8 @@ from aiokafka import AIOKafkaProducer
 from stream.kafka import topics
 from stream.kafka.broadcast import read_table, read_topic
 from stream.kafka.connect import client_options
-from stream.profile import PROFILE, PROFILE_VERSION, decode_record, owing_pages
+from stream.profile import PROFILE, PROFILE_VERSION
+from stream.records import decode_record, owing_pages
 from stream.rows import unpack
 from stream.settings import Settings
 from tests.counting import send

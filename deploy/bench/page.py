@@ -29,15 +29,10 @@ from stream.events import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, 
 from stream.ids import key32, key64
 from stream.kafka.app import settle_garbage
 from stream.page import SLOTS, rfc3339
-from stream.profile import (
-    SERVING,
-    SHOWN,
-    blank,
-    decode_records,
-    encode_records,
-    fold,
-)  # fmt: skip
+from stream.profile import blank, fold
+from stream.records import decode_records, encode_records
 from stream.retrieval import retrieve
+from stream.serving import SERVING, SHOWN  # fmt: skip
 from stream.settings import SHIPPED_MODELS, Settings
 from stream.signals import NEAR, SIGNAL, Signals
 

@@ -36,7 +36,8 @@ from models.path import popular_group
 from stream.kafka import topics
 from stream.kafka.broadcast import read_topic
 from stream.kafka.connect import client_options, connecting
-from stream.profile import PROFILE, PROFILE_VERSION, decode_record
+from stream.profile import PROFILE, PROFILE_VERSION
+from stream.records import decode_record
 from stream.rows import unpack
 from stream.settings import Settings
 

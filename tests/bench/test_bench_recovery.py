@@ -10,8 +10,10 @@ import numpy as np
 
 from deploy.bench import population
 from deploy.bench.recovery import table
-from stream.profile import PROFILE, PROFILE_VERSION, SERVING, SERVING_VERSION, decode_record
+from stream.profile import PROFILE, PROFILE_VERSION
+from stream.records import decode_record
 from stream.rows import unpack
+from stream.serving import SERVING, SERVING_VERSION
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from agents.app import Worker
 from stream import metrics
 from stream.kafka.broadcast import read_table
 from stream.ladder import FULL, PACED, Load
-from stream.profile import owing_pages
+from stream.records import owing_pages
 from stream.settings import Settings
 from tests.counting import scenario, send, until
 from tests.shopwindow import clicks, open_shop, pages_of, read_all, settings_for, until_counted, worker

@@ -19,7 +19,8 @@ from models.path import PagePath, Policy, popular_group
 from models.ranker import Ranker
 from stream.catalog import Catalog, decode_item
 from stream.events import EventError, decode, decode_run
-from stream.profile import PROFILE, PROFILE_VERSION, decode_record
+from stream.profile import PROFILE, PROFILE_VERSION
+from stream.records import decode_record
 from stream.rows import unpack
 from stream.settings import SHIPPED_MODELS
 from stream.signals import Signals

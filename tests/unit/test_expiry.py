@@ -12,19 +12,10 @@ from hypothesis import strategies as st
 from agents.shopper import Shoppers
 from stream import metrics
 from stream.kafka.disk import DiskProfiles
-from stream.profile import (
-    PROFILE,
-    PROFILE_VERSION,
-    SERVING,
-    SERVING_BEFORE,
-    SERVING_VERSION,
-    blank,
-    decode_record,
-    encode_records,
-    lapses,
-    touched_at,
-)
+from stream.profile import PROFILE, PROFILE_VERSION, blank
+from stream.records import decode_record, encode_records, touched_at
 from stream.rows import pack, unpack
+from stream.serving import SERVING, SERVING_BEFORE, SERVING_VERSION, lapses
 from stream.settings import Settings
 from stream.store import CLOCK, SWEPT, Profiles
 from tests.unit.behaviour import NOW, record

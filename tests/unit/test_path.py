@@ -13,8 +13,9 @@ from models.phi import F, joint_features
 from models.ranker import Ranker
 from stream.events import Decoded, decode_run
 from stream.page import FOR_YOU, TRENDING, Homepage, unpacked_phi
-from stream.profile import PROFILE, SERVING, blank, fold
+from stream.profile import PROFILE, blank, fold
 from stream.retrieval import retrieve
+from stream.serving import SERVING
 from stream.settings import SHIPPED_MODELS
 from tests.unit.behaviour import NOW, record, row, rows
 from tests.unit.shop import catalog_of, signals_of
@@ -220,7 +221,7 @@ def test_profiles_hold_nothing_of_how_events_were_batched() -> None:
     for k in range(0, len(sent), 4):
         step = path.step(stored, *run_of(*sent[k : k + 4]), NOW)
         stored.update((key, value) for key, value in step.changelog if value is not None)
-    from stream.profile import decode_record
+    from stream.records import decode_record
 
     for key, value in one.items():
         assert value is not None

@@ -10,8 +10,9 @@ from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.page import GEN_ANCHOR, GEN_CART, GEN_NEXT, GEN_RECENT, GEN_TOGETHER
-from stream.profile import SERVING, blank, fold
+from stream.profile import blank, fold
 from stream.retrieval import RECENT_ITEMS, retrieve
+from stream.serving import SERVING
 from stream.signals import Signals
 from tests.unit.behaviour import NOW, row, rows
 from tests.unit.shop import catalog_of, signals_of

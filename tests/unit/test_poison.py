@@ -22,7 +22,7 @@ from stream import metrics
 from stream.ids import key64
 from stream.kafka.outputs import Output
 from stream.page import encode_pages
-from stream.profile import owing_pages
+from stream.records import owing_pages
 from stream.retrieval import CANDIDATES
 from stream.settings import Settings
 from stream.signals import fold_with_activity

@@ -18,20 +18,14 @@ from stream.profile import (
     PROFILE,
     PROFILE_VERSION,
     SEEN_IDS,
-    SERVING,
-    SERVING_BEFORE,
-    SERVING_VERSION,
     blank,
-    decode_record,
-    decode_records,
     describe,
-    encode_records,
     fold,
     is_hidden,
-    owing_pages,
-    touched_at,
 )
+from stream.records import decode_record, decode_records, encode_records, owing_pages, touched_at
 from stream.rows import COMPACT, pack, unpack
+from stream.serving import SERVING, SERVING_BEFORE, SERVING_VERSION
 from tests.unit.behaviour import NOW, behaviour, row, rows
 
 GOLDEN = Path(__file__).parent / "golden"

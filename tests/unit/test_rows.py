@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.profile import PROFILE, SERVING
+from stream.profile import PROFILE
 from stream.rows import COMPACT, pack, place, tops, unpack
+from stream.serving import SERVING
 from tests.unit.behaviour import NOW, plain
 
 ROW = np.dtype(

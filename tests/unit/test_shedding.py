@@ -12,9 +12,10 @@ from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream.ladder import Shed
 from stream.page import schemas
-from stream.profile import OWED_ID, SERVING, SERVING_BEFORE, SERVING_VERSION, decode_record, owing_pages
+from stream.records import decode_record, owing_pages
 from stream.rows import pack, unpack
 from stream.rules import PageRules
+from stream.serving import OWED_ID, SERVING, SERVING_BEFORE, SERVING_VERSION
 from tests.unit.behaviour import NOW, plain, record
 from tests.unit.test_path import path_of, run_of, views
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -77,15 +79,8 @@ class Shoppers:
         """
         async for run in runs:
             step, outputs = await self._answer(run)
-            start = time.perf_counter()
-            await self._out.commit_run(run, outputs, step.changelog)
-            _STAGES["publish"].observe(time.perf_counter() - start)
-            done = time.time()
-            for trigger, owed in zip(step.triggers, step.owed, strict=True):
-                if owed or run.topic != "refreshes":  # a page for its headline only says nothing of the event
-                    metrics.FRESHNESS.observe(max(0.0, done - trigger.event_time))
-            for mode, count in Counter(step.modes).items():
-                _PAGES[mode].inc(count)
+            published = partial(_published, run.topic, step, time.perf_counter())
+            self._out.commit_behind(run, outputs, step.changelog).add_done_callback(published)
 
     def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
         """One step over the runs of several partitions, and what each of them sends; never two at once."""
@@ -249,6 +244,19 @@ class Shoppers:
             now, after = time.monotonic(), self._path.shed.page_every
             for partition, keys in await self._off_loop(lambda: owed.due(now, after)):
                 await self._out.send("refreshes", partition, [(key, PAGE_OWED) for key in keys])
+
+
+def _published(topic: str, step: Step, since: float, counts: asyncio.Task[None]) -> None:
+    """Count the pages of a run that counts; since: s, when they were handed over."""
+    if counts.cancelled() or counts.exception() is not None:
+        return
+    _STAGES["publish"].observe(time.perf_counter() - since)
+    now = time.time()
+    for trigger, owed in zip(step.triggers, step.owed, strict=True):
+        if owed or topic != "refreshes":  # a page for its headline only says nothing of the event
+            metrics.FRESHNESS.observe(max(0.0, now - trigger.event_time))
+    for mode, count in Counter(step.modes).items():
+        _PAGES[mode].inc(count)
 
 
 def _refreshes(records: Sequence[Any]) -> tuple[dict[bytes, Refresh], list[Reject]]:

@@ -51,8 +51,13 @@ class Counts:
         self.rows.pop(partition, None)
 
 
-def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: float = 0.0) -> tuple[BatchApp, Counts]:
-    """An app that counts in 'profiles' and writes where each record came from to 'impressions'."""
+def counting_app(
+    settings: Any, topics: Sequence[str] = ("clicks",), pause: float = 0.0, behind: bool = False
+) -> tuple[BatchApp, Counts]:
+    """An app that counts in 'profiles' and writes where each record came from to 'impressions'.
+
+    `behind`: a run is committed while the next takes its step.
+    """
     app = make_app(settings)
     counts = Counts()
     table = ExactTable(app, "profiles", counts)
@@ -67,7 +72,11 @@ def counting_app(settings: Any, topics: Sequence[str] = ("clicks",), pause: floa
                 await asyncio.sleep(pause)
             seen = [(r.key, b"%s %d %d" % (run.topic.encode(), run.partition, r.offset)) for r in run.records]
             changelog = [(key, b"%d" % count) for key, count in touched.items()]
-            await app.outputs.commit_run(run, [Output("impressions", run.partition, seen)], changelog)
+            outputs = [Output("impressions", run.partition, seen)]
+            if behind:
+                app.outputs.commit_behind(run, outputs, changelog)
+            else:
+                await app.outputs.commit_run(run, outputs, changelog)
 
     app.listen(topics, count, table)
     return app, counts
@@ -127,7 +136,7 @@ def total(counts: Counts) -> int:
 
 def die_at(app: BatchApp, point: str, runs: int) -> None:
     """Make the process kill itself (-9) in its `runs`-th run: before `outputs`, before `changelog`, before `ack`."""
-    step = {"outputs": (app.outputs, "_send"), "changelog": (app.outputs, "_write_changelog")}
+    step = {"outputs": (app.outputs, "_post"), "changelog": (app.outputs, "_write_changelog")}
     owner, name = step.get(point, (app.feed, "finish"))
     original = getattr(owner, name)
     calls = iter(range(1, 1 << 30))
@@ -158,8 +167,8 @@ def run_worker(app: BatchApp) -> int:
 
 
 if __name__ == "__main__":
-    broker, prefix, pause, *death = sys.argv[1:]
-    worker, _ = counting_app(settings_for(broker, prefix), ("clicks", "purchases"), float(pause))
+    broker, prefix, pause, behind, *death = sys.argv[1:]
+    worker, _ = counting_app(settings_for(broker, prefix), ("clicks", "purchases"), float(pause), behind == "behind")
     if death:
         worker.when_ready(lambda: die_at(worker, death[0], 5))
     sys.exit(run_worker(worker))

@@ -66,7 +66,7 @@ class BatchApp(faust.App):
         self, topics: Sequence[str], body: AgentBody, table: ExactTable | None = None, limit: int = 0,
         limit_bytes: int = 0, pace: float = 0.0,
     ) -> None:  # fmt: skip
-        """Declare an agent: `body` takes the runs of `topics` (logical names) and commits each before the next.
+        """Declare an agent: `body` takes the runs of `topics` (logical names) and commits each, or begins to, before the next.
 
         The body runs once per partition number, all of them at once; runs of the same number come one after the
         other, of whichever topic. `limit` (records; 0: the setting), `limit_bytes` and `pace` are as in `Lanes`.
@@ -102,6 +102,7 @@ class BatchApp(faust.App):
 
     async def _runs(self, lanes: Lanes, partition: int) -> AsyncGenerator[Run, None]:
         consumer = self.feed
+        last: Run | None = None
         while True:
             message = await lanes.queues[partition].get()
             if message.epoch != consumer.epoch:
@@ -116,16 +117,25 @@ class BatchApp(faust.App):
             if not records:
                 consumer.finish(message.tp, message.offset + 1, None)
                 continue
-            run = Run(consumer, message, topic, records, lanes.table)
-            consumer.in_flight[message.tp] = run
+            before = last if last and last.epoch == message.epoch else None
+            last = run = Run(consumer, message, topic, records, lanes.table, before)
+            consumer.take_up(run)
             try:
                 yield run
-                if not run.ended:
+                if not run.ended and run.counts is None:
                     raise RuntimeError(f"the agent of '{topic}' took the next run and has not committed the last")
             finally:
-                run.abandon()
-                if consumer.in_flight.get(message.tp) is run:
-                    del consumer.in_flight[message.tp]
+                if run.counts is None:
+                    run.abandon()
+
+    def run_ended(self, run: Run, counts: asyncio.Task[None]) -> None:
+        """What was to make the run count, behind its agent, has ended; where it failed, so do all that come after it."""
+        run.abandon()
+        error = None if counts.cancelled() else counts.exception()
+        if isinstance(error, PartitionLost) and run.table is not None:
+            run.table.distrust(run.partition)
+        elif error is not None and not self.should_stop:
+            self.add_future(self.crash(error))
 
     # Faust types what it holds by its interfaces; these are what we gave it.
 

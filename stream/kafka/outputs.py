@@ -15,6 +15,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from stream.kafka.connect import partition_of
 from stream.kafka.produce import BatchProducer, Posts
 from stream.kafka.topics import CHANGELOG_BYTES
+from stream.store import NO_ROW
 
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
@@ -67,6 +68,8 @@ class _Post:
     def __init__(self, groups: int) -> None:
         self.open = groups
         self.acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not groups:
+            self.acknowledged.set_result(None)
 
     def settle(self, error: BaseException | None) -> None:
         self.open -= 1
@@ -108,9 +111,10 @@ class Outputs:
 
         Raises the Kafka error of the first batch that failed; others of the call may have arrived.
         """
-        await self._send([Output(topic, partition, records)])
+        await self._post([Output(topic, partition, records)])
 
-    async def _send(self, outputs: Iterable[Output]) -> None:
+    def _post(self, outputs: Iterable[Output]) -> asyncio.Future[None]:
+        """-> settled when all are acknowledged, or the first has failed."""
         groups: dict[tuple[str, int], _Group] = {}
         count = self._app.settings.partitions  # of every topic: nothing starts where the cluster has it otherwise
         for output in outputs:
@@ -122,14 +126,12 @@ class Outputs:
                 place = name, partition_of(record[0] or b"", count)
                 groups.setdefault(place, _Group([], [])).add((record,), output.headers and (output.headers[at],))
         groups = {place: group for place, group in groups.items() if group.records}
-        if not groups:
-            return
         post = _Post(len(groups))
-        if not self._waiting:
+        if groups and not self._waiting:
             asyncio.get_running_loop().call_soon(self._send_waiting)
         for place, group in groups.items():
             self._waiting.setdefault(place, []).append((group, post))
-        await post.acknowledged
+        return post.acknowledged
 
     def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -155,11 +157,42 @@ class Outputs:
         transport drops the state of the partition. Raises ValueError where the changelog exceeds one batch, the
         Kafka error where a send failed: both stop the worker, and the run is done again after its restart.
         """
-        await self._send(outputs)
+        await self._post(outputs)
         if run.table is not None:
             await self._write_changelog(run, changelog)
         elif changelog:
             raise ValueError(f"the agent of '{run.topic}' keeps no table, but wrote a changelog of {len(changelog)}")
+        run.done()
+
+    def commit_behind(
+        self, run: Run, outputs: Sequence[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
+    ) -> asyncio.Task[None]:
+        """Begin what `commit_run` does, and let the agent have the partition's next run. -> ends when this one counts.
+
+        Runs of a partition count in order, each as `commit_run` promises it. Outputs go out while a run before does not
+        count yet only where the two change no row in common: a crash then redoes each of them on the state that it had
+        found. What fails stops the worker or drops the partition's state, as in `commit_run`; nobody has to await it.
+        """
+        run.rows = frozenset(key for key, _ in changelog if not key.startswith(NO_ROW))
+        sent = None
+        if all(before.posted and run.rows.isdisjoint(before.rows) for before in run.uncounted()):
+            sent, run.posted = self._post(outputs), True
+        run.counts = asyncio.create_task(self._count(run, outputs, changelog, sent))
+        run.counts.add_done_callback(partial(self._app.run_ended, run))
+        run.stepped()
+        return run.counts
+
+    async def _count(
+        self, run: Run, outputs: Sequence[Output], changelog: Sequence[tuple[bytes, bytes | None]],
+        sent: asyncio.Future[None] | None,
+    ) -> None:  # fmt: skip
+        before = next(run.uncounted(), None)
+        if sent is None:
+            await _counted(before)
+            sent, run.posted = self._post(outputs), True
+        await sent
+        await _counted(before)
+        await self._write_changelog(run, changelog)
         run.done()
 
     async def _write_changelog(self, run: Run, changelog: Sequence[tuple[bytes, bytes | None]]) -> None:
@@ -182,6 +215,12 @@ class Outputs:
 
     def _posts(self) -> Posts:
         return cast(BatchProducer, self._app.producer).posts
+
+
+async def _counted(run: Run | None) -> None:
+    """Return when the run counts. Raises what keeps it from it."""
+    if run is not None and not run.counted and run.counts is not None:
+        await asyncio.shield(run.counts)
 
 
 def _batches(groups: Sequence[tuple[_Group, _Post]]) -> list[tuple[Batch, list[_Post]]]:

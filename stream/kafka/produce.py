@@ -46,7 +46,8 @@ class Posts:
     def send(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[int]:
         """-> the offset of the first record, once all replicas in sync have the batch.
 
-        The future has the Kafka error where the broker refuses the batch, or nobody has taken it in time.
+        The future has the Kafka error where the broker refuses the batch, or nobody has taken it in time; so have those
+        of batches that wait behind it, as none may overtake it.
         """
         sent = _Sent(batch, asyncio.get_running_loop().create_future(), monotonic() + self._timeout)
         self._waiting.setdefault(TP(topic, partition), deque()).append(sent)
@@ -101,6 +102,8 @@ class Posts:
                 continue
             _settle(sent, found)
             self._waiting[tp].popleft()
+            while isinstance(found, Exception) and self._waiting[tp]:
+                _settle(self._waiting[tp].popleft(), found)
             if not self._waiting[tp]:
                 del self._waiting[tp]
         self._release(batches.keys() - again)

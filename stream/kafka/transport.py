@@ -2,17 +2,17 @@
 
 Stock Faust handles one record at a time (14,000/s before any work is done) and forgets or doubles some at
 rebalances and crashes. Here an agent takes a `Run`: what has arrived in one partition, at most some hundred records.
-Each partition has one run in flight, partitions go in parallel. Of one partition, between fetch and commit:
+Partitions go in parallel. Of one partition, between fetch and commit:
 
     Kafka ──> _backlog ──> Run ──> step ──> outputs ──> changelog ──> _done ──> Kafka
               1            2       3        4           5             6
 
     1  fetched, in no run yet: the next run forms here; nothing more is asked for while PREFETCH_RUNS wait
-    2  in_flight, in the hands of the agent
-    3  together with runs of other partitions, off the loop where it is not brief
-    4  pages and all else, sent and acknowledged
-    5  the changed rows and the run's end offset in one batch, sent and acknowledged: from here on the run counts, once
-    6  the next run is handed over; the offset is committed within a second
+    2  in_flight, in the hands of the agent, one of a partition
+    3  together with runs of other partitions, off the loop where it is not brief; then the next run may be handed over
+    4  pages and all else, sent and acknowledged: those of the next run as well, where it touches other rows
+    5  the changed rows and the run's end offset in one batch, sent and acknowledged, in order: the run counts now, once
+    6  the offset is committed within a second
 
 A crash before 5 redoes the whole run on the old state; after it, its records lie below the table's watermark.
 A rebalance raises `epoch`: what was fetched before is dropped, runs at work may end, `_done` is committed, and only then do
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # A partition is not read further while this many runs of it wait.
 PREFETCH_RUNS = 4
+# Of a partition, runs that have taken their step or are about to, and do not count yet.
+DEPTH = 2
 # How long a rebalance or a stop waits for runs at work. A rebalance may take 60 s (broker_rebalance_timeout).
 PATIENCE = 10.0
 log = logging.getLogger(__name__)
@@ -54,7 +56,10 @@ class PartitionLost(Exception):
 class Run:
     """A contiguous stretch of records of one partition, none of which the agent's table has counted yet."""
 
-    __slots__ = ("_consumer", "_ended", "generation", "partition", "records", "skipped", "table", "topic", "tp")
+    __slots__ = (
+        "_consumer", "_ended", "before", "counted", "counts", "epoch", "generation", "partition", "posted", "records",
+        "rows", "skipped", "table", "topic", "tp",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Run:
         topic: str,
         records: Sequence[Any],
         table: ExactTable | None,
+        before: Run | None = None,
     ) -> None:
         self.topic = topic  # logical: without the prefix
         self.partition = message.partition
@@ -72,6 +78,12 @@ class Run:
         self.tp: TP = message.tp
         self.generation = message.generation_id
         self._consumer = consumer
+        self.epoch = message.epoch
+        self.before = before  # of the same agent and partition number; may count already
+        self.counted = False
+        self.counts: asyncio.Task[None] | None = None  # sees to it that it counts, while the agent goes on
+        self.rows: frozenset[bytes] = frozenset()  # keys that it changes
+        self.posted = False  # its outputs are on their way
         self._ended = asyncio.Event()
 
     @property
@@ -91,10 +103,23 @@ class Run:
     def done(self) -> None:
         """Acknowledge: every effect of the run is durable. `Outputs.commit_run` calls it, in the right order."""
         self._consumer.finish(self.tp, self.last + 1, self)
+        self.counted, self.before = True, None
         self._ended.set()
+
+    def uncounted(self) -> Iterator[Run]:
+        """The runs before it that do not count yet, the last first."""
+        run = self.before
+        while run is not None and not run.counted:
+            yield run
+            run = run.before
+
+    def stepped(self) -> None:
+        """The agent is done with the run but for its effects, which are on their way: it may have the next."""
+        self._consumer.step_on(self)
 
     def abandon(self) -> None:
         """Give up the run, unacknowledged; its partition's next owner has it again."""
+        self._consumer.give_up(self)
         self._ended.set()
 
     async def ending(self) -> None:
@@ -125,9 +150,9 @@ class BatchConsumer(driver.Consumer):
     def _reset_state(self) -> None:
         super()._reset_state()
         self.epoch = 0  # rises whenever what was fetched before must not be processed any more
-        self.in_flight: dict[TP, Run] = {}  # runs that agents work on
+        self.in_flight: dict[TP, list[Run]] = {}  # runs that agents work on or whose effects are on their way
         self._backlog: dict[TP, list[Any]] = {}  # fetched, not yet in a run
-        # Partitions with a run on its way or at work, which get no second, and the timestamp (s) of its first record.
+        # Partitions with a run on its way to the agent or before its step, and the timestamp (s) of its first record.
         self._delivered: dict[TP, float] = {}
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
         self._done: dict[TP, int] = {}  # next offset to commit
@@ -201,7 +226,7 @@ class BatchConsumer(driver.Consumer):
     def _deliver_next(self, tp: TP) -> None:
         """Make a run of what waits in the partition, unless one is out: so batches form by draining, not by a timer."""
         backlog = self._backlog.get(tp)
-        if not backlog or tp in self._delivered:
+        if not backlog or tp in self._delivered or len(self.in_flight.get(tp, ())) >= DEPTH:
             return
         length = self.app.lanes_of[tp.topic].run_length(backlog)
         records, self._backlog[tp] = backlog[:length], backlog[length:]
@@ -222,14 +247,35 @@ class BatchConsumer(driver.Consumer):
             if message.epoch == self.epoch:
                 await self.callback(message)
 
+    def take_up(self, run: Run) -> None:
+        """The agent has the run in hand."""
+        self.in_flight.setdefault(run.tp, []).append(run)
+
+    def step_on(self, run: Run) -> None:
+        """The run has taken its step; the next of its partition may."""
+        if self._has(run):
+            self._delivered.pop(run.tp, None)
+            self._deliver_next(run.tp)
+
     def finish(self, tp: TP, next_offset: int, run: Run | None) -> None:
         """All up to `next_offset` is done with. A run given up by a rebalance comes too late and changes nothing."""
-        if run is not None and self.in_flight.get(tp) is not run:
+        if run is not None and not self._has(run):
             return
-        self.in_flight.pop(tp, None)
+        if run is not None:
+            self.give_up(run)
+        if run is None or run.counts is None:  # else another may be on its way already
+            self._delivered.pop(tp, None)
         self._done[tp] = next_offset
-        self._delivered.pop(tp, None)
         self._deliver_next(tp)
+
+    def give_up(self, run: Run) -> None:
+        if self._has(run):
+            self.in_flight[run.tp].remove(run)
+            if not self.in_flight[run.tp]:
+                del self.in_flight[run.tp]
+
+    def _has(self, run: Run) -> bool:
+        return run in self.in_flight.get(run.tp, ())
 
     # Acknowledgement: Faust keeps a list of offsets and looks for gaps; runs of a partition end in order.
 
@@ -263,10 +309,10 @@ class BatchConsumer(driver.Consumer):
         self.epoch += 1
         self._backlog.clear()
         self._delivered.clear()
-        at_work = list(self.in_flight.values())
+        at_work = [run for runs in self.in_flight.values() for run in runs]
         if at_work:
             await asyncio.wait([asyncio.ensure_future(run.ending()) for run in at_work], timeout=PATIENCE)
-        late = [run for run in self.in_flight.values() if run.table is not None and not run.ended]
+        late = [run for run in at_work if run.table is not None and not run.ended]
         self.in_flight.clear()
         await self.maybe_wait_for_commit_to_finish()
         await self.commit()
@@ -284,7 +330,7 @@ class BatchConsumer(driver.Consumer):
         """
         coordinator = self._thread._ensure_consumer()._coordinator
         while True:
-            if self.in_flight.get(run.tp) is not run or coordinator.generation != run.generation:
+            if not self._has(run) or coordinator.generation != run.generation:
                 raise PartitionLost(f"'{run.topic}' {run.partition} has another owner")
             if monotonic() - self._thread.heartbeat_at < self.app.conf.broker_session_timeout:
                 return
@@ -347,7 +393,7 @@ class BatchConsumer(driver.Consumer):
 
     def waiting_since(self) -> dict[TP, float]:
         """Timestamp (s since the epoch) of the oldest record that waits or is worked on, of partitions that have one."""
-        return dict(self._delivered)
+        return self._delivered | {tp: runs[0].records[0].timestamp / 1000 for tp, runs in self.in_flight.items()}
 
     def fetched_at(self) -> float | None:
         """When (s since the epoch) the broker last answered a fetch; None before. It ages when we have gone deaf."""

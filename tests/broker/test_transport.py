@@ -292,11 +292,14 @@ async def test_what_waited_at_a_rebalance_is_delivered_once(broker: str, topic_p
     assert sorted(seen) == [(topic, offset) for topic in ("clicks", "purchases") for offset in range(10)]
 
 
+@pytest.mark.parametrize("behind", [False, True])
 @scenario
-async def test_a_storm_of_rebalances_loses_nothing_and_does_nothing_twice(broker: str, topic_prefix: str) -> None:
+async def test_a_storm_of_rebalances_loses_nothing_and_does_nothing_twice(
+    broker: str, topic_prefix: str, behind: bool
+) -> None:
     settings = settings_for(broker, topic_prefix, run_records=20)
     await topics.create(settings)
-    app, counts = counting_app(settings, pause=0.002)
+    app, counts = counting_app(settings, pause=0.002, behind=behind)
     async with running(app):
         thread = app.feed._thread
         for wave in range(1, 13):
@@ -371,14 +374,15 @@ async def test_an_idle_worker_answers_a_single_record_at_once(broker: str, topic
     assert took[10] < 0.1, f"median {took[10] * 1000:.0f} ms, a new producer's connection included"
 
 
+@pytest.mark.parametrize("behind", [False, True])
 @scenario
-async def test_a_rebalance_does_no_work_twice_and_moves_the_table(broker: str, topic_prefix: str) -> None:
+async def test_a_rebalance_does_no_work_twice_and_moves_the_table(broker: str, topic_prefix: str, behind: bool) -> None:
     settings = settings_for(broker, topic_prefix, run_records=10)
     await topics.create(settings)
     await send(settings, "profiles", [(b"seed%d" % i, b"0") for i in range(40)])
     await send(settings, "clicks", keys(1500))
-    first, counts = counting_app(settings, pause=0.003)
-    second, more = counting_app(settings, pause=0.003)
+    first, counts = counting_app(settings, pause=0.003, behind=behind)
+    second, more = counting_app(settings, pause=0.003, behind=behind)
     async with running(first):
         await until(lambda: total(counts) > 300, "in the middle of its work")
         async with running(second):
@@ -512,7 +516,7 @@ async def test_sigterm_lets_a_worker_process_finish_and_commit(broker: str, topi
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "clicks", keys(3000))
-    command = [sys.executable, "-m", "tests.counting", broker, topic_prefix, "0.01"]
+    command = [sys.executable, "-m", "tests.counting", broker, topic_prefix, "0.01", "behind"]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         while not await read_table(settings, "profiles"):

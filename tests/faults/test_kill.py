@@ -117,16 +117,17 @@ async def assert_all_counted(settings: Any, counted: Counter[bytes]) -> None:
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.parametrize("how", ["before", "behind"])
 @pytest.mark.parametrize("point", ["outputs", "changelog", "ack"])
 @scenario
 async def test_a_kill_at_each_step_of_a_commit_neither_loses_nor_doubles(
-    broker: str, topic_prefix: str, point: str
+    broker: str, topic_prefix: str, point: str, how: str
 ) -> None:
     settings = settings_for(broker, topic_prefix)
     counted, inputs = await fill(settings, 4_000)
-    with worker(settings, "0", point) as process:
+    with worker(settings, "0", how, point) as process:
         await until(lambda: process.poll() is not None, "dead")
         assert process.returncode == -signal.SIGKILL
-    with worker(settings, "0"):
+    with worker(settings, "0", how):
         await assert_all_counted(settings, counted)
     await assert_exact(settings, counted, inputs)

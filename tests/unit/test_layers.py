@@ -5,7 +5,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BELOW = {"stream": (), "models": ("stream",), "agents": ("models", "stream"), "deploy": ("agents", "models", "stream")}
-DOMAIN = ("jit", "ids", "rows", "events", "profile", "serving", "records", "catalog", "signals", "retrieval", "rules", "page")
+DOMAIN = (
+    "jit",
+    "ids",
+    "rows",
+    "events",
+    "profile",
+    "serving",
+    "records",
+    "catalog",
+    "signals",
+    "retrieval",
+    "rules",
+    "page",
+)
 FOREIGN = {"faust", "mode", "aiokafka", "onnxruntime", "onnx", "prometheus_client", "torch", "transformers"}
 CLOCKS = {"time", "datetime.now", "datetime.utcnow", "datetime.today", "asyncio", "random", "uuid"}
 

@@ -90,14 +90,16 @@ def test_a_batch_whose_leader_has_moved_goes_again_before_those_behind_it_and_ho
     asyncio.run(calls())
 
 
-def test_a_refusal_reaches_its_sender_alone() -> None:
+def test_a_refusal_reaches_those_that_wait_behind_it_in_its_partition_and_nobody_else() -> None:
     async def calls() -> None:
         client = Client({0: 0, 1: 0}, lambda request: {0: MessageSizeTooLargeError.errno} if request == 0 else {})
         posts: Any = Posts(client, 10.0)
         refused, taken, behind = (posts.send(batch(b"x"), "t", p) for p in (0, 1, 0))
-        with pytest.raises(MessageSizeTooLargeError):
-            await refused
-        assert (await taken, await behind) == (100, 200)
+        for lost in (refused, behind):
+            with pytest.raises(MessageSizeTooLargeError):
+                await lost
+        assert (await taken, await posts.send(batch(b"x"), "t", 0)) == (100, 200)
+        assert partitions_asked(client) == [(0, [0, 1]), (0, [0])], "what was behind it has not overtaken it"
 
     asyncio.run(calls())
 

@@ -192,13 +192,15 @@ class Broker:
 
     port 0: any free one. data None: a temporary folder, removed at `stop`. extra: more lines of server.properties, of
     which the last word holds. users: name -> password of those who may log in by SCRAM, where `extra` asks for it.
+    lasting: let Java compile it well, which pays after a minute or so and costs most of a core until then.
     """
 
     def __init__(
         self, port: int = 0, data: Path | None = None, say: Say = lambda line: None, heap_mb: int = 256, extra: str = "",
-        users: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None, lasting: bool = False,
     ) -> None:  # fmt: skip
         self._wanted_port = port
+        self._lasting = lasting
         self._say = say
         self._heap_mb = heap_mb
         self._extra = extra
@@ -265,8 +267,8 @@ class Broker:
     def _spawn(self, java: Path, classpath: str) -> None:
         assert self._data is not None
         command = [
-            str(java), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-            f"-Dlog4j2.configurationFile={FILES / 'log4j2.xml'}", "-Dkafka.log=WARN",
+            str(java), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC",
+            *([] if self._lasting else ["-XX:TieredStopAtLevel=1"]), f"-Dlog4j2.configurationFile={FILES / 'log4j2.xml'}", "-Dkafka.log=WARN",
             "-cp", classpath, "kafka.Kafka", str(self._data / "server.properties"),
         ]  # fmt: skip
         with self.log.open("wb") as log:

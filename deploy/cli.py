@@ -59,7 +59,7 @@ def _embedded(stack: ExitStack, settings: Settings, port: int, data: Path) -> tu
     from deploy.broker import Broker, announced
     from stream.kafka import topics
 
-    broker = stack.enter_context(Broker(port, data, say))
+    broker = stack.enter_context(Broker(port, data, say, lasting=True))
     stack.enter_context(announced(broker, settings.data_dir))
     settings = _local(settings, broker.bootstrap)
     created = asyncio.run(topics.create(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import repeat
@@ -99,12 +100,15 @@ class _Group(NamedTuple):
 class Outputs:
     """What agents publish through. Sends return when the broker has acknowledged; a failed send raises.
 
-    What several runs have to send at one moment goes in common batches, one for each partition that is written to.
+    What several runs have to send to a partition goes in common batches: what comes while one is under way waits for its
+    acknowledgement, and is the next.
     """
 
     def __init__(self, app: BatchApp) -> None:
         self._app = app
         self._waiting: dict[tuple[str, int], list[tuple[_Group, _Post]]] = {}
+        self._under_way: Counter[tuple[str, int]] = Counter()  # batches of each partition
+        self._due = False
 
     async def send(self, topic: str, partition: int | None, records: Sequence[Pair]) -> None:
         """Send all in as few record batches as fit, and wait for their acknowledgement.
@@ -127,17 +131,33 @@ class Outputs:
                 groups.setdefault(place, _Group([], [])).add((record,), output.headers and (output.headers[at],))
         groups = {place: group for place, group in groups.items() if group.records}
         post = _Post(len(groups))
-        if groups and not self._waiting:
-            asyncio.get_running_loop().call_soon(self._send_waiting)
         for place, group in groups.items():
             self._waiting.setdefault(place, []).append((group, post))
+        if not groups.keys() <= self._under_way.keys():
+            self._send_soon()
         return post.acknowledged
 
+    def _send_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._send_waiting)
+
     def _send_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for (name, partition), groups in waiting.items():
-            for batch, posts in _batches(groups):
-                self._posts().send(batch, name, partition).add_done_callback(partial(_settle, posts))
+        self._due = False
+        for place in self._waiting.keys() - self._under_way.keys():
+            for batch, posts in _batches(self._waiting.pop(place)):
+                self._under_way[place] += 1
+                self._posts().send(batch, *place).add_done_callback(partial(self._settle, place, posts))
+
+    def _settle(self, place: tuple[str, int], posts: Sequence[_Post], sent: asyncio.Future[Any]) -> None:
+        error = ProducerClosed() if sent.cancelled() else sent.exception()
+        for post in posts:
+            post.settle(error)
+        self._under_way[place] -= 1
+        if not self._under_way[place]:
+            del self._under_way[place]
+            if place in self._waiting:
+                self._send_soon()
 
     async def commit_run(
         self, run: Run, outputs: Iterable[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
@@ -236,9 +256,3 @@ def _batches(groups: Sequence[tuple[_Group, _Post]]) -> list[tuple[Batch, list[_
             post.open += 1
             done = batch.extend(records, headers, done)
     return made
-
-
-def _settle(posts: Sequence[_Post], sent: asyncio.Future[Any]) -> None:
-    error = ProducerClosed() if sent.cancelled() else sent.exception()
-    for post in posts:
-        post.settle(error)

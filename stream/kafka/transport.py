@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # A partition is not read further while this many runs of it wait.
 PREFETCH_RUNS = 4
 # Of a partition, runs that have taken their step or are about to, and do not count yet.
-DEPTH = 2
+DEPTH = 4
 # How long a rebalance or a stop waits for runs at work. A rebalance may take 60 s (broker_rebalance_timeout).
 PATIENCE = 10.0
 log = logging.getLogger(__name__)

@@ -47,6 +47,40 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
 
 
 @scenario
+async def test_what_comes_while_a_batch_is_under_way_is_the_next_batch(broker: str, topic_prefix: str) -> None:
+    app, settings = await app_of(broker, topic_prefix)
+    async with running(app):
+        batches: list[int] = []
+        send_batch, go = app.producer.posts.send, asyncio.Event()
+
+        def held(batch: Any, *place: Any) -> Any:
+            batches.append(batch.record_count())
+
+            async def later() -> int:
+                await go.wait()
+                offset: int = await send_batch(batch, *place)
+                return offset
+
+            return asyncio.ensure_future(later())
+
+        app.producer.posts.send = held
+        sends = []
+        for n in range(6):
+            sends.append(asyncio.create_task(app.outputs.send("impressions", 1, [(b"k", b"%d" % n)])))
+            await asyncio.sleep(0)  # each at a moment of its own
+            await asyncio.sleep(0)
+        sends.append(asyncio.create_task(app.outputs.send("impressions", 0, [(b"k", b"other")])))
+        while len(batches) < 2:
+            await asyncio.sleep(0)
+        assert batches == [1, 1], "the first, and the one of another partition"
+        go.set()
+        await asyncio.gather(*sends)
+        assert batches == [1, 1, 5]
+    read = await read_all(settings, "impressions")
+    assert [r.value for r in read if r.partition == 1] == [b"%d" % n for n in range(6)]
+
+
+@scenario
 async def test_more_than_a_batch_holds_goes_in_several_and_returns_when_all_have_come(
     broker: str, topic_prefix: str
 ) -> None:

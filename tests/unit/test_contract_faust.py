@@ -63,7 +63,6 @@ NEEDS = [
     Need(f"{CONSUMER}:Consumer", "resume_flow", "", "called after perform_seek: only then do we resume"),
     Need(f"{CONSUMER}:Consumer", "stop_flow", "", "makes flow_active false and fetches nothing more"),
     Need(f"{CONSUMER}:Consumer", "flow_active", None, "False while nothing may be delivered"),
-    Need(f"{CONSUMER}:Consumer", "can_resume_flow", None, "an Event that is set when the flow may go on"),
     Need(f"{CONSUMER}:Consumer", "maybe_wait_for_commit_to_finish", "", "lets a commit under way end"),
     Need(f"{CONSUMER}:Consumer", "commit", "topics, start_new_transaction", "commits what the two above say, at once"),
     Need(f"{CONSUMER}:ThreadDelegateConsumer", "_new_consumer_thread", "", "makes the thread: we give it ours"),
@@ -107,7 +106,6 @@ NEEDS = [
     Need("faust.tables.base:Collection", "on_rebalance", "assigned, revoked, newly_assigned, generation_id",
          "runs before the recovery of an assignment"),
     # mode.
-    Need("mode.services:Service", "_stopped", None, "an Event that stop() sets"),
     Need("mode.services:Service", "should_stop", None, "True once stop() is called or the service has crashed"),
     Need("mode.services:Service", "started", None, "True from start() on"),
     # aiokafka.

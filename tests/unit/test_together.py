@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from agents.together import Together, beside_the_loop
+from agents.together import TURNS, Together, beside_the_loop
 
 
 class Gate:
     """Work off the loop that ends when the test says so."""
 
     def __init__(self) -> None:
-        self.open = asyncio.Event()
+        self.open, self.reached = asyncio.Event(), asyncio.Event()
         self.open.set()
 
     async def __call__(self, call: Any, brief: bool = False) -> Any:
+        self.reached.set()
         await self.open.wait()
         return call()
 
@@ -34,8 +35,7 @@ def test_what_waits_while_one_call_is_at_work_is_one_batch() -> None:
         together = Together(double, gate)
         gate.open.clear()
         first = asyncio.create_task(together(1))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # the first is at work
+        await gate.reached.wait()
         rest = [asyncio.create_task(together(n)) for n in (2, 3, 4)]
         await asyncio.sleep(0)
         gate.open.set()
@@ -44,6 +44,25 @@ def test_what_waits_while_one_call_is_at_work_is_one_batch() -> None:
 
     assert asyncio.run(calls()) == [2, 4, 6, 8, 10]
     assert batches == [[1], [2, 3, 4], [5]]
+
+
+def test_calls_that_come_in_the_next_turns_of_the_loop_are_one_batch() -> None:
+    batches: list[list[int]] = []
+
+    def note(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        return list(items)
+
+    async def calls() -> None:
+        together = Together(note, Gate())
+        found = []
+        for n in range(1 + TURNS):
+            found.append(asyncio.create_task(together(n)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*found)
+
+    asyncio.run(calls())
+    assert batches == [list(range(1 + TURNS))]
 
 
 def test_an_error_reaches_every_call_of_its_batch_and_no_other() -> None:

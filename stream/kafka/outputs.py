@@ -153,6 +153,9 @@ class Outputs:
         error = ProducerClosed() if sent.cancelled() else sent.exception()
         for post in posts:
             post.settle(error)
+        if error is not None:  # nothing may overtake what did not come
+            for _, post in self._waiting.pop(place, ()):
+                post.settle(error)
         self._under_way[place] -= 1
         if not self._under_way[place]:
             del self._under_way[place]

@@ -93,7 +93,9 @@ async def test_more_than_a_batch_holds_goes_in_several_and_returns_when_all_have
 
 
 @scenario
-async def test_a_send_that_fails_is_raised_where_it_was_made_and_nowhere_else(broker: str, topic_prefix: str) -> None:
+async def test_a_send_that_fails_is_raised_where_it_was_made_and_behind_it_and_nowhere_else(
+    broker: str, topic_prefix: str
+) -> None:
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         outcomes = await asyncio.gather(
@@ -102,5 +104,10 @@ async def test_a_send_that_fails_is_raised_where_it_was_made_and_nowhere_else(br
             return_exceptions=True,
         )
         assert isinstance(outcomes[0], Exception) and outcomes[1] is None
+        refused = asyncio.create_task(app.outputs.send("impressions", 0, [(b"k", bytes(3 << 20))]))
+        while not app.outputs._under_way:
+            await asyncio.sleep(0)
+        behind = asyncio.create_task(app.outputs.send("impressions", 0, [(b"k", b"would overtake it")]))
+        assert all(isinstance(one, Exception) for one in await asyncio.gather(refused, behind, return_exceptions=True))
         await app.outputs.send("impressions", 0, [(b"k", b"after")])
     assert sorted(r.value for r in await read_all(settings, "impressions")) == [b"after", b"fits"]

@@ -16,7 +16,7 @@ from stream.events import Reject
 from stream.ids import key64
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs, Pair
-from stream.kafka.transport import Run
+from stream.kafka.run import Run
 from stream.settings import Settings
 
 TOPICS = ("copy-requests",)

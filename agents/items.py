@@ -9,7 +9,7 @@ from agents.together import OffLoop, Together
 from stream.events import Reject
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs
-from stream.kafka.transport import Run
+from stream.kafka.run import Run
 from stream.signals import ItemTable, decode_activity
 
 TOPICS = ("item-activity",)

@@ -23,7 +23,7 @@ from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run
 from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
-from stream.kafka.transport import Run
+from stream.kafka.run import Run
 from stream.page import MODES
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity

@@ -16,9 +16,10 @@ import faust
 
 from stream.kafka.connect import bootstrap, faust_credentials
 from stream.kafka.outputs import BATCH_BYTES, Outputs
+from stream.kafka.run import BatchMessage, PartitionLost, Run
 from stream.kafka.table import BatchRecovery, BatchTableManager, ExactTable
 from stream.kafka.topics import CHANGELOG_BYTES, WrongTopics, check
-from stream.kafka.transport import PATIENCE, BatchConsumer, BatchMessage, BatchTransport, PartitionLost, Run
+from stream.kafka.transport import PATIENCE, BatchConsumer, BatchTransport
 
 if TYPE_CHECKING:
     from stream.settings import Settings

@@ -14,7 +14,7 @@ from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from stream.events import Reject
-    from stream.kafka.transport import Run
+    from stream.kafka.run import Run
 
 # On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
 REDRIVEN = "shopwindow-redriven"

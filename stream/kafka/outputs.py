@@ -20,7 +20,7 @@ from stream.store import NO_ROW
 
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
-    from stream.kafka.transport import Run
+    from stream.kafka.run import Run
 
 # Of one record batch of output; below the broker's message.max.bytes (1 MiB) with room for the batch's header.
 BATCH_BYTES = 900_000

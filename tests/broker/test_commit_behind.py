@@ -10,8 +10,8 @@ from stream.kafka import topics, transport
 from stream.kafka.app import make_app
 from stream.kafka.broadcast import read_table
 from stream.kafka.outputs import Output
+from stream.kafka.run import Run
 from stream.kafka.table import ExactTable
-from stream.kafka.transport import Run
 from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
 from tests.shopwindow import read_all
 

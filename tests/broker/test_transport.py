@@ -20,9 +20,9 @@ from stream.kafka.connect import NoBroker, client_options
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.fetch import Answer
 from stream.kafka.outputs import Output
+from stream.kafka.run import PartitionLost, Run
 from stream.kafka.table import ExactTable
 from stream.kafka.topics import WrongTopics
-from stream.kafka.transport import Run
 from tests.counting import Counts, counting_app, run_worker, running, scenario, send, settings_for, total, until
 
 ROOT = Path(__file__).parents[2]
@@ -423,7 +423,7 @@ async def test_a_run_whose_partition_is_lost_writes_no_changelog_and_is_done_aga
                 app.feed._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
                 while coordinator.generation == run.generation:
                     await asyncio.sleep(0.001)
-                with pytest.raises(transport.PartitionLost):
+                with pytest.raises(PartitionLost):
                     await run.still_owned()
             await app.outputs.commit_run(run, [], [(r.key, b"%d" % rows[r.key]) for r in run.records])
 

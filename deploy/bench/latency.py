@@ -16,10 +16,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
-from aiokafka import AIOKafkaProducer
-from faust.types import TP
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from deploy.bench.common import Figures, Plan, broker_beside, middle, say
 from deploy.bench.engines import settings_of
@@ -114,7 +114,7 @@ class _Engine:
         self._settings, self._producer, self._shop, self._event_of = settings, producer, shop, event_of
         self._chance = random.Random(settings.prefix)
         self._sent = 0
-        self._offsets: dict[TP, int] = {TP(settings.prefix + "homepages", p): 0 for p in range(PARTITIONS)}
+        self._offsets: Any = {TopicPartition(settings.prefix + "homepages", p): 0 for p in range(PARTITIONS)}
         self.pending: dict[bytes, deque[tuple[str, float]]] = {}  # shopper -> (event id, sent at)
         self.latencies: list[float] = []  # s
 
@@ -165,7 +165,7 @@ class _Engine:
             partition=partition_of(key, self._settings.partitions),
         )  # fmt: skip
 
-    def _take(self, tp: TP, asked: int, answer: Answer | None) -> None:
+    def _take(self, tp: Any, asked: int, answer: Answer | None) -> None:
         came = time.perf_counter()
         assert answer is not None, "nothing removes pages"
         self._offsets[tp] = answer.next_offset

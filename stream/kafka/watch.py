@@ -68,7 +68,7 @@ class Watch:
         self.problem: str | None = None  # why this process is of no use any more
         self.note: str | None = None  # what is wrong, but not with this process
         self._pause = min(LOOK, self._limit / 4)
-        self._looked = monotonic()
+        self._looked = self._beaten = monotonic()
         self._over = threading.Event()
 
     async def run(self) -> None:
@@ -77,10 +77,18 @@ class Watch:
         Where the loop itself is held up for as long, the process ends at once.
         """
         threading.Thread(target=self._watch_the_loop, name="watch", daemon=True).start()
+        beats = asyncio.create_task(self._beat())
         try:
             await self._look()
         finally:
+            beats.cancel()
             self._over.set()
+
+    async def _beat(self) -> None:
+        """A sign of life of the loop, also while Kafka is asked or the worker is being stopped."""
+        while True:
+            self._beaten = monotonic()
+            await asyncio.sleep(self._pause)
 
     async def _look(self) -> None:
         while True:
@@ -104,14 +112,14 @@ class Watch:
     def _watch_the_loop(self) -> None:
         """In a thread of its own: heartbeats go on from another one, so that a loop that is stuck would keep its partitions."""
         last = since = monotonic()
-        looked = self._looked
+        beaten = self._beaten
         while not self._over.wait(self._pause):
             now = monotonic()
             held_up = (
-                self._app.started and self._looked == looked
+                self._app.started and self._beaten == beaten
             )  # before it has started it may read a large catalogue
             if not held_up or now - last > 3 * self._pause:
-                looked, since = self._looked, now
+                beaten, since = self._beaten, now
             elif now - since > self._limit:
                 _end_at_once(
                     f"shopwindow: the worker stopped: its event loop has been held up for {now - since:.0f} s, so that it "

@@ -268,7 +268,8 @@ class Broker:
         assert self._data is not None
         command = [
             str(java), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC",
-            *([] if self._lasting else ["-XX:TieredStopAtLevel=1"]), f"-Dlog4j2.configurationFile={FILES / 'log4j2.xml'}", "-Dkafka.log=WARN",
+            *([] if self._lasting else ["-XX:TieredStopAtLevel=1"]),
+            f"-Dlog4j2.configurationFile={FILES / 'log4j2.xml'}", "-Dkafka.log=WARN",
             "-cp", classpath, "kafka.Kafka", str(self._data / "server.properties"),
         ]  # fmt: skip
         with self.log.open("wb") as log:

@@ -180,12 +180,7 @@ class Outputs:
         transport drops the state of the partition. Raises ValueError where the changelog exceeds one batch, the
         Kafka error where a send failed: both stop the worker, and the run is done again after its restart.
         """
-        await self._post(outputs)
-        if run.table is not None:
-            await self._write_changelog(run, changelog)
-        elif changelog:
-            raise ValueError(f"the agent of '{run.topic}' keeps no table, but wrote a changelog of {len(changelog)}")
-        run.done()
+        await self._count(run, outputs, changelog, self._post(outputs))
 
     def commit_behind(
         self, run: Run, outputs: Sequence[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
@@ -206,7 +201,7 @@ class Outputs:
         return run.counts
 
     async def _count(
-        self, run: Run, outputs: Sequence[Output], changelog: Sequence[tuple[bytes, bytes | None]],
+        self, run: Run, outputs: Iterable[Output], changelog: Sequence[tuple[bytes, bytes | None]],
         sent: asyncio.Future[None] | None,
     ) -> None:  # fmt: skip
         before = next(run.uncounted(), None)
@@ -215,7 +210,10 @@ class Outputs:
             sent, run.posted = self._post(outputs), True
         await sent
         await _counted(before)
-        await self._write_changelog(run, changelog)
+        if run.table is not None:
+            await self._write_changelog(run, changelog)
+        elif changelog:
+            raise ValueError(f"the agent of '{run.topic}' keeps no table, but wrote a changelog of {len(changelog)}")
         run.done()
 
     async def _write_changelog(self, run: Run, changelog: Sequence[tuple[bytes, bytes | None]]) -> None:

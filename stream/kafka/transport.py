@@ -134,7 +134,7 @@ class BatchConsumer(driver.Consumer):
         return len(backlog) >= PREFETCH_RUNS * lanes.limit
 
     def _deliver_next(self, tp: TP) -> None:
-        """Make a run of what waits in the partition, unless one is out: so batches form by draining, not by a timer."""
+        """Make a run of what waits, unless one has its step before it or DEPTH do not count yet: so batches form by draining."""
         backlog = self._backlog.get(tp)
         if not backlog or tp in self._delivered or len(self.in_flight.get(tp, ())) >= DEPTH:
             return

@@ -24,6 +24,7 @@ from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
 from stream.profile import PROFILE, interests
 from stream.records import decode_records, encode_records, touched_at
 from stream.retrieval import Candidates, retrieve, retrieve_popular
+from stream.rows import rows_at
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
 from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
@@ -117,11 +118,9 @@ class PagePath:
         later one is made.
         """
         watch, shed = _Stopwatch(), self.shed
-        folded = [_fold(part, shed, self.policy.profile_ttl) for part in parts]
+        folded, profiles, serving = _folded(parts, shed, self.policy.profile_ttl)
         keys = [key for one in folded for key in one.keys]
         triggers = [trigger for one in folded for trigger in one.triggers]
-        profiles = np.concatenate([one.profiles for one in folded]) if len(folded) > 1 else folded[0].profiles
-        serving = np.concatenate([one.serving for one in folded]) if len(folded) > 1 else folded[0].serving
         watch.lap("fold")
         made = Step(_NO_EVENT, _NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
         late = [False] * len(keys)  # whose page is put off
@@ -180,9 +179,9 @@ class PagePath:
         if True in late:
             _put_off(serving, late, triggers)
             paged = [at for at, put_off in enumerate(late) if not put_off]
-            served = serving[paged]
+            served = rows_at(serving, paged)
             self._page_all(
-                watch, step, [keys[at] for at in paged], [triggers[at] for at in paged], profiles[paged], served,
+                watch, step, [keys[at] for at in paged], [triggers[at] for at in paged], rows_at(profiles, paged), served,
                 generated_at, shed,
             )  # fmt: skip
             serving[paged] = served
@@ -380,8 +379,7 @@ class _Folded(NamedTuple):
     """The shoppers of one part who get a page, in parallel."""
 
     keys: list[bytes]
-    profiles: Rows  # (S,) PROFILE
-    serving: Rows  # (S,) SERVING
+    places: list[int]  # of each among the part's shoppers
     triggers: list[Trigger]
     fresh: npt.NDArray[np.bool_]
     activity: Rows
@@ -389,35 +387,71 @@ class _Folded(NamedTuple):
     lapsed: Sequence[bytes] = ()
 
 
-def _fold(part: Part, shed: Shed, ttl: float) -> _Folded:
+def _folded(parts: Sequence[Part], shed: Shed, ttl: float) -> tuple[list[_Folded], Rows, Rows]:
+    """Who gets a page of each part, and of all of them, part after part, profiles (S,) PROFILE and serving (S,) SERVING.
+
+    The rows of all parts lie in common arrays from the start: to join such arrays costs more than to fold.
+    """
+    keys = [_shoppers(part) for part in parts]
+    profiles, serving = decode_records(
+        [part.stored.get(key) for part, mine in zip(parts, keys, strict=True) for key in mine]
+    )
+    folded: list[_Folded] = []
+    places: list[int] = []  # among all
+    start = 0
+    for part, mine in zip(parts, keys, strict=True):
+        these = slice(start, start + len(mine))
+        if part.refreshes:
+            one = _to_refresh(part, mine, serving[these], shed, ttl)
+        else:
+            one = _fold(part, mine, profiles[these], serving[these], ttl)
+        folded.append(one)
+        places.extend(start + at for at in one.places)
+        start = these.stop
+    if len(places) < start:
+        profiles, serving = rows_at(profiles, places), rows_at(serving, places)
+    return folded, profiles, serving
+
+
+def _shoppers(part: Part) -> list[bytes]:
+    """Keys whose rows the part needs, each once."""
     if part.refreshes:
-        return _to_refresh(part, shed, ttl)
+        return [key for key in part.refreshes if key in part.stored]
+    return [key for key in dict.fromkeys(part.decoded.keys) if key]
+
+
+def _fold(part: Part, keys: list[bytes], profiles: Rows, serving: Rows, ttl: float) -> _Folded:
+    """Fold the part's events into its rows, in place."""
     decoded, rows = part.decoded, part.decoded.rows
-    places: dict[bytes, int] = {}
-    record_who = [places.setdefault(key, len(places)) if key else -1 for key in decoded.keys]
+    place_of = {key: at for at, key in enumerate(keys)}
     records, times = rows["record"].tolist(), rows["time"]
-    who = np.array([record_who[record] for record in records], np.int32)  # (n,)
-    keys = list(places)
-    profiles, serving = decode_records([part.stored.get(key) for key in keys])
+    who = np.array([place_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
     lapsed: list[bytes] = []
     if ttl:
         began = lapses(serving["touched"], who, times, part.clock, ttl)
         lapsed = [key for key, at in zip(keys, began.tolist(), strict=True) if at >= 0]
+    newest = np.empty(len(keys), np.int64)
     if lapsed:
-        profiles, serving, who = _begun_anew(profiles, serving, who, began)
+        room, room_serving, who = _begun_anew(profiles, serving, who, began)
+        fresh, activity, clock = _fold_into(room, room_serving, who, part, newest)
+        profiles[:], serving[:] = room[: len(keys)], room_serving[: len(keys)]
+    else:
+        fresh, activity, clock = _fold_into(profiles, serving, who, part, newest)
+    of = newest.tolist()
+    places = [s for s, at in enumerate(of) if at >= 0]
+    seconds = times.tolist()
+    triggers = [Trigger(decoded.ids[records[of[s]]], seconds[of[s]]) for s in places]
+    return _Folded([keys[s] for s in places], places, triggers, fresh, activity, clock, lapsed)
+
+
+def _fold_into(
+    profiles: Rows, serving: Rows, who: npt.NDArray[np.int32], part: Part, newest: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], Rows, float]:
+    """-> which events were fresh, the items' activity, the partition's clock; `newest` as `touch` fills it."""
+    rows = part.decoded.rows
     fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
     react(serving, who, rows, fresh)
-    newest = np.empty(len(keys), np.int64)
-    clock = touch(serving, profiles, who, rows, fresh, part.clock, newest)
-    if lapsed:
-        profiles, serving = profiles[: len(keys)], serving[: len(keys)]
-    if -1 in (of := newest.tolist()):
-        touched = [s for s, at in enumerate(of) if at >= 0]
-        keys, of = [keys[s] for s in touched], [of[s] for s in touched]
-        profiles, serving = profiles[touched], serving[touched]
-    seconds = times.tolist()
-    triggers = [Trigger(decoded.ids[records[at]], seconds[at]) for at in of]
-    return _Folded(keys, profiles, serving, triggers, fresh, activity, clock, lapsed)
+    return fresh, activity, touch(serving, profiles, who, rows, fresh, part.clock, newest)
 
 
 def _begun_anew(
@@ -433,10 +467,8 @@ def _begun_anew(
     return profiles, serving, np.where(before, copy_of[who], who).astype(np.int32)
 
 
-def _to_refresh(part: Part, shed: Shed, ttl: float) -> _Folded:
+def _to_refresh(part: Part, keys: list[bytes], serving: Rows, shed: Shed, ttl: float) -> _Folded:
     """Who gets a page of a part of refreshes: to whom one is owed, and who waits for a headline unless copy is shed."""
-    keys = [key for key in part.refreshes if key in part.stored]
-    profiles, serving = decode_records([part.stored[key] for key in keys])
     triggers, taken = [], []
     for at, (key, time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
         refresh = part.refreshes[key]
@@ -452,9 +484,7 @@ def _to_refresh(part: Part, shed: Shed, ttl: float) -> _Folded:
         else:
             continue  # a later page has settled it
         taken.append(at)
-    return _Folded(
-        [keys[at] for at in taken], profiles[taken], serving[taken], triggers, _NO_EVENT, _NO_ACTIVITY, part.clock,
-    )  # fmt: skip
+    return _Folded([keys[at] for at in taken], taken, triggers, _NO_EVENT, _NO_ACTIVITY, part.clock)
 
 
 def _too_soon(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from struct import Struct
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -57,6 +58,9 @@ EVENT = np.dtype(
         ("pad", "i2"),
     ]
 )
+_ROW = Struct("=qqqdiiiifihbbbbh")
+assert _ROW.size == EVENT.itemsize
+_row = _ROW.pack  # a third of the time in which numpy makes a row of a tuple
 
 
 # The types. Names are GA4's e-commerce names in a CloudEvents 1.0 envelope; JSON Schema `event/1` is generated from them.
@@ -277,7 +281,7 @@ def decode_run(
     A bad record becomes a reject and leaves its neighbours alone. An event further ahead of its record than
     `future_tolerance` is clamped to that.
     """
-    rows: list[tuple[Any, ...]] = []
+    rows: list[bytes] = []
     shoppers: list[bytes] = [b""] * len(values)
     ids: list[str] = [""] * len(values)
     rejects: list[Reject] = []
@@ -314,24 +318,11 @@ def decode_run(
             for part, item in enumerate(data.items or ()):
                 category = key32(item.item_category) if item.item_category else 0
                 brand = key32(item.item_brand) if item.item_brand else 0
-                rows.append(
-                    (
-                        *head,
-                        key64(item.item_id),
-                        time,
-                        i,
-                        category,
-                        brand,
-                        0,
-                        item.price or 0.0,
-                        item.quantity,
-                        part,
-                        *tail,
-                    )
-                )
+                id, price = key64(item.item_id), item.price or 0.0
+                rows.append(_row(*head, id, time, i, category, brand, 0, price, item.quantity, part, *tail))
         elif kind == SEARCH:
             for part, word in enumerate(words(data.search_term or "") or [""]):
-                rows.append((*head, 0, time, i, 0, 0, key32(word) if word else 0, 0.0, 0, part, *tail))
+                rows.append(_row(*head, 0, time, i, 0, 0, key32(word) if word else 0, 0.0, 0, part, *tail))
         else:
-            rows.append((*head, 0, time, i, 0, 0, 0, 0.0, 0, 0, *tail))
-    return Decoded(np.array(rows, EVENT), shoppers, ids, rejects, clamped)
+            rows.append(_row(*head, 0, time, i, 0, 0, 0, 0.0, 0, 0, *tail))
+    return Decoded(np.ndarray(len(rows), EVENT, bytearray(b"".join(rows))), shoppers, ids, rejects, clamped)

@@ -12,6 +12,7 @@ from stream.jit import njit
 from stream.profile import PROFILE, PROFILE_VERSION
 from stream.rows import (
     COMPACT,
+    blank_rows,
     cut,
     joined,
     kinds_of,
@@ -74,7 +75,7 @@ def _decode_records(data, ends, kinds, serving_kinds, profiles, serving):  # typ
 
 def decode_records(values: Sequence[bytes | None]) -> tuple[Rows, Rows]:
     """Profiles (S,) PROFILE and what was served (S,) SERVING, blank for None. Raises ValueError as `unpack`."""
-    profiles, serving = np.zeros(len(values), PROFILE), np.zeros(len(values), SERVING)
+    profiles, serving = blank_rows(len(values), PROFILE), blank_rows(len(values), SERVING)
     data, ends = joined([value or b"" for value in values])
     if b"" not in values and _decode_records(data, ends, _KINDS, _SERVING_KINDS, words_of(profiles), words_of(serving)):
         return profiles, serving

@@ -351,6 +351,22 @@ def words_of(rows: Rows) -> npt.NDArray[np.int32]:
     return rows.view(np.int32).reshape(len(rows), rows.itemsize // 4)
 
 
+@cache
+def _opaque(dtype: np.dtype[Any]) -> np.dtype[np.void]:
+    return np.dtype((np.void, dtype.itemsize))
+
+
+def rows_at(rows: Rows, at: Any) -> Rows:
+    """`rows[at]`, copied whole: numpy copies rows of fields one field after the other, a profile in 36 us in place of 2."""
+    found: Rows = rows.view(_opaque(rows.dtype))[at].view(rows.dtype)
+    return found
+
+
+def blank_rows(n: int, dtype: np.dtype[Any]) -> Rows:
+    """(n,) of zeros, in a tenth of the time that `np.zeros` takes for many fields."""
+    return np.ndarray(n, dtype, bytearray(n * dtype.itemsize))
+
+
 def longest(dtype: np.dtype[Any]) -> int:
     """Bytes that a row of `dtype` takes at most."""
     return 1 + (dtype.itemsize // 4 + 7) // 8 + dtype.itemsize

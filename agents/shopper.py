@@ -25,6 +25,7 @@ from stream.kafka.disk import DiskProfiles
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.run import Run
 from stream.page import MODES
+from stream.rows import rows_at
 from stream.settings import Settings
 from stream.signals import encode_activity, owner, split_activity
 from stream.store import CLOCK, Profiles
@@ -216,7 +217,7 @@ class Shoppers:
             outputs.append(Output("copy-requests", None, records))
         if len(step.activity):
             owners = owner(step.activity["item"], self._settings.partitions)
-            by_owner = step.activity[np.argsort(owners, kind="stable")]
+            by_owner = rows_at(step.activity, np.argsort(owners, kind="stable"))
             ends = np.cumsum(np.bincount(owners, minlength=self._settings.partitions)).tolist()
             for p, (start, end) in enumerate(pairwise([0, *ends])):
                 if start < end:

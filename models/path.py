@@ -264,7 +264,8 @@ class PagePath:
             candidates = _replaced(candidates, them, common)
         watch.lap("retrieve")
         # A history model's score belongs here, before the features that multiply it; `shed.exploration` leaves it out.
-        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals)
+        room = self.ranker.room(len(profiles))
+        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals, room)
         watch.lap("phi")
         if everyone or True in batch.personal.tolist():
             scores = self._probabilities(phi, candidates.count)

@@ -478,13 +478,14 @@ def joint_features(
     candidates: Candidates,
     catalog: Catalog,
     signals: Signals,
+    room: Floats | None = None,
 ) -> Floats:
-    """phi of U shoppers and their candidates. (U, C, F) float32, zero beyond the count.
+    """phi of U shoppers and their candidates. (U, C, F) float32, zero beyond the count; in `room` where there is some.
 
     profiles (U,) PROFILE; serving (U,) SERVING; now (U,) s, each shopper's own newest event time: a shopper's features
     are the same to the bit alone and in any batch.
     """
-    phi = np.empty((*candidates.rows.shape, F), np.float32)
+    phi = room if room is not None else np.empty((*candidates.rows.shape, F), np.float32)
     signals.fit()
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,

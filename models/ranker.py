@@ -52,14 +52,19 @@ class _Alone:
     def __init__(self, session: Any, theta: npt.NDArray[np.float32]) -> None:
         self.phi = np.zeros((1, CANDIDATES, len(theta)), np.float32)
         self._mask, self._scores = np.zeros((1, CANDIDATES), np.bool_), np.zeros((1, CANDIDATES), np.float32)
+        self._masked = 0  # candidates that the mask leaves
         self._run, self._bound = session.run_with_iobinding, session.io_binding()
         for name, array in (("phi", self.phi), ("mask", self._mask), ("theta", theta)):
             self._bound.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         self._bound.bind_ortvalue_output("probability", ort.OrtValue.ortvalue_from_numpy(self._scores))
 
     def score(self, phi: npt.NDArray[np.float32], count: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        self.phi[:] = phi
-        self._mask[0, : count[0]], self._mask[0, count[0] :] = True, False
+        if phi is not self.phi:
+            self.phi[:] = phi
+        n, before = int(count[0]), self._masked
+        if n != before:
+            self._mask[0, min(n, before) : max(n, before)] = n > before
+            self._masked = n
         self._run(self._bound)
         return self._scores.copy()
 
@@ -91,6 +96,10 @@ class Ranker:
             str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"]
         )
         self._alone = _Alone(self._session, self.theta)
+
+    def room(self, shoppers: int) -> npt.NDArray[np.float32] | None:
+        """Where phi of one shopper (1, CANDIDATES, F) is scored without being copied, until the next is written there."""
+        return self._alone.phi if shoppers == 1 else None
 
     @property
     def version(self) -> str:

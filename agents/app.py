@@ -8,11 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from agents import copy, items, shopper, web
 from agents.overload import Overload
-from agents.scribe import Sampling, Scribe
+from agents.scribe import Sampling, Scribe, ScribeRests
 from agents.telling import Telling
 from agents.together import beside_the_loop
 from agents.world import World, cancelled
@@ -119,6 +120,14 @@ class Worker:
         ours = self.app.partitions("clicks")
         self._serving = asyncio.ensure_future(self._batches(lambda: self.profiles.serve(ours, time.monotonic())))
 
+    async def _scribe_after_pages(self, scribe: Scribe) -> None:
+        """GPT-2 is loaded once pages go out, with templates for headlines: side by side they would wait for each other."""
+        ready = asyncio.Event()
+        self.app.when_ready(ready.set)
+        await ready.wait()
+        with suppress(ScribeRests):  # it has said so, and is tried again
+            await scribe.start()
+
     def update_gauges(self) -> None:
         """Figures that are read when somebody asks."""
         metrics.PROFILES.set(self.profiles.count())
@@ -147,7 +156,7 @@ class Worker:
         endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health, self.recovered)
         tasks = [asyncio.create_task(self.watch.run())]
         try:
-            await asyncio.gather(self.world.start(), *([self.scribe.start()] if self.scribe else []))
+            await self.world.start()
             await self._batches(lambda: warm(self.path))
             await self._batches(record_batch.warm)
             settle_garbage()
@@ -159,6 +168,8 @@ class Worker:
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(self._serve)
+            if self.scribe:
+                tasks.append(asyncio.create_task(self._scribe_after_pages(self.scribe)))
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
             left = asyncio.Event()

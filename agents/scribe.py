@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 
@@ -30,6 +31,7 @@ LIVES = 3
 REST = 300.0  # s
 LINE_BYTES = 1 << 20
 FAILURES = (EOFError, TimeoutError, OSError, ValueError, msgspec.MsgspecError)  # of a process, its pipes, its answers
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -76,14 +78,11 @@ class Scribe:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Return when the model is loaded and warm. Raises RuntimeError where it does not come up."""
-        try:
-            await self._start()
-        except FAILURES as error:
-            raise RuntimeError(
-                f"the copywriter's process does not come up ({_said(error)}); what it said is above, and without headlines "
-                "(SHOPWINDOW_COPY=false) the worker starts"
-            ) from None
+        """Return when the model is loaded and warm, so that the first headline need not wait. Raises ScribeRests as `write`."""
+
+        async def nothing() -> None: ...
+
+        await self._of_process(nothing)
 
     async def _start(self) -> None:
         await self.stop()
@@ -99,15 +98,18 @@ class Scribe:
 
         Raises ScribeRests where it dies or hangs again and again, and at once until it has rested.
         """
+        return await self._of_process(lambda: self._ask(facts, seed))
+
+    async def _of_process(self, what: Callable[[], Awaitable[T]]) -> T:
+        """`what` comes to, once a process runs; tried again with another where it fails, and not at all while it rests."""
         async with self._turn:
             while monotonic() >= self._rests_until:
-                self._number += 1
                 try:
                     if self._process is not None and self._process.returncode is not None:
                         raise EOFError(f"it ended with status {self._process.returncode}")
                     if self._process is None:
                         await self._start()
-                    copies = await self._ask(_Request(self._number, list(facts), seed))
+                    came = await what()
                 except FAILURES as error:
                     await self.stop()
                     self._failed += 1
@@ -126,7 +128,7 @@ class Scribe:
                     if self._failed >= LIVES:
                         log.warning("the copywriter writes again")
                     self._failed = 0
-                    return copies
+                    return came
         raise ScribeRests
 
     async def stop(self) -> None:
@@ -136,11 +138,12 @@ class Scribe:
             await self._process.wait()
             self._process = None
 
-    async def _ask(self, request: _Request) -> list[Copy | None]:
+    async def _ask(self, facts: Sequence[Facts], seed: int) -> list[Copy | None]:
         assert self._process is not None and self._process.stdin is not None, "start first"
-        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+        self._number += 1
+        self._process.stdin.write(msgspec.json.encode(_Request(self._number, list(facts), seed)) + b"\n")
         await self._process.stdin.drain()
-        return await self._answer(request.number)
+        return await self._answer(self._number)
 
     async def _answer(self, number: int) -> list[Copy | None]:
         assert self._process is not None and self._process.stdout is not None, "start first"

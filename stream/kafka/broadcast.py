@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, conn
 
-from stream.kafka.connect import NoBroker, client_options, connecting
+from stream.kafka.connect import client_options, connecting
 from stream.store import NO_ROW
 
 if TYPE_CHECKING:
@@ -137,14 +137,14 @@ async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
 
 
 async def connected(settings: Settings) -> AIOKafkaConsumer:
-    """A consumer without a group, started. Raises NoBroker."""
+    """A consumer without a group, started. Raises NoBroker or a Kafka error, and leaves nothing open then."""
     consumer = AIOKafkaConsumer(
         **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
     )
     try:
         with connecting(settings):
             await consumer.start()
-    except NoBroker:
+    except BaseException:
         await consumer.stop()
         raise
     return consumer

@@ -10,7 +10,7 @@ from stream.events import Reject
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.run import Run
-from stream.signals import ItemTable, decode_activity
+from stream.signals import ItemTable, decode_activities
 
 TOPICS = ("item-activity",)
 # The changelog of a run is one batch of at most 16 MB: so many bytes of activity concern less than 10,000 items, of 1.1 KB.
@@ -51,16 +51,10 @@ class Items:
 
     def _fold(self, run: Run) -> Answer:
         table = self._tables.partitions[run.partition]
-        changed: set[int] = set()
-        rejects = []
-        for at, record in enumerate(run.records):
-            try:
-                source, partition, rows = decode_activity(record.value)
-            except ValueError as error:
-                rejects.append(Reject(at, "invalid", "value", str(error)))
-                continue
-            # A crash sends activity again, with the same offsets: the table knows how far it has counted each source.
-            changed |= table.fold(source, partition, rows)
+        activity, wrong = decode_activities([record.value for record in run.records])
+        rejects = [Reject(at, "invalid", "value", problem) for at, problem in wrong]
+        # A crash sends activity again, with the same offsets: the table knows how far it has counted each source.
+        changed = table.fold_all(activity)
         if not changed:
             return [], dead_letters(run, rejects)
         return [*table.records(changed), *table.sweep()], dead_letters(run, rejects)

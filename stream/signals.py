@@ -14,7 +14,7 @@ from stream.events import ADD, BUY, CLICK, VIEW
 from stream.ids import IdIndex, find, insert, rehash
 from stream.jit import njit
 from stream.profile import fold_event
-from stream.rows import pack, unpack
+from stream.rows import pack, rows_at, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -47,6 +47,7 @@ SIGNAL = np.dtype(
     ]
 )
 
+_BLANK = np.zeros(1, SIGNAL)
 SEEN, NEXT, BACK = 1, 2, 3  # kinds of activity: of the item itself; item -> other; other -> item
 ACTIVITY = np.dtype(
     [
@@ -254,21 +255,84 @@ def split_activity(rows: Rows, most: int) -> list[Rows]:
 
 def decode_activity(value: bytes | None) -> tuple[str, int, Rows]:
     """-> source topic, its partition, (n,) ACTIVITY. Raises ValueError for anything that `encode_activity` did not write."""
+    source, partition, data = _parts(value)
+    rows = _activity(data)
+    if problem := _problem(rows):
+        raise ValueError(problem)
+    return source, partition, rows
+
+
+class Activity(NamedTuple):
+    """What records of item-activity tell, in order."""
+
+    sources: list[bytes]  # of each record: a key of `ItemTable.sources`
+    rows: Rows  # (n,) ACTIVITY of all records
+    ends: npt.NDArray[np.int64]  # (records,) where the rows of each end
+
+
+def decode_activities(values: Sequence[bytes | None]) -> tuple[Activity, list[tuple[int, str]]]:
+    """-> what the good ones tell; the indices of those that `encode_activity` did not write, and what is wrong with each."""
+    kept: list[tuple[int, bytes, bytes]] = []
+    rejects: list[tuple[int, str]] = []
+    for at, value in enumerate(values):
+        try:
+            topic, partition, data = _parts(value)
+        except ValueError as error:
+            rejects.append((at, str(error)))
+        else:
+            kept.append((at, _source(topic, partition), data))
+    rows = _activity(b"".join(data for _, _, data in kept))
+    if _problem(rows):
+        problems = {at: problem for at, _, data in kept if (problem := _problem(_activity(data)))}
+        rejects = sorted([*rejects, *problems.items()])
+        kept = [one for one in kept if one[0] not in problems]
+        rows = _activity(b"".join(data for _, _, data in kept))
+    ends = np.cumsum([len(data) // ACTIVITY.itemsize for _, _, data in kept], dtype=np.int64)
+    return Activity([source for _, source, _ in kept], rows, ends), rejects
+
+
+def _parts(value: bytes | None) -> tuple[str, int, bytes]:
+    """-> source topic, its partition, the bytes of its rows."""
     if value is None or len(value) < _HEAD.size:
         raise ValueError(f"{len(value or b'')} bytes are no activity")
     version, length, partition, count = _HEAD.unpack_from(value)
     start = _HEAD.size + length
     if version != ACTIVITY_VERSION or len(value) != start + count * ACTIVITY.itemsize:
         raise ValueError(f"activity of version {version} with {count} rows cannot have {len(value)} bytes")
-    rows = np.frombuffer(value, ACTIVITY, count, start)
-    if ((rows["kind"] < SEEN) | (rows["kind"] > BACK) | (rows["step"] < 0) | (rows["step"] > STEPS)).any():
-        raise ValueError("activity with an unknown kind or step")
-    if ((rows["kind"] == NEXT) & (rows["step"] < 1)).any() or not np.isfinite(rows["time"]).all():
-        raise ValueError("activity without a step or a time")
-    return value[_HEAD.size : start].decode("utf-8", "replace"), partition, rows
+    return value[_HEAD.size : start].decode("utf-8", "replace"), partition, value[start:]
+
+
+def _activity(data: bytes) -> Rows:
+    return np.ndarray(len(data) // ACTIVITY.itemsize, ACTIVITY, bytearray(data))
+
+
+def _problem(rows: Rows) -> str | None:
+    kind, step = rows["kind"], rows["step"]
+    if ((kind < SEEN) | (kind > BACK) | (step < 0) | (step > STEPS)).any():
+        return "activity with an unknown kind or step"
+    if ((kind == NEXT) & (step < 1)).any() or not np.isfinite(rows["time"]).all():
+        return "activity without a step or a time"
+    return None
 
 
 SOURCE = b"\x00src:"  # a key that starts so: up to where a source's activity is counted
+
+
+def _source(topic: str, partition: int) -> bytes:
+    return b"%s%s:%d" % (SOURCE, topic.encode(), partition)
+
+
+@njit
+def _count_once(rows, ends, of, marks, fresh):  # type: ignore[no-untyped-def]
+    """Which rows (n,) are new, into fresh (n,): those of record r are from offset marks[of[r]] on; the marks go on."""
+    start = 0
+    for r in range(ends.shape[0]):
+        mark = marks[of[r]]
+        for i in range(start, ends[r]):
+            fresh[i] = rows[i].offset >= mark
+            if fresh[i]:
+                marks[of[r]] = rows[i].offset + 1
+        start = ends[r]
 
 
 class ItemTable:
@@ -287,19 +351,30 @@ class ItemTable:
 
     def fold(self, source: str, partition: int, acts: Rows) -> set[int]:
         """Count activity whose offsets are new. -> rows that changed. A source's activity comes in order of offset."""
-        key = b"%s%s:%d" % (SOURCE, source.encode(), partition)
-        acts = acts[acts["offset"] >= self.sources.get(key, 0)]
+        return self.fold_all(Activity([_source(source, partition)], acts, np.array([len(acts)])))
+
+    def fold_all(self, activity: Activity) -> set[int]:
+        """`fold` of each record, in order."""
+        keys = list(dict.fromkeys(activity.sources))
+        number = {key: at for at, key in enumerate(keys)}
+        of = np.array([number[key] for key in activity.sources], np.int32)  # (records,)
+        before = [self.sources.get(key, 0) for key in keys]
+        marks, fresh = np.array(before, np.int64), np.empty(len(activity.rows), np.bool_)
+        _count_once(activity.rows, activity.ends, of, marks, fresh)
+        acts = activity.rows if fresh.all() else rows_at(activity.rows, np.flatnonzero(fresh))
         if not len(acts):
             return set()
         at = self._rows_of(acts["item"])
-        self.clock = _fold_activity(self.rows, at, acts, self.clock, np.zeros(1, SIGNAL))
-        self.sources[key] = int(acts["offset"][-1]) + 1
+        self.clock = _fold_activity(self.rows, at, acts, self.clock, _BLANK)
+        self.sources.update(
+            (key, mark) for key, was, mark in zip(keys, before, marks.tolist(), strict=True) if mark > was
+        )
         return set(at.tolist())
 
     def records(self, changed: Iterable[int]) -> list[tuple[bytes, bytes]]:
         """Changelog of the changed rows and of the sources: written in one batch, they cannot disagree."""
         rows = sorted(changed)
-        packed = pack(self.rows[rows], SIGNAL_VERSION)
+        packed = pack(rows_at(self.rows, rows), SIGNAL_VERSION)
         keys = [_key(item) for item in self.rows["item"][rows].tolist()]
         return [*zip(keys, packed, strict=True), *((key, b"%d" % offset) for key, offset in self.sources.items())]
 

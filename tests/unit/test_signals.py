@@ -24,6 +24,7 @@ from stream.signals import (
     ItemTable,
     Leaders,
     Signals,
+    decode_activities,
     decode_activity,
     encode_activity,
     fold_with_activity,
@@ -133,6 +134,30 @@ def test_bytes_that_are_no_activity_are_refused() -> None:
         with pytest.raises(ValueError):
             decode_activity(value)
     assert len(decode_activity(encode_activity("clicks", 0, np.zeros(0, ACTIVITY)))[2]) == 0
+
+
+def test_records_are_counted_together_as_one_after_the_other() -> None:
+    acts = activity_of(*(row(CLICK, f"i{k % 5}", NOW + k, id=str(k)) for k in range(30)))
+    unknown, backwards = acts[:1].copy(), acts[:1].copy()
+    unknown["kind"], backwards["step"] = 9, -1
+    stretches = [("clicks", acts[:40]), ("purchases", acts[10:60]), ("clicks", acts[20:90]), ("clicks", acts[90:])]
+    good = [encode_activity(topic, 2, part) for topic, part in stretches]
+    # The last but one comes again as a whole, as after a crash.
+    bad = {0: b"x", 3: encode_activity("clicks", 2, unknown), 5: encode_activity("clicks", 2, backwards), 7: None}
+    values = [bad[0], good[0], good[1], bad[3], good[2], bad[5], good[2], bad[7], good[3]]
+    activity, wrong = decode_activities(values)
+    assert [at for at, _ in wrong] == sorted(bad)
+    for at, problem in wrong:
+        with pytest.raises(ValueError, match=problem):
+            decode_activity(values[at])
+    together, alone = ItemTable(), ItemTable()
+    changed = together.fold_all(activity)
+    one_by_one = [alone.fold(*decode_activity(value)) for at, value in enumerate(values) if at not in bad]
+    assert changed == set().union(*one_by_one) and len(changed) > 3
+    assert together.rows.tobytes() == alone.rows.tobytes()
+    assert (together.sources, together.clock) == (alone.sources, alone.clock)
+    assert together.fold_all(activity) == set(), "all of it is counted"
+    assert together.fold_all(decode_activities([])[0]) == set()
 
 
 def test_owners_of_items_spread_over_the_partitions() -> None:

@@ -101,7 +101,7 @@ class Scribe:
         return await self._of_process(lambda: self._ask(facts, seed))
 
     async def _of_process(self, what: Callable[[], Awaitable[T]]) -> T:
-        """`what` comes to, once a process runs; tried again with another where it fails, and not at all while it rests."""
+        """The result of `what`, once a process runs; it is tried again with another where it fails, and not while it rests."""
         async with self._turn:
             while monotonic() >= self._rests_until:
                 try:

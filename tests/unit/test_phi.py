@@ -9,22 +9,49 @@ from models.phi import FEATURES, joint_features
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, SEARCH, VIEW
 from stream.ids import key32, key64
-from stream.page import GEN_ANCHOR, GEN_CART, GEN_NEXT, GEN_RECENT, GEN_TOGETHER
-from stream.profile import blank, fold
+from stream.page import (
+    GEN_ANCHOR,
+    GEN_CART,
+    GEN_CATEGORY,
+    GEN_FRESH,
+    GEN_NEXT,
+    GEN_POPULAR,
+    GEN_RECENT,
+    GEN_TOGETHER,
+    rfc3339,
+)
+from stream.profile import HALF_LIVES, blank, fold
 from stream.retrieval import RECENT_ITEMS, retrieve
 from stream.serving import SERVING
-from stream.signals import Signals
+from stream.signals import POPULARITY_HALF_LIVES, Signals
 from tests.unit.behaviour import NOW, row, rows
-from tests.unit.shop import catalog_of, signals_of
+from tests.unit.shop import catalog_of, item, signals_of
 
 ITEMS = 150
 
 
 def shop(seed: int) -> tuple[Catalog, Signals]:
+    """Items of many prices, some new, some about to go; of two in three it is known who bought them and came back."""
     rng = np.random.default_rng(seed)
     catalog = catalog_of(ITEMS)
+    day = 86_400.0
+    facts: list[dict[str, Any]] = [
+        {"price": None if k % 11 == 0 else float(np.round(np.exp(rng.normal(3, 1)), 2)),
+         "added_at": None if k % 3 == 0 else rfc3339(NOW - float(rng.uniform(0, 20 * day))),
+         "expires_at": rfc3339(NOW + day / 4) if k % 7 == 0 else None} for k in range(ITEMS)
+    ]  # fmt: skip
+    own = [{"category": f"c{k % 5}", "brand": f"b{k % 17}", **of} for k, of in enumerate(facts)]
+    assert not catalog.apply(
+        [item(f"i{k}", **{n: v for n, v in of.items() if v is not None or n == "price"}) for k, of in enumerate(own)]
+    )
     sessions = [[f"i{k}" for k in (rng.integers(0, ITEMS) + rng.integers(0, 25, 6)) % ITEMS] for _ in range(300)]
-    return catalog, signals_of(catalog, sessions)
+    signals = signals_of(catalog, sessions)
+    at = np.flatnonzero(signals.rows["item"][:ITEMS]).astype(np.int32)
+    told: Any = signals.rows[at].copy()
+    for field in ("buys", "carts", "repeat"):
+        told[field] = rng.integers(0, 3, len(at)) * rng.uniform(0, 5, len(at))
+    signals.put(at, told, signals.near_row[at])
+    return catalog, signals
 
 
 def shoppers(seed: int, n: int) -> tuple[Any, Any]:
@@ -35,12 +62,15 @@ def shoppers(seed: int, n: int) -> tuple[Any, Any]:
         for k in range(int(rng.integers(1, 50))):
             kind = int(rng.choice([VIEW, CLICK, ADD, BUY, SEARCH], p=[0.4, 0.3, 0.15, 0.1, 0.05]))
             if kind == SEARCH:
-                told.append(row(kind, "", NOW - 5000 + 90 * k, id=f"{u}-{k}"))
+                word = str(rng.choice(["thing", f"i{10 * u}", "lamp"]))
+                told.append(row(kind, "", NOW - 5000 + 90 * k, id=f"{u}-{k}", word=word))
             else:
                 name = f"i{(10 * u + rng.integers(0, 30)) % ITEMS}"
                 told.append(row(kind, name, NOW - 5000 + 90 * k, id=f"{u}-{k}"))
         events: Any = rows(*told)
         events["category"] = [key32(f"c{k}") if k < 5 else 0 for k in rng.integers(0, 7, len(events))]
+        events["brand"] = [key32(f"b{k}") if k < 15 else 0 for k in rng.integers(0, 17, len(events))]
+        events["price"] = np.round(np.exp(rng.normal(3, 1, len(events))), 2) * rng.integers(0, 2, len(events))
         fold(profiles[u : u + 1], np.zeros(len(events), np.int32), events)
         tired = np.array([key64(f"i{k}") for k in rng.integers(0, ITEMS, 6)]).astype(np.int32)
         serving["fatigue_item"][u, :6], serving["fatigue_count"][u, :6] = tired, 2.0
@@ -101,65 +131,154 @@ def test_candidates_begin_with_the_last_items_and_their_strongest_neighbours(see
         assert len(set(mine[: found.count[u]])) == found.count[u]
 
 
+def shares(signals: Signals, source: int, target: int) -> tuple[float, float, float]:
+    """Of the neighbour `target` of `source`: its share of the transitions, of those of one step, cosine of co-visits."""
+    s = signals.rows[source]
+    for j, near in enumerate(signals.near_row[source].tolist()):
+        if near == target and s["item"]:
+            together = s["near_visit"][j] / np.sqrt(max(float(s["seen"]) * signals.rows[near]["seen"], 1e-9))
+            strict = s["near_strict"][j] / max(s["strict_out"], np.float32(1e-9))
+            return float(s["near_next"][j] / max(s["next_out"], np.float32(1e-9))), float(strict), float(together)
+    return 0.0, 0.0, 0.0
+
+
+def taste(keys: Any, table: Any, at: float, now: float, key: int) -> list[float]:
+    """Share of `key` in a table of the strongest, at three half-lives, with half a taste of doubt."""
+    found = []
+    for life, half_life in enumerate(HALF_LIVES):
+        decay = 2.0 ** -(max(0.0, now - at) / half_life)
+        mine = sum(float(w[life]) for k, w in zip(keys, table, strict=True) if k == key and key)
+        found.append(mine * decay / ((1e-9 + float(table[:, life].sum())) * decay + 0.5))
+    return found
+
+
+def phi_in_words(
+    p: Any, served: Any, now: float, r: int, bits: int, catalog: Catalog, signals: Signals
+) -> dict[str, float]:
+    """Every feature of one shopper and one candidate (row r, generators `bits`), said without a kernel."""
+    item, s, log1p = catalog.items[r], signals.rows[r], np.log1p
+    id = int(item["id"])
+    recent = last_items(p, catalog)
+    weights = [1 / (a + 1) for a in range(len(recent))]
+    x = dict.fromkeys(FEATURES, 0.0)
+
+    # The walk from the last items and from the cart.
+    steps = [shares(signals, a, r) for a in recent]
+    x["next_sum"] = log1p(sum(w * follows for w, (follows, _, _) in zip(weights, steps, strict=True)) / 3e-4)
+    x["together_sum"] = log1p(sum(w * together for w, (_, _, together) in zip(weights, steps, strict=True)) / 3e-3)
+    if recent:
+        last = signals.rows[recent[0]]
+        x["next_last"], x["next_strict"] = log1p(steps[0][0] / 3e-4), log1p(steps[0][1] / 3e-4)
+        x["together_last"] = log1p(steps[0][2] / 3e-3)
+        x["next_last_support"] = x["next_last"] * log1p(float(last["strict_out"])) / 5
+        x["together_last_support"] = x["together_last"] * log1p(float(last["seen"])) / 5
+        if s["item"]:
+            x["back_last"] = log1p(shares(signals, r, recent[0])[0] / 3e-4)
+        hops = [(one, follows) for one, follows, _ in neighbours(signals, recent[0]) if follows > 0.02]
+        x["two_hop"] = log1p(sum(follows * shares(signals, one, r)[0] for one, follows in hops) / 3e-4)
+    if len(recent) > 1:
+        x["next_second"], x["together_second"] = log1p(steps[1][0] / 3e-4), log1p(steps[1][2] / 3e-3)
+    length = 0
+    for one, time in zip(p["recent_item"][::-1], p["recent_time"][::-1], strict=True):
+        if one == 0 or now - time > 1800:
+            break
+        length += 1
+    x["next_sum_length"] = x["next_sum"] * log1p(length)
+    cart = [int(i) for i, q in zip(p["cart_item"], p["cart_quantity"], strict=True) if i and q]
+    x["together_cart"] = log1p(sum(shares(signals, catalog.index.get(one), r)[2] for one in cart) / 3e-3)
+
+    # The item's own fame.
+    if s["item"]:
+        late = max(0.0, now - s["time"])
+        for name, of, half_life in zip(("hour", "day", "fortnight"), s["popular"], POPULARITY_HALF_LIVES, strict=True):
+            x[f"popular_{name}"] = log1p(float(of) * 2.0 ** -(late / half_life))
+        stock = 2.0 ** -(late / POPULARITY_HALF_LIVES[2])
+        x["popular_newcomer"] = x["popular_day"] / (1 + p["events"])
+        x["bought_by_many"], x["carted_by_many"] = log1p(float(s["buys"]) * stock), log1p(float(s["carts"]) * stock)
+        x["buy_rate"] = np.log((s["buys"] * stock + 1) / (s["popular"][2] * stock + 20) * 20)
+        x["has_signals"] = 1.0
+
+    # What the shopper did with it before, the newest first.
+    mine = [(back, t, k) for back, (i, t, k) in enumerate(
+        zip(p["recent_item"][::-1], p["recent_time"][::-1], p["recent_kind"][::-1], strict=True)) if i == id]  # fmt: skip
+    if mine:
+        back, time, _ = mine[0]
+        rate = float(s["repeat"] / max(s["strict_out"], np.float32(1)))
+        x["is_last"], x["is_recent"], x["recent_steps"] = float(back == 0), 1.0, 1 / (1 + back)
+        x["recent_count"], x["recent_age"] = log1p(len(mine)), log1p(max(0.0, now - time) / 60)
+        x["repeat_rate_last"], x["repeat_rate_recent"] = rate * x["is_last"], rate
+        x["carted_before"] = float(any(kind == ADD for _, _, kind in mine))
+    x["in_cart"] = float(id in cart)
+    bought = [float(t) for i, t in zip(p["bought_item"], p["bought_time"], strict=True) if i == id]
+    if bought:
+        x["bought"], x["bought_age"] = 1.0, log1p(max(0.0, now - bought[-1]) / 86_400)
+
+    # Categories, brands, prices, words.
+    for kind in ("category", "brand"):
+        names = ("half_hour", "day", "month")
+        for name, share in zip(
+            names, taste(p[kind], p[f"{kind}_weight"], p[f"{kind}_at"], now, item[kind]), strict=True
+        ):
+            x[f"{kind}_{name}"] = share
+        same = [w for w, a in zip(weights, recent, strict=True) if catalog.items[kind][a] == item[kind] != 0]
+        x[f"{kind}_recent"] = sum(same) / sum(weights) if recent else 0.0
+        x[f"{kind}_last"] = float(bool(recent) and catalog.items[kind][recent[0]] == item[kind] != 0)
+    x["category_and_brand"] = np.sqrt(x["category_recent"] * x["brand_recent"])
+    price = float(item["log_price"])
+    if price and p["price_weight"] > 0:
+        mean = p["price_sum"] / p["price_weight"]
+        variance = max(0.0, p["price_square"] / p["price_weight"] - mean**2)
+        far = (price - mean) / (np.sqrt((variance * p["price_weight"] + 0.245) / (p["price_weight"] + 0.5)) + 0.1)
+        x["price_distance"], x["price_square"] = min(abs(far), 6.0), min(far**2, 36.0) / 6
+        x["price_above"], x["price_below"] = min(max(far, 0.0), 6.0), min(max(-far, 0.0), 6.0)
+    if price and recent and catalog.items["log_price"][recent[0]]:
+        x["price_last"] = min(abs(price - float(catalog.items["log_price"][recent[0]])), 5.0)
+    title = {int(word) for word in item["word"] if word}
+    searched = {int(word): float(w) for word, w in zip(p["word"], p["word_weight"], strict=True) if word}
+    x["searched"] = sum(searched.get(word, 0.0) for word in title) * 2.0 ** -(max(0.0, now - p["word_at"]) / 86_400)
+    x["searched_any"] = max((searched[word] for word in title & searched.keys()), default=0.0) / max(
+        [1e-9, *searched.values()]
+    )
+    if title and recent:
+        words = [{int(word) for word in catalog.items["word"][a] if word} for a in recent]
+        x["title_last"] = len(title & words[0]) / len(title)
+        shared = sum(w * len(title & of) for w, of in zip(weights, words, strict=True))
+        x["title_recent"] = shared / (len(title) * sum(weights))
+    x["title_category"] = x["title_recent"] * x["category_recent"]
+
+    # Novelty, fatigue, where it comes from.
+    if item["added"]:
+        days = max(0.0, now - item["added"]) / 86_400
+        x["age"], x["is_new"] = log1p(days), float(days < 7)
+    x["expires_soon"] = float(item["expires"] - now < 86_400)
+    for one, count, time in zip(served["fatigue_item"], served["fatigue_count"], served["fatigue_time"], strict=True):
+        if one == np.int64(id).astype(np.int32):
+            x["shown_in_vain"] = log1p(count * 2.0 ** -(max(0.0, now - time) / 86_400))
+    x["shown_in_vain_popular"] = x["shown_in_vain"] * x["popular_day"]
+    for name, bit in (("categories", GEN_CATEGORY), ("fresh", GEN_FRESH), ("popular", GEN_POPULAR)):
+        x[f"from_{name}"] = float(bool(bits & bit))
+    active = float(p["activity"][:, 0].sum()) * 2.0 ** -(max(0.0, now - p["activity_at"]) / HALF_LIVES[0])
+    x["category_activity"] = x["category_half_hour"] * log1p(active)
+    return x
+
+
 @pytest.mark.parametrize("seed", [3, 4])
-def test_phi_says_what_stands_in_the_shoppers_lists_and_in_the_walk(seed: int) -> None:
+def test_phi_is_what_it_says_in_words(seed: int) -> None:
     catalog, signals = shop(seed)
     profiles, serving = shoppers(seed, 20)
-    now = profiles["last_seen"].copy()
+    now = profiles["last_seen"] + np.arange(20) * 700.0
     found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW))
     phi = joint_features(profiles, serving, now, found, catalog, signals)
-    at = {name: k for k, name in enumerate(FEATURES)}
-    checked: set[str] = set()
-
-    def same(x: Any, name: str, expected: float) -> None:
-        assert x[at[name]] == pytest.approx(expected, rel=1e-5, abs=1e-6), (name, x[at[name]], expected)
-        if expected:
-            checked.add(name)
-
+    seen: set[str] = set()
     for u in range(20):
-        p, recent = profiles[u], last_items(profiles[u], catalog)
-        categories = [int(catalog.items["category"][r]) for r in recent]
-        weights = [1 / (a + 1) for a in range(len(recent))]
-        near = {r: neighbours(signals, r) for r in range(ITEMS)}
-        hop: dict[int, float] = {}
-        for one, follows, _ in near[recent[0]] if recent else []:
-            if follows > 0.02:
-                for two, again, _ in near[one]:
-                    hop[two] = hop.get(two, 0.0) + follows * again
-        total = [1e-9 + float(p["category_weight"][:, life].sum()) for life in range(3)]
-        decay = [2.0 ** -(max(0.0, now[u] - p["category_at"]) / h) for h in (1800.0, 86_400.0, 2_592_000.0)]
         for c in range(found.count[u]):
-            r, x = int(found.rows[u, c]), phi[u, c]
-            item = catalog.items[r]
-            id, category = int(item["id"]), int(item["category"])
-            times = p["recent_item"].tolist().count(id)
-            same(x, "is_recent", float(times > 0))
-            same(x, "recent_count", np.log1p(times))
-            in_cart = any(i == id and q > 0 for i, q in zip(p["cart_item"], p["cart_quantity"], strict=True))
-            same(x, "in_cart", float(in_cart))
-            same(x, "bought", float(id in p["bought_item"].tolist()))
-            tired = serving[u]["fatigue_item"].tolist()
-            low = int(np.int64(id).astype(np.int32))
-            gone = 2.0 ** -(max(0.0, now[u] - (NOW - 1000)) / 86_400.0)
-            same(x, "shown_in_vain", np.log1p(2.0 * gone) if low in tired else 0.0)
-            like = [w for w, of in zip(weights, categories, strict=True) if of == category]
-            same(x, "category_recent", sum(like) / sum(weights) if recent else 0.0)
-            for life, name in enumerate(("category_half_hour", "category_day", "category_month")):
-                mine = [
-                    float(w[life]) for k, w in zip(p["category"], p["category_weight"], strict=True) if k == category
-                ]
-                share = sum(mine) * decay[life] / (total[life] * decay[life] + 0.5)
-                same(x, name, share)
-            if recent:
-                last = dict((n, (follows, together)) for n, follows, together in near[recent[0]])
-                follows, together = last.get(r, (0.0, 0.0))
-                same(x, "next_last", np.log1p(follows / 3e-4))
-                same(x, "together_last", np.log1p(together / 3e-3))
-                back = [follows for n, follows, _ in near[r] if n == recent[0]]
-                same(x, "back_last", np.log1p(sum(back) / 3e-4))
-                same(x, "two_hop", np.log1p(hop.get(r, 0.0) / 3e-4))
-            figures = signals.rows[r]
-            late = max(0.0, now[u] - figures["time"])
-            same(x, "popular_day", np.log1p(float(figures["popular"][1]) * 2.0 ** -(late / 86_400.0)))
-            same(x, "has_signals", float(figures["item"] != 0))
-    assert len(checked) >= 15, checked
+            r, bits = int(found.rows[u, c]), int(found.generators[u, c])
+            expected = phi_in_words(profiles[u], serving[u], now[u], r, bits, catalog, signals)
+            assert tuple(expected) == FEATURES
+            seen.update(name for name, value in expected.items() if value)
+            got = dict(zip(FEATURES, phi[u, c].tolist(), strict=True))
+            wrong = {name: (got[name], value) for name, value in expected.items()
+                     if got[name] != pytest.approx(value, rel=1e-4, abs=1e-5)}  # fmt: skip
+            assert not wrong, (u, c, wrong)
+        assert not phi[u, found.count[u] :].any()
+    assert seen == set(FEATURES), set(FEATURES) - seen

@@ -43,6 +43,12 @@ class Sampled:
         self.theta = theta
         self._rng = np.random.default_rng(seed)
 
+    def room(self, shoppers: int) -> Floats | None:
+        return None
+
+    def works(self) -> bool:
+        return True
+
     def score(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
         logits = (phi @ self.theta)[..., 0] + WORTH_A_TRY * self._rng.gumbel(size=phi.shape[:2])
         logits = np.where(np.arange(phi.shape[1])[None, :] < count[:, None], logits, -1e9)
@@ -58,8 +64,7 @@ def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choic
     catalog = Catalog()
     catalog.apply([(item["item_id"].encode(), json.dumps(item).encode()) for item in shop])
     signals, table = Signals(catalog), ItemTable()
-    ranker: Any = Sampled(theta, seed)
-    path = PagePath(catalog, signals, ranker, CopyBook(), Policy(copy=False))
+    path = PagePath(catalog, signals, Sampled(theta, seed), CopyBook(), Policy(copy=False))
     stored: dict[bytes, bytes] = {}
     pages: dict[bytes, tuple[dict[str, Any], Floats]] = {}
     made: list[tuple[Floats, int, list[int]]] = []

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from models.copybook import ABOUT_A_CATEGORY, CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
-from models.ranker import Ranker, sound
+from models.ranker import Scorer, sound
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
@@ -94,7 +94,7 @@ def popular_group(key: bytes, share: float) -> bool:
 class PagePath:
     """The models and the shared state that pages are made of."""
 
-    def __init__(self, catalog: Catalog, signals: Signals, ranker: Ranker, copies: CopyBook, policy: Policy) -> None:
+    def __init__(self, catalog: Catalog, signals: Signals, ranker: Scorer, copies: CopyBook, policy: Policy) -> None:
         self.catalog, self.signals, self.ranker, self.copies, self.policy = catalog, signals, ranker, copies, policy
         self.copywriter: str | None = None  # version of the model that writes the headlines
         self.shed = (

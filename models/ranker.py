@@ -6,7 +6,7 @@ than an initializer in ONNX Runtime, and one graph serves every theta.
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,26 @@ class _Alone:
         return self._scores.copy()
 
 
+class Scorer(Protocol):
+    """What the path asks of a content model."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def theta(self) -> npt.NDArray[np.float32]:
+        """(F, 1), of which reasons are made."""
+
+    def room(self, shoppers: int) -> npt.NDArray[np.float32] | None:
+        """Where phi of so many shoppers is best written, if anywhere."""
+
+    def score(self, phi: npt.NDArray[np.float32], count: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """P(C|U)."""
+
+    def works(self) -> bool:
+        """False where it fails over features that no shopper has a part in."""
+
+
 class Ranker:
     """The softmax over theta . phi, read from a folder that holds its graph, its theta and their manifest.
 
@@ -82,7 +102,7 @@ class Ranker:
                 f"the ranker in {folder} was fitted on other features (hash {self.manifest.features_hash}) than this "
                 f"program computes ({features_hash()}); fit it again: shopwindow models train"
             )
-        self.theta: npt.NDArray[np.float32] = np.load(folder / THETA, allow_pickle=False)  # (F, 1) float32
+        self.theta: npt.NDArray[np.float32] = np.load(folder / THETA, allow_pickle=False)  # (F, 1)
         if self.theta.shape != (len(FEATURES), 1) or self.theta.dtype != np.float32:
             raise manifest.ManifestError(
                 f"{folder / THETA} holds {self.theta.dtype}{self.theta.shape}, expected float32({len(FEATURES)}, 1); "

@@ -24,7 +24,6 @@ from models.phi import FEATURES
 from models.train.ranker import Choices, Fit, export, fit
 from stream.catalog import Catalog
 from stream.events import decode_run
-from stream.page import POSITIONS
 from stream.signals import ItemTable, Signals
 
 Floats = npt.NDArray[np.float32]
@@ -67,7 +66,7 @@ def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choic
     path = PagePath(catalog, signals, Sampled(theta, seed), CopyBook(), Policy(copy=False))
     stored: dict[bytes, bytes] = {}
     pages: dict[bytes, tuple[dict[str, Any], Floats]] = {}
-    made: list[tuple[Floats, int, list[int]]] = []
+    made: list[tuple[Floats, list[int]]] = []
     offset = looked = clicked = 0
     for turn in range(looks):
         now = START + turn * PAUSE
@@ -84,7 +83,7 @@ def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choic
                 taken = [order[e["data"]["items"][0]["item_id"]] for e in events if e["type"] == "select_item"]
                 clicked += bool(taken)
                 if taken:
-                    made.append((phi, len(order), taken))
+                    made.append((phi, taken))
         for topic, records in sent.items():
             if not records:
                 continue
@@ -102,22 +101,14 @@ def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choic
     return _choices(made), clicked / max(1, looked)
 
 
-def _choices(made: list[tuple[Floats, int, list[int]]]) -> Choices:
-    n = sum(len(taken) for _, _, taken in made)
-    phi = np.zeros((n, POSITIONS, len(FEATURES)), np.float32)
-    count, chosen = np.zeros(n, np.int32), np.zeros(n, np.int32)
-    at = 0
-    for features, shown, taken in made:
-        for column in taken:
-            phi[at, :shown], count[at], chosen[at] = features, shown, column
-            at += 1
-    position = np.broadcast_to(np.arange(POSITIONS, dtype=np.int32), (n, POSITIONS))
-    return Choices(phi, count, position, chosen)
-
-
-def _joined(parts: list[Choices]) -> Choices:
+def _choices(made: list[tuple[Floats, list[int]]]) -> Choices:
+    """made: phi (count, F) of what a page showed, and which of it was clicked."""
+    pairs = [(phi, column) for phi, taken in made for column in taken]
     return Choices(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("phi", "count", "position", "chosen"))
+        np.concatenate([phi for phi, _ in pairs]),
+        np.cumsum([len(phi) for phi, _ in pairs], dtype=np.int64),
+        np.array([column for _, column in pairs], np.int32),
+        np.concatenate([np.arange(len(phi), dtype=np.int32) for phi, _ in pairs]),
     )
 
 
@@ -129,7 +120,7 @@ def train(out: Path, shoppers: int, looks: int, seed: int) -> int:
     for turn in range(ROUNDS):
         choices, rate = simulate(theta, shoppers, looks, seed + turn)
         gathered.append(choices)
-        fitted = fit(_joined(gathered), seed=seed)
+        fitted = fit(Choices.joined(gathered), seed=seed)
         theta = fitted.theta
         print(
             f"round {turn + 1} of {ROUNDS}: {len(choices.chosen)} choices, {rate:.1%} of looks clicked, "

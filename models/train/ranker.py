@@ -4,10 +4,11 @@ Inputs are standardised for the descent, and theta is handed back for raw phi: a
 same constant leaves a softmax as it was, so dividing theta by the features' deviation is all there is to undo.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +18,27 @@ from models.phi import FEATURES, features_hash
 from models.ranker import GRAPH, THETA
 
 Floats = npt.NDArray[np.float32]
-POSITION_KNOTS = 4  # training-only features of the position that an item was shown at
+SAMPLE = 400_000  # offers that the features' deviations are taken of
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What was offered and what was chosen, N times."""
+class Choices(NamedTuple):
+    """What was offered and what was chosen, N times; the offers of one choice after those of the other, O in all."""
 
-    phi: Floats  # (N, C, F) float32, zero beyond the count
-    count: npt.NDArray[np.int32]  # (N,) offers of each choice
-    position: npt.NDArray[np.int32]  # (N, C) 0-based rank on the page
-    chosen: npt.NDArray[np.int32]  # (N,) column that was chosen
+    phi: npt.NDArray[np.floating[Any]]  # (O, F) float16 or float32
+    ends: npt.NDArray[np.int64]  # (N,) where the offers of each end
+    chosen: npt.NDArray[np.int32]  # (N,) which of its offers
+    position: npt.NDArray[np.int32] | None = None  # (O,) 0-based rank on a page; None where there was no page
 
-    def part(self, rows: npt.NDArray[np.bool_]) -> "Choices":
-        return Choices(self.phi[rows], self.count[rows], self.position[rows], self.chosen[rows])
+    @classmethod
+    def joined(cls, parts: Sequence[Choices]) -> Choices:
+        shift = np.cumsum([0, *(len(part.phi) for part in parts[:-1])])
+        positions = [part.position for part in parts if part.position is not None]
+        return cls(
+            np.concatenate([part.phi for part in parts]),
+            np.concatenate([part.ends + at for part, at in zip(parts, shift, strict=True)]),
+            np.concatenate([part.chosen for part in parts]),
+            np.concatenate(positions) if positions else None,
+        )
 
 
 class Fit(NamedTuple):
@@ -41,17 +49,45 @@ class Fit(NamedTuple):
 
 
 def _position_features(position: npt.NDArray[np.int32]) -> Floats:
-    """(N, C) ranks to (N, C, 4): a shopper's eye prefers the top; without these theta would learn our own order."""
+    """(O,) ranks to (O, 4): a shopper's eye prefers the top; without these theta would learn our own order."""
     p = position.astype(np.float32)
-    return np.stack([np.log1p(p), p / 10.0, (p == 0).astype(np.float32), (p < 4).astype(np.float32)], axis=2)
+    return np.stack([np.log1p(p), p / 10.0, (p == 0).astype(np.float32), (p < 4).astype(np.float32)], axis=1)
 
 
-def _probabilities(scores: Floats, count: npt.NDArray[np.int32]) -> Floats:
-    mask = np.arange(scores.shape[1])[None, :] < count[:, None]
-    scores = np.where(mask, scores, -np.inf)
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: Floats = scores / scores.sum(axis=1, keepdims=True)
-    return shares
+class _Batch(NamedTuple):
+    """Some choices, ready for the descent; O offers in all."""
+
+    x: Floats  # (O, K)
+    starts: npt.NDArray[np.int64]  # (B,)
+    offers: npt.NDArray[np.int64]  # (B,) how many each has
+    chosen: npt.NDArray[np.int64]  # (B,) among the O
+
+    def probabilities(self, theta: Floats) -> Floats:
+        """Softmax among the offers of each choice. (O,)"""
+        scores = self.x @ theta
+        shares = np.exp(scores - np.repeat(np.maximum.reduceat(scores, self.starts), self.offers))
+        return shares / np.repeat(np.add.reduceat(shares, self.starts), self.offers)  # type: ignore[no-any-return]
+
+
+def _batch(choices: Choices, these: npt.NDArray[np.int64], scale: Floats) -> _Batch:
+    """The choices of the numbers `these`, features over `scale` (F,), beside them those of the position."""
+    ends = choices.ends[these]
+    starts = np.where(these > 0, choices.ends[these - 1], 0)
+    count = ends - starts
+    new_starts = np.cumsum(count) - count
+    offers = np.arange(count.sum()) + np.repeat(starts - new_starts, count)
+    x = choices.phi[offers].astype(np.float32) / scale
+    if choices.position is not None:
+        x = np.concatenate([x, _position_features(choices.position[offers])], axis=1)
+    return _Batch(x, new_starts, count, new_starts + choices.chosen[these])
+
+
+def _scale(phi: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> Floats:
+    """(F,) deviation of each feature; infinite where it is constant."""
+    some = phi[rng.choice(len(phi), min(len(phi), SAMPLE), replace=False)].astype(np.float32)
+    spread = some.std(axis=0)
+    # A constant feature gets no weight, and one that hardly varies no giant: its theta would explode off-line's few cases.
+    return np.where(spread > 1e-4, np.maximum(spread, 0.05), np.inf).astype(np.float32)
 
 
 def fit(
@@ -66,7 +102,8 @@ def fit(
 ) -> Fit:
     """Adam on the mean cross-entropy plus `l2` |theta|^2 (standardised units); a tenth of the choices is held out.
 
-    Raises ValueError where there are fewer than 100 choices to learn from.
+    progress gets the epoch, from 1, and the held-out loss in nats. Raises ValueError where there are fewer than 100
+    choices to learn from.
     """
     n = len(choices.chosen)
     if n < 100:
@@ -75,46 +112,42 @@ def fit(
         )
     rng = np.random.default_rng(seed)
     held = rng.random(n) < 0.1
-    train, test = choices.part(~held), choices.part(held)
+    train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    scale = _scale(choices.phi, rng)
+    tests = [_batch(choices, test[at : at + batch], scale) for at in range(0, len(test), batch)]
 
-    present = np.arange(choices.phi.shape[1])[None, :] < train.count[:, None]
-    seen = train.phi[present]  # (offers, F)
-    spread = seen.std(axis=0)
-    # A constant feature gets no weight, and one that hardly varies no giant: its theta would explode off-line's few cases.
-    scale = np.where(spread > 1e-4, np.maximum(spread, 0.05), np.inf).astype(np.float32)
-
-    def inputs(part: Choices) -> Floats:
-        return np.concatenate([part.phi / scale, _position_features(part.position)], axis=2)
-
-    x, x_test = inputs(train), inputs(test)
-    theta = np.zeros(x.shape[2], np.float32)
-    first, second, step = np.zeros_like(theta), np.zeros_like(theta), 0
+    theta = np.zeros(tests[0].x.shape[1], np.float32)
+    first: npt.NDArray[np.floating[Any]] = np.zeros_like(theta)
+    second, step = np.zeros_like(first), 0
     loss = float("nan")
     for epoch in range(epochs):
         slope = rate * (1 - epoch / epochs)
-        order = rng.permutation(len(train.chosen))
+        order = rng.permutation(train)
         for at in range(0, len(order), batch):
-            rows = order[at : at + batch]
-            p = _probabilities(x[rows] @ theta, train.count[rows])  # (B, C)
-            p[np.arange(len(rows)), train.chosen[rows]] -= 1.0
-            gradient = np.einsum("bc,bcf->f", p, x[rows]) / len(rows) + 2 * l2 * theta
+            part = _batch(choices, order[at : at + batch], scale)
+            p = part.probabilities(theta)
+            p[part.chosen] -= 1.0
+            gradient = p @ part.x / len(part.offers) + 2 * l2 * theta
             step += 1
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             theta -= slope * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        p = _probabilities(x_test @ theta, test.count)
-        loss = float(-np.log(p[np.arange(len(test.chosen)), test.chosen] + 1e-12).mean())
+        loss = -float(np.concatenate([np.log(of.probabilities(theta)[of.chosen] + 1e-12) for of in tests]).mean())
         progress(epoch + 1, loss)
     features = len(FEATURES)
-    bare = np.where(
-        np.arange(x_test.shape[1])[None, :] < test.count[:, None], x_test[..., :features] @ theta[:features], -np.inf
-    )
     return Fit(
         theta=(theta[:features] / scale).astype(np.float32)[:, None],
         loss=loss,
-        uniform=float(np.log(test.count).mean()),
-        top1=float((bare.argmax(axis=1) == test.chosen).mean()),
+        uniform=float(np.concatenate([np.log(of.offers) for of in tests]).mean()),
+        top1=float(np.concatenate([_found_first(of, theta[:features]) for of in tests]).mean()),
     )
+
+
+def _found_first(batch: _Batch, theta: Floats) -> npt.NDArray[np.bool_]:
+    """(B,) True where no other offer scores as high as what was chosen."""
+    scores = batch.x[:, : len(theta)] @ theta
+    reached = np.add.reduceat((scores >= np.repeat(scores[batch.chosen], batch.offers)).astype(np.int64), batch.starts)
+    return reached == 1  # type: ignore[no-any-return]
 
 
 def graph() -> bytes:

@@ -73,9 +73,20 @@ def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
     phi = np.zeros((n, c, F), np.float32)
     phi[..., :4] = rng.normal(size=(n, c, 4))
     hidden = np.array([1.5, -1.0, 0.5, 0.0])
-    position = np.broadcast_to(np.arange(c, dtype=np.int32), (n, c))
-    utility = phi[..., :4] @ hidden - 0.3 * position + rng.gumbel(size=(n, c))
-    fitted = fit(Choices(phi, np.full(n, c, np.int32), position, utility.argmax(axis=1).astype(np.int32)))
+    position = np.tile(np.arange(c, dtype=np.int32), (n, 1))
+    count = rng.integers(2, c + 1, n)
+    offered = np.arange(c) < count[:, None]
+    utility = np.where(offered, phi[..., :4] @ hidden - 0.3 * position + rng.gumbel(size=(n, c)), -np.inf)
+    chosen = utility.argmax(axis=1).astype(np.int32)
+    of, ends, at = phi[offered], np.cumsum(count), position[offered]
+    cut = int(ends[999])
+    parts = [
+        Choices(of[:cut], ends[:1000], chosen[:1000], at[:cut]),
+        Choices(of[cut:], ends[1000:] - cut, chosen[1000:], at[cut:]),
+    ]
+    losses: list[float] = []
+    fitted = fit(Choices.joined(parts), progress=lambda epoch, loss: losses.append(loss))
+    assert len(losses) == 30 and losses[-1] == fitted.loss < losses[0]
     assert fitted.theta[:4, 0] == pytest.approx(hidden, abs=0.15)
     assert np.abs(fitted.theta[4:]).max() == 0, "features that never vary weigh nothing"
     assert fitted.loss < fitted.uniform - 0.5
@@ -83,14 +94,7 @@ def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
 
 def test_too_few_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="too few"):
-        fit(
-            Choices(
-                np.zeros((9, 2, F), np.float32),
-                np.full(9, 2, np.int32),
-                np.zeros((9, 2), np.int32),
-                np.zeros(9, np.int32),
-            )
-        )
+        fit(Choices(np.zeros((18, F), np.float32), np.arange(2, 20, 2), np.zeros(9, np.int32)))
 
 
 def test_reasons_are_the_largest_term_that_speaks() -> None:

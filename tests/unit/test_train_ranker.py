@@ -15,9 +15,11 @@ def test_choices_are_gathered_from_pages_that_the_model_samples() -> None:
     again, _ = simulate(theta, 12, 6, seed=3)
     n = len(choices.chosen)
     assert n > 5 and 0 < rate < 1
-    assert (choices.chosen < choices.count).all() and (choices.chosen >= 0).all()
-    assert np.isfinite(choices.phi).all() and choices.phi[0, : choices.count[0]].any()
-    assert not choices.phi[0, choices.count[0] :].any()
+    count = np.diff(choices.ends, prepend=0)
+    assert (choices.chosen < count).all() and (choices.chosen >= 0).all() and count.min() > 3
+    assert np.isfinite(choices.phi).all() and choices.phi.any(axis=1).all()
+    assert choices.phi.shape == (choices.ends[-1], F) and choices.position is not None
+    assert choices.position[: count[0]].tolist() == list(range(count[0]))
     assert again.phi.tobytes() == choices.phi.tobytes(), "the same seed, the same shop"
 
 

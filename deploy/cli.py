@@ -239,6 +239,20 @@ def models(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(settings: Settings, given: argparse.Namespace) -> int:
+    from models.clickstream import read
+    from models.evaluate import evaluate as measured
+
+    streams = read([given.train, given.test])
+    report = measured(
+        streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,
+        say=say,
+    )  # fmt: skip
+    print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
+    print(json.dumps(report.figures(given.k)))
+    return 0
+
+
 def bench(settings: Settings, given: argparse.Namespace) -> int:
     import importlib
 
@@ -434,6 +448,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shoppers", type=int, default=240, help="train: simulated shoppers")
     p.add_argument("--looks", type=int, default=60, help="train: looks of each")
     p.add_argument("--seed", type=int, default=1001, help="train: of shop and shoppers; not the demo's")
+    p = add(
+        "evaluate", evaluate, "train on one clickstream, foresee the next clicks of another, among the whole catalogue",
+        "shopwindow evaluate --train train.tsv.gz --test test.tsv.gz --protocol prequential",
+    )  # fmt: skip
+    for name in ("train", "test"):
+        p.add_argument(
+            f"--{name}", type=Path, required=True, metavar="FILE", help="SessionId, ItemId, Time; may be gzipped"
+        )
+    p.add_argument(
+        "--protocol", choices=("frozen", "prequential"), default="frozen",
+        help="frozen: as it was after training; prequential: signals learn from sessions once they are ranked",
+    )  # fmt: skip
+    p.add_argument("--k", type=_count, default=20, metavar="K", help="how many places count (default 20)")
+    p.add_argument("--limit", type=_count, metavar="N", help="rank the first N positions only")
+    p.add_argument("--seed", type=int, default=1, metavar="S", help="of the fit (default 1)")
+    p.add_argument("--json", action="store_true", help="on stdout nothing but the figures, one JSON object")
     p = add(
         "bench", bench, "measure speed against a baseline in the same run; medians of several rounds",
         "shopwindow bench page --json",

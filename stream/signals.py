@@ -371,11 +371,15 @@ class ItemTable:
         )
         return set(at.tolist())
 
+    def rows_of(self, changed: Iterable[int]) -> Rows:
+        """The rows that `fold` says have changed, copied. (n,) SIGNAL."""
+        return rows_at(self.rows, sorted(changed))
+
     def records(self, changed: Iterable[int]) -> list[tuple[bytes, bytes]]:
         """Changelog of the changed rows and of the sources: written in one batch, they cannot disagree."""
-        rows = sorted(changed)
-        packed = pack(rows_at(self.rows, rows), SIGNAL_VERSION)
-        keys = [_key(item) for item in self.rows["item"][rows].tolist()]
+        rows = self.rows_of(changed)
+        packed = pack(rows, SIGNAL_VERSION)
+        keys = [_key(item) for item in rows["item"].tolist()]
         return [*zip(keys, packed, strict=True), *((key, b"%d" % offset) for key, offset in self.sources.items())]
 
     def sweep(self, count: int = SWEPT) -> list[tuple[bytes, None]]:
@@ -488,6 +492,10 @@ class Signals:
         rows, gone = _newest(records)
         if len(gone):
             self._forget(gone)
+        self.set(rows)
+
+    def set(self, rows: Rows) -> None:
+        """Set the signals of items (n,) SIGNAL, which the catalogue need not know yet."""
         at = self._catalog.rows_of(rows["item"])
         near = self._catalog.rows_of(rows["near_item"].reshape(-1)).reshape(len(rows), NEAR)
         self.put(at, rows, near)

@@ -1,0 +1,132 @@
+"""Clickstreams: files of SessionId, ItemId, Time. A session is a shopper who does nothing but click in it.
+
+Tab, comma or semicolon between the columns, whose names the first line gives, in any order; others are passed over. Ids
+are any text, Time is in seconds since the epoch or ISO 8601. Files may be gzipped.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+COLUMNS = ("SessionId", "ItemId", "Time")
+GZIP = b"\x1f\x8b"
+
+
+class ClickstreamError(ValueError):
+    """A file that is no clickstream; the message names file, line, column and value."""
+
+
+class Clicks(NamedTuple):
+    """n clicks of S sessions, session by session in the order of their last clicks; each in order of time, then of the file."""
+
+    ends: npt.NDArray[np.int64]  # (S,) where the clicks of each session end
+    item: npt.NDArray[np.int32]  # (n,) number of the item
+    time: npt.NDArray[np.float64]  # (n,) s since the epoch
+
+    def part(self, first: int, last: int) -> Clicks:
+        """Sessions `first` to `last`, that one not included."""
+        start, end = self.starts[first] if first < len(self.ends) else len(self.item), self.ends[last - 1]
+        return Clicks(self.ends[first:last] - start, self.item[start:end], self.time[start:end])
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(S,) where the clicks of each session start."""
+        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+
+
+class Clickstreams(NamedTuple):
+    """Several files, whose items are numbered together."""
+
+    items: list[str]  # ids by number, in order of appearance
+    files: list[Clicks]
+
+
+def read(paths: Sequence[Path]) -> Clickstreams:
+    """Raises ClickstreamError, OSError where a file cannot be read."""
+    numbers: dict[str, int] = {}
+    files = [_read(path, numbers) for path in paths]
+    return Clickstreams(list(numbers), files)
+
+
+def _read(path: Path, items: dict[str, int]) -> Clicks:
+    sessions: dict[str, int] = {}
+    of: list[int] = []
+    item: list[int] = []
+    time: list[float] = []
+    for line, (session, name, moment) in _rows(path):
+        of.append(sessions.setdefault(session, len(sessions)))
+        item.append(items.setdefault(name, len(items)))
+        time.append(_seconds(path, line, moment))
+    if not of:
+        raise ClickstreamError(f"{path} holds no clicks")
+    who, when = np.array(of), np.array(time)
+    last = np.full(len(sessions), -np.inf)
+    np.maximum.at(last, who, when)
+    rank = np.empty(len(sessions), np.int64)
+    rank[np.argsort(last, kind="stable")] = np.arange(len(sessions))
+    order = np.lexsort((when, rank[who]))  # stable: of equal times the file's order
+    ends = np.cumsum(np.bincount(rank[who], minlength=len(sessions)))
+    return Clicks(ends.astype(np.int64), np.array(item, np.int32)[order], when[order])
+
+
+def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """Line number and the three columns of each line."""
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == GZIP
+    with (
+        gzip.open(path, "rt", encoding="utf-8", newline="")
+        if packed
+        else open(path, encoding="utf-8", newline="") as file
+    ):
+        try:
+            yield from _columns(path, file)
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+            raise ClickstreamError(f"{path} cannot be read as text: {error}") from None
+
+
+def _columns(path: Path, file: io.TextIOBase | io.TextIOWrapper) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    header = file.readline().strip("\r\n").lstrip("\ufeff")
+    between = next((mark for mark in "\t,;" if mark in header), ",")
+    names = [name.strip().strip('"').lower() for name in header.split(between)]
+    missing = [name for name in COLUMNS if name.lower() not in names]
+    if missing:
+        raise ClickstreamError(
+            f"{path} line 1: there is no column {missing[0]} in {header[:80]!r}; the first line is to name "
+            f"{', '.join(COLUMNS)}, with tabs, commas or semicolons between"
+        )
+    session, item, time = (names.index(name.lower()) for name in COLUMNS)
+    for line, row in enumerate(csv.reader(file, delimiter=between), 2):
+        if not row:
+            continue
+        if len(row) <= max(session, item, time):
+            raise ClickstreamError(f"{path} line {line}: {len(row)} columns where {len(names)} are expected")
+        found = row[session].strip(), row[item].strip(), row[time].strip()
+        if not all(found):
+            name = COLUMNS[found.index("")]
+            raise ClickstreamError(f"{path} line {line}: {name} is empty")
+        yield line, found
+
+
+def _seconds(path: Path, line: int, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            moment = None
+        seconds = np.nan if moment is None else (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not 0 <= seconds < 1e11:
+        raise ClickstreamError(
+            f"{path} line {line}: Time is {text[:40]!r}, expected seconds since the epoch or ISO 8601"
+        )
+    return seconds

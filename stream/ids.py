@@ -4,6 +4,7 @@ Python's `hash` differs from process to process; dense numbers differ with the o
 same everywhere and for ever, so it may stand in profiles and on the changelog. Zero means absent.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -22,6 +23,7 @@ def key64(text: str) -> int:
     )
 
 
+@lru_cache(4096)  # every event names the same few categories and brands
 def key32(text: str) -> int:
     """A short id for small vocabularies (categories, brands, words): the low half of `key64`; never zero."""
     return (

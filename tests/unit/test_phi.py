@@ -265,12 +265,12 @@ def phi_in_words(
 @pytest.mark.parametrize("seed", [3, 4])
 def test_phi_is_what_it_says_in_words(seed: int) -> None:
     catalog, signals = shop(seed)
-    profiles, serving = shoppers(seed, 20)
-    now = profiles["last_seen"] + np.arange(20) * 700.0
+    profiles, serving = shoppers(seed, 8)
+    now = profiles["last_seen"] + np.arange(8) * 1700.0
     found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW))
     phi = joint_features(profiles, serving, now, found, catalog, signals)
     seen: set[str] = set()
-    for u in range(20):
+    for u in range(8):
         for c in range(found.count[u]):
             r, bits = int(found.rows[u, c]), int(found.generators[u, c])
             expected = phi_in_words(profiles[u], serving[u], now[u], r, bits, catalog, signals)

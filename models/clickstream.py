@@ -34,7 +34,7 @@ class Clicks(NamedTuple):
 
     def part(self, first: int, last: int) -> Clicks:
         """Sessions `first` to `last`, that one not included."""
-        start, end = self.starts[first] if first < len(self.ends) else len(self.item), self.ends[last - 1]
+        start, end = self.ends[first - 1] if first else 0, self.ends[last - 1]
         return Clicks(self.ends[first:last] - start, self.item[start:end], self.time[start:end])
 
     @property

@@ -116,13 +116,13 @@ def gather(shop: Shop, clicks: Clicks, say: Say, queries: int = QUERIES) -> Choi
     Raises ValueError where no next click was among the candidates.
     """
     positions = np.cumsum(np.diff(clicks.ends, prepend=0)[::-1] - 1)
-    first = len(clicks.ends) - int(np.searchsorted(positions, queries)) - 1
-    for _ in walk(shop, clicks, ask=False, learn=True, last=max(first, 0)):
+    first = max(len(clicks.ends) - int(np.searchsorted(positions, queries)) - 1, 0)
+    for _ in walk(shop, clicks, ask=False, learn=True, last=first):
         pass
-    say(f"signals of {max(first, 0):,} sessions learnt")
+    say(f"signals of {first:,} sessions learnt")
     phi: list[npt.NDArray[np.float16]] = []
     chosen: list[int] = []
-    for asked in walk(shop, clicks, ask=True, learn=True, first=max(first, 0)):
+    for asked in walk(shop, clicks, ask=True, learn=True, first=first):
         for u, target in enumerate(asked.targets(clicks).tolist()):
             if target >= 0:
                 phi.append(asked.phi[u, : asked.candidates.count[u]].astype(np.float16))

@@ -422,11 +422,10 @@ def unpack(
                 f"a row at rest has version {blob[0] & ~COMPACT if blob else 'none'}, this program reads {version}; "
                 "run the version of Shopwindow that wrote it, or a newer one"
             )
-    words = np.zeros((len(blobs), dtype.itemsize // 4), np.int32)  # (n, W); quicker than zeros of many fields
-    made: Rows = words.view(dtype).reshape(len(blobs))
+    made = blank_rows(len(blobs), dtype)
     if not len(blobs):
         return made
-    torn = _unpack(*joined(blobs), kinds_of(dtype), words)
+    torn = _unpack(*joined(blobs), kinds_of(dtype), words_of(made))
     if torn >= 0:
         raise ValueError(f"a row at rest is torn: {len(blobs[torn])} bytes are not what its bitmap says")
     return made

@@ -83,14 +83,21 @@ def last_items(profile: Any, catalog: Catalog) -> list[int]:
     return list(dict.fromkeys(seen))[:RECENT_ITEMS]
 
 
+def strengths(signals: Signals, source: int, j: int, near: int) -> tuple[float, float, float]:
+    """Of the neighbour at place j, row `near`: its share of the transitions, of those of one step, cosine of co-visits."""
+    s = signals.rows[source]
+    together = s["near_visit"][j] / np.sqrt(max(float(s["seen"]) * signals.rows[near]["seen"], 1e-9))
+    strict = s["near_strict"][j] / max(s["strict_out"], np.float32(1e-9))
+    return float(s["near_next"][j] / max(s["next_out"], np.float32(1e-9))), float(strict), float(together)
+
+
 def neighbours(signals: Signals, source: int) -> list[tuple[int, float, float]]:
     """Row, share of the transitions, cosine of co-visits, of each neighbour."""
-    s = signals.rows[source]
     found = []
     for j, near in enumerate(signals.near_row[source].tolist()):
-        if near >= 0 and s["item"]:
-            together = s["near_visit"][j] / np.sqrt(max(float(s["seen"]) * signals.rows[near]["seen"], 1e-9))
-            found.append((near, float(s["near_next"][j] / max(s["next_out"], np.float32(1e-9))), float(together)))
+        if near >= 0 and signals.rows[source]["item"]:
+            follows, _, together = strengths(signals, source, j, near)
+            found.append((near, follows, together))
     return found
 
 
@@ -132,13 +139,10 @@ def test_candidates_begin_with_the_last_items_and_their_strongest_neighbours(see
 
 
 def shares(signals: Signals, source: int, target: int) -> tuple[float, float, float]:
-    """Of the neighbour `target` of `source`: its share of the transitions, of those of one step, cosine of co-visits."""
-    s = signals.rows[source]
+    """`strengths` of `target` as a neighbour of `source`; zeros where it is none."""
     for j, near in enumerate(signals.near_row[source].tolist()):
-        if near == target and s["item"]:
-            together = s["near_visit"][j] / np.sqrt(max(float(s["seen"]) * signals.rows[near]["seen"], 1e-9))
-            strict = s["near_strict"][j] / max(s["strict_out"], np.float32(1e-9))
-            return float(s["near_next"][j] / max(s["next_out"], np.float32(1e-9))), float(strict), float(together)
+        if near == target and signals.rows[source]["item"]:
+            return strengths(signals, source, j, near)
     return 0.0, 0.0, 0.0
 
 

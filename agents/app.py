@@ -165,6 +165,7 @@ class Worker:
                 tasks.append(asyncio.create_task(watch))
             telling = Telling(self.app, lambda: self.overload.ladder.rung, f"{self.settings.web_host}:{endpoint.port}")
             tasks.append(asyncio.create_task(telling.run()))
+            self.app.when_ready(telling.tell_now)
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(self._serve)

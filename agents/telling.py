@@ -33,6 +33,11 @@ class Telling:
         self._done: deque[tuple[float, float]] = deque(maxlen=LOOKS)  # time, records
         self._most = 0  # changelog records that there were to read
         self._ended = False
+        self._news = asyncio.Event()
+
+    def tell_now(self) -> None:
+        """Not after the rest of EVERY seconds: an operator who waited for the worker looks at once."""
+        self._news.set()
 
     async def run(self) -> None:
         """For ever. A broker that does not take it is a matter of those who send events: here it is only logged."""
@@ -43,7 +48,9 @@ class Telling:
                 except KafkaError as error:
                     if not self._app.should_stop:
                         log.warning("the status of this worker could not be sent: %s", type(error).__name__)
-            await asyncio.sleep(EVERY)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), EVERY)
+            self._news.clear()
 
     async def farewell(self) -> None:
         """Take away what was told: who stops in good order is not missed."""

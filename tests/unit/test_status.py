@@ -123,6 +123,25 @@ def test_a_farewell_takes_away_what_was_told_and_nothing_is_told_after_it() -> N
     assert told[0] == gone[0] and told[1] is not None and gone[1] is None
 
 
+def test_what_is_new_is_told_at_once() -> None:
+    async def scene() -> list[tuple[bytes, bytes | None]]:
+        app = App()
+        app.started = False
+        telling = Telling(app, lambda: 0, "h:1")  # type: ignore[arg-type]
+        running = asyncio.create_task(telling.run())
+        await asyncio.sleep(0)
+        assert not app.sent
+        app.started = True
+        telling.tell_now()
+        async with asyncio.timeout(1):  # half of EVERY
+            while not app.sent:
+                await asyncio.sleep(0)
+        running.cancel()
+        return app.sent
+
+    assert len(asyncio.run(scene())) == 1
+
+
 def test_the_sources_are_those_that_workers_read() -> None:
     assert set(SOURCES) == {*shopper.TOPICS, *items.TOPICS, *copy.TOPICS}
 

@@ -53,6 +53,7 @@ def stock_table(settings: Settings) -> tuple[Any, Any]:
     app = faust.App(
         settings.app_id, broker=settings.broker, store="memory://", topic_partitions=settings.partitions,
         topic_allow_declare=False, topic_disable_leader=True, web_enabled=False, stream_recovery_delay=0.0,
+        datadir=settings.data_dir / "stock",
     )  # fmt: skip
     raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     table = app.Table(

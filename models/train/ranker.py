@@ -108,7 +108,7 @@ def fit(
     n = len(choices.chosen)
     if n < 100:
         raise ValueError(
-            f"{n} choices are too few to fit {len(FEATURES)} weights on; simulate for longer (at least 100)"
+            f"{n} choices are too few to fit {len(FEATURES)} weights on: at least 100 are needed; give more data"
         )
     rng = np.random.default_rng(seed)
     held = rng.random(n) < 0.1

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
 from agents.together import OffLoop, Together
+from stream.activity import decode_activities
 from stream.events import Reject
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.run import Run
-from stream.signals import ItemTable, decode_activities
+from stream.signals import ItemTable
 
 TOPICS = ("item-activity",)
 # The changelog of a run is one batch of at most 16 MB: so many bytes of activity concern less than 10,000 items, of 1.1 KB.

@@ -19,6 +19,7 @@ from agents.together import OffLoop, Together
 from models.copybook import Refresh
 from models.path import PagePath, Part, Step
 from stream import metrics
+from stream.activity import encode_activity, owner, split_activity
 from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run
 from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.disk import DiskProfiles
@@ -27,7 +28,6 @@ from stream.kafka.run import Run
 from stream.page import MODES
 from stream.rows import rows_at
 from stream.settings import Settings
-from stream.signals import encode_activity, owner, split_activity
 from stream.store import CLOCK, Profiles
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")

@@ -21,10 +21,11 @@ from models.copybook import CopyBook
 from models.manifest import ManifestError
 from models.path import PagePath, Policy
 from models.ranker import Ranker
+from stream.activity import decode_activity, encode_activity
 from stream.catalog import Catalog
 from stream.events import TOPIC_KINDS, decode_run
 from stream.settings import SHIPPED_MODELS
-from stream.signals import ItemTable, Signals, decode_activity, encode_activity
+from stream.signals import ItemTable, Signals
 
 RUN = 32  # records that are answered together
 

@@ -20,6 +20,7 @@ from models.clickstream import Clicks
 from models.phi import joint_features
 from models.ranker import Ranker
 from models.train.ranker import Choices, export, fit
+from stream.activity import fold_with_activity
 from stream.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
 from stream.events import CLICK, EVENT
 from stream.ids import key64
@@ -27,7 +28,7 @@ from stream.profile import blank
 from stream.retrieval import Candidates, retrieve
 from stream.rows import rows_at
 from stream.serving import SERVING
-from stream.signals import ItemTable, Signals, fold_with_activity
+from stream.signals import ItemTable, Signals
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.copybook import ABOUT_A_CATEGORY, CopyBook, CopyRequest, Refresh, segment_of
 from models.phi import explain, features_hash, joint_features
 from models.ranker import Scorer, sound
+from stream.activity import ACTIVITY, decode_activity, encode_activity, fold_with_activity
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
@@ -27,7 +28,7 @@ from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rows import rows_at
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
-from stream.signals import ACTIVITY, ItemTable, Leaders, Signals, decode_activity, encode_activity, fold_with_activity
+from stream.signals import ItemTable, Leaders, Signals
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]

@@ -81,10 +81,10 @@ def counting(app: Any, store: Profiles, meter: Meter) -> Any:
 def folding(app: Any, store: Profiles, meter: Meter) -> Any:
     import numpy as np
 
+    from stream.activity import fold_with_activity
     from stream.events import decode_run
     from stream.profile import PROFILE, PROFILE_VERSION
     from stream.rows import pack, unpack
-    from stream.signals import fold_with_activity
 
     async def fold(runs: Any) -> None:
         async for run in runs:

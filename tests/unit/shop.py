@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from stream.activity import fold_with_activity
 from stream.catalog import Catalog
 from stream.profile import blank
-from stream.signals import ItemTable, Signals, fold_with_activity
+from stream.signals import ItemTable, Signals
 from tests.unit.behaviour import NOW, row, rows
 
 

@@ -115,7 +115,7 @@ def test_sentences_are_told_whoever_raises_them() -> None:
     assert logs.told(raised(Path("/none").read_text)).endswith("No such file or directory: '/none'")
     assert "Unable to bootstrap" in logs.told(KafkaConnectionError("Unable to bootstrap"))
     # A ValueError whose words we chose, as opposed to one of int(): what is raised by our own `raise`.
-    from stream.signals import decode_activity
+    from stream.activity import decode_activity
 
     assert logs.told(raised(decode_activity, b"x")) == "1 bytes are no activity"
     assert logs.told(raised(surprise)).startswith("KeyError in surprise, ")

@@ -19,13 +19,13 @@ from models.copybook import Refresh
 from models.path import PagePath, Step
 from models.phi import joint_features
 from stream import metrics
+from stream.activity import fold_with_activity
 from stream.ids import key64
 from stream.kafka.outputs import Output
 from stream.page import encode_pages
 from stream.records import owing_pages
 from stream.retrieval import CANDIDATES
 from stream.settings import Settings
-from stream.signals import fold_with_activity
 from stream.store import Profiles
 from tests.unit.behaviour import NOW, record
 from tests.unit.test_path import path_of

@@ -8,28 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.catalog import AVAILABLE, showable
-from stream.events import ADD, CLICK, HOME, VIEW
-from stream.ids import key64
-from stream.profile import blank
-from stream.signals import (
+from stream.activity import (
     ACTIVITY,
-    CATEGORY_LEADERS,
-    FORGOTTEN,
-    LEADERS,
-    NEAR,
-    POPULARITY_HALF_LIVES,
-    SIGNAL,
     STEPS,
-    ItemTable,
-    Leaders,
-    Signals,
     decode_activities,
     decode_activity,
     encode_activity,
     fold_with_activity,
     owner,
     split_activity,
+)
+from stream.catalog import AVAILABLE, showable
+from stream.events import ADD, CLICK, HOME, VIEW
+from stream.ids import key64
+from stream.profile import blank
+from stream.signals import (
+    CATEGORY_LEADERS,
+    FORGOTTEN,
+    LEADERS,
+    NEAR,
+    POPULARITY_HALF_LIVES,
+    SIGNAL,
+    ItemTable,
+    Leaders,
+    Signals,
 )
 from tests.unit.behaviour import NOW, row, rows
 from tests.unit.shop import catalog_of, item, signals_of

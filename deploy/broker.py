@@ -324,6 +324,11 @@ class Broker:
         """None while Kafka runs, else its exit status."""
         return self._process.poll() if self._process is not None else 0
 
+    def wait_for_its_end(self) -> None:
+        """Return when Kafka ends by itself."""
+        if self._process is not None:
+            self._process.wait()
+
     def last_words(self) -> str:
         """The line of its log that says most."""
         return _last_line(self.log.read_text(errors="replace"))

@@ -75,8 +75,7 @@ def broker(settings: Settings, given: argparse.Namespace) -> int:
         print(f"export SHOPWINDOW_BROKER=kafka://{kafka.bootstrap}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            while kafka.poll() is None:
-                time.sleep(0.5)
+            kafka.wait_for_its_end()
         except KeyboardInterrupt:
             return 0
         say(f"Kafka ended by itself; its log: {kafka.log}")

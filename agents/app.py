@@ -17,10 +17,12 @@ from agents.scribe import Sampling, Scribe, ScribeRests
 from agents.telling import Telling
 from agents.together import beside_the_loop
 from agents.world import World, cancelled
+from models.history import History
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
 from stream import logs, metrics, record_batch
+from stream.catalog import Catalog
 from stream.events import LOCALES
 from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
 from stream.kafka.disk import DiskProfiles
@@ -53,14 +55,23 @@ def profiles_of(settings: Settings) -> tuple[Profiles | DiskProfiles, DiskProfil
     return disk, disk
 
 
+def models_of(settings: Settings, catalog: Catalog) -> tuple[Ranker, History | None]:
+    """What scores the candidates of `catalog`. Raises ManifestError where one of them must not be served."""
+    folder = settings.models_dir / "history"
+    history = History(folder, catalog) if settings.history and folder.is_dir() else None
+    return Ranker(settings.models_dir / "ranker", settings.head), history
+
+
 class Worker:
     """Everything of one process. Raises ManifestError where a model does not fit this program."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.world = World(settings)
-        ranker = Ranker(settings.models_dir / "ranker")
-        self.path = PagePath(self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings))
+        ranker, history = models_of(settings, self.world.catalog)
+        self.path = PagePath(
+            self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings), history
+        )
         self.app: BatchApp = make_app(settings)
         self.profiles, disk = profiles_of(settings)
         # Two at a time would only fight for the same core, and for the tables that they change.

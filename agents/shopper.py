@@ -112,7 +112,7 @@ class Shoppers:
                 metrics.RANKER_BROKEN.set(1)
                 log.error(
                     "the ranker in %s gives no probabilities (NaN, or it fails), so that pages are the popular ones; put "
-                    "the one of before there, or fit it again (shopwindow models train), and restart the worker",
+                    "the one of before there, or fit it again (shopwindow train ranker), and restart the worker",
                     self._settings.models_dir / "ranker",
                 )  # fmt: skip
             self._unsound_at = now

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.cli_models import add_commands
 from stream import logs
 from stream.logs import say
 from stream.settings import Settings, SettingsError, describe, load
@@ -225,33 +226,6 @@ def status(settings: Settings, given: argparse.Namespace) -> int:
         time.sleep(WATCH_EVERY)
 
 
-def models(settings: Settings, given: argparse.Namespace) -> int:
-    if given.action == "train":
-        from deploy.train_ranker import train
-
-        return train(given.out, given.shoppers, given.looks, given.seed)
-    from models.manifest import list_models
-
-    for found in list_models(settings.models_dir):
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
-        print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
-    return 0
-
-
-def evaluate(settings: Settings, given: argparse.Namespace) -> int:
-    from models.clickstream import read
-    from models.evaluate import evaluate as measured
-
-    streams = read([given.train, given.test])
-    report = measured(
-        streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,
-        say=say,
-    )  # fmt: skip
-    print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
-    print(json.dumps(report.figures(given.k)))
-    return 0
-
-
 def bench(settings: Settings, given: argparse.Namespace) -> int:
     import importlib
 
@@ -441,28 +415,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--reason", metavar="R", help="only of this reason")
     p.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
     p.add_argument("--force", action="store_true", help="also those that this version would refuse again")
-    p = add("models", models, "list the models, or fit the ranker on simulated shoppers", "shopwindow models list")
-    p.add_argument("action", choices=("list", "train"))
-    p.add_argument("--out", type=Path, default=Path("models/default/ranker"), help="train: folder of the ranker")
-    p.add_argument("--shoppers", type=int, default=240, help="train: simulated shoppers")
-    p.add_argument("--looks", type=int, default=60, help="train: looks of each")
-    p.add_argument("--seed", type=int, default=1001, help="train: of shop and shoppers; not the demo's")
-    p = add(
-        "evaluate", evaluate, "train on one clickstream, foresee the next clicks of another, among the whole catalogue",
-        "shopwindow evaluate --train train.tsv.gz --test test.tsv.gz --protocol prequential",
-    )  # fmt: skip
-    for name in ("train", "test"):
-        p.add_argument(
-            f"--{name}", type=Path, required=True, metavar="FILE", help="SessionId, ItemId, Time; may be gzipped"
-        )
-    p.add_argument(
-        "--protocol", choices=("frozen", "prequential"), default="frozen",
-        help="frozen: as it was after training; prequential: signals learn from sessions once they are ranked",
-    )  # fmt: skip
-    p.add_argument("--k", type=_count, default=20, metavar="K", help="how many places count (default 20)")
-    p.add_argument("--limit", type=_count, metavar="N", help="rank the first N positions only")
-    p.add_argument("--seed", type=int, default=1, metavar="S", help="of the fit (default 1)")
-    p.add_argument("--json", action="store_true", help="on stdout nothing but the figures, one JSON object")
+    add_commands(add, _count)
     p = add(
         "bench", bench, "measure speed against a baseline in the same run; medians of several rounds",
         "shopwindow bench page --json",

@@ -37,6 +37,11 @@ class Clicks(NamedTuple):
         start, end = self.ends[first - 1] if first else 0, self.ends[last - 1]
         return Clicks(self.ends[first:last] - start, self.item[start:end], self.time[start:end])
 
+    def newest(self, clicks: int) -> int:
+        """First of the newest sessions that have so many clicks after their first, as near as may be."""
+        following = np.cumsum(np.diff(self.ends, prepend=0)[::-1] - 1)
+        return max(len(self.ends) - int(np.searchsorted(following, clicks)) - 1, 0)
+
     @property
     def starts(self) -> npt.NDArray[np.int64]:
         """(S,) where the clicks of each session start."""
@@ -48,6 +53,18 @@ class Clickstreams(NamedTuple):
 
     items: list[str]  # ids by number, in order of appearance
     files: list[Clicks]
+
+    def joined(self) -> Clicks:
+        """All files as one, its sessions in the order of their last clicks."""
+        if len(self.files) == 1:
+            return self.files[0]
+        starts = np.cumsum([0, *(len(one.item) for one in self.files[:-1])])
+        ends = np.concatenate([one.ends + at for one, at in zip(self.files, starts, strict=True)])
+        item, time = (np.concatenate([getattr(one, name) for one in self.files]) for name in ("item", "time"))
+        order = np.argsort(time[ends - 1], kind="stable")
+        lengths = np.diff(ends, prepend=0)
+        clicks = np.concatenate([np.arange(ends[s] - lengths[s], ends[s]) for s in order.tolist()])
+        return Clicks(np.cumsum(lengths[order]), item[clicks], time[clicks])
 
 
 def read(paths: Sequence[Path]) -> Clickstreams:

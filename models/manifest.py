@@ -6,12 +6,14 @@ believed only where every hash agrees, and the version that pages carry is the c
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 FILE = "manifest.json"
-KINDS = ("ranker", "copywriter")
+KINDS = ("ranker", "history", "copywriter")
+SCHEMA = 1
+LICENCE = "Apache-2.0"
 _CHUNK = 1 << 20
 
 
@@ -20,15 +22,31 @@ class ManifestError(ValueError):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    schema: int = SCHEMA
     name: str
     kind: str  # one of KINDS
-    version: str  # "sha256:" + hex, of the files' names and contents and of params
+    version: str  # "sha256:" + hex, of the files' names and contents and of params: the same model told of otherwise has the same
     created: str  # RFC 3339
+    licence: str = LICENCE
     features_hash: str | None = None  # of the features that a ranker was fitted on
     data: str  # what it was trained on, in a sentence
-    metrics: dict[str, float]
+    data_hash: str | None = None  # "sha256:" + hex of the data, where it came from files
+    data_range: tuple[str, str] | None = None  # RFC 3339, of its first and last event
+    metrics: dict[str, float]  # of a group: "group/metric"
+    limits: str = ""  # what it is not good for, in a sentence
     files: dict[str, str]  # name within the folder -> sha256 hex
     params: dict[str, Any]
+    seal: str = ""  # sha256 hex of all the rest
+
+
+class Source(NamedTuple):
+    """Where the data of a training came from."""
+
+    hash: str | None = None
+    range: tuple[str, str] | None = None
+
+
+UNKNOWN = Source()
 
 
 def write(
@@ -41,6 +59,8 @@ def write(
     metrics: dict[str, float],
     params: dict[str, Any],
     features_hash: str | None = None,
+    limits: str = "",
+    source: Source = UNKNOWN,
 ) -> Manifest:
     """Hash every file of `folder` (not of its subfolders) and write manifest.json beside them.
 
@@ -56,16 +76,10 @@ def write(
     if not files:
         raise ManifestError(f"{folder} holds no files; write the model's files before its manifest")
     manifest = Manifest(
-        name=name,
-        kind=kind,
-        version=_version(files, params),
-        created=created,
-        features_hash=features_hash,
-        data=data,
-        metrics=metrics,
-        files=files,
-        params=params,
-    )
+        name=name, kind=kind, version=_version(files, params), created=created, features_hash=features_hash, data=data, data_hash=source.hash,
+        data_range=source.range, metrics=metrics, limits=limits, files=files, params=params,
+    )  # fmt: skip
+    manifest = msgspec.structs.replace(manifest, seal=_seal(manifest))
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / FILE).write_bytes(text + b"\n")
     return manifest
@@ -91,9 +105,14 @@ def load(folder: Path, kind: str) -> Manifest:
             raise ManifestError(
                 f"{path} has changed since its manifest was written (sha256 {found[:12]}, expected {expected[:12]}); {again}"
             )
-    if manifest.version != _version(manifest.files, manifest.params):
-        raise ManifestError(f"{folder / FILE} was edited: its version is not that of its files and params; {again}")
+    if manifest.version != _version(manifest.files, manifest.params) or manifest.seal != _seal(manifest):
+        raise ManifestError(f"{folder / FILE} was edited: its version or seal is not that of what it says; {again}")
     return manifest
+
+
+def kind_of(folder: Path) -> str:
+    """What the folder says that it holds. Raises ManifestError where it holds no model."""
+    return _read(folder).kind
 
 
 def list_models(models_dir: Path) -> list[Manifest]:
@@ -104,7 +123,7 @@ def list_models(models_dir: Path) -> list[Manifest]:
     if not models_dir.is_dir():
         raise ManifestError(f"{models_dir} is no folder; set SHOPWINDOW_MODELS_DIR to one with models in it")
     folders = [path.parent for path in sorted(models_dir.glob(f"*/{FILE}"))]
-    return sorted((load(path, _read(path).kind) for path in folders), key=lambda m: (m.kind, m.name, m.version))
+    return sorted((load(path, kind_of(path)) for path in folders), key=lambda m: (m.kind, m.name, m.version))
 
 
 def _read(folder: Path) -> Manifest:
@@ -119,9 +138,18 @@ def _read(folder: Path) -> Manifest:
         raise ManifestError(f"{path} cannot be read: {error.strerror}; mend its permissions") from None
     except msgspec.DecodeError as error:
         raise ManifestError(f"{path} is not a manifest: {error}; train the model again") from None
+    if manifest.schema > SCHEMA:
+        raise ManifestError(
+            f"{path} is of schema {manifest.schema}, this program reads up to {SCHEMA}: a newer one wrote it; update"
+        )
     if manifest.kind not in KINDS:
         raise ManifestError(f"{path} says kind {manifest.kind!r}, expected one of {', '.join(KINDS)}")
     return manifest
+
+
+def _seal(manifest: Manifest) -> str:
+    told = msgspec.json.encode(msgspec.structs.replace(manifest, seal=""), order="deterministic")
+    return hashlib.sha256(told).hexdigest()
 
 
 def _version(files: dict[str, str], params: dict[str, Any]) -> str:

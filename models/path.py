@@ -5,6 +5,7 @@ A run takes one synchronous step over all of its shoppers. Serving calls it from
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from time import perf_counter
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.copybook import ABOUT_A_CATEGORY, CopyBook, CopyRequest, Refresh, segment_of
-from models.phi import explain, features_hash, joint_features
+from models.history import Foresight, History
+from models.phi import NOT_FORESEEN, explain, features_hash, joint_features
 from models.ranker import Scorer, sound
 from stream.activity import ACTIVITY, decode_activity, encode_activity, fold_with_activity
 from stream.catalog import Catalog
@@ -24,7 +26,7 @@ from stream.ladder import Shed
 from stream.page import SLOTS, PageHead, encode_impressions, encode_pages
 from stream.profile import PROFILE, interests
 from stream.records import decode_records, encode_records, touched_at
-from stream.retrieval import Candidates, retrieve, retrieve_popular
+from stream.retrieval import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
 from stream.rows import rows_at
 from stream.rules import PageRules, Placements, assemble
 from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
@@ -34,6 +36,7 @@ Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
 CHUNK = 64  # shoppers at a time: phi of 256 falls out of the cache
 TITLES = 3  # leading items that a headline is told of
+log = logging.getLogger(__name__)
 _NO_EVENT, _NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
@@ -95,8 +98,12 @@ def popular_group(key: bytes, share: float) -> bool:
 class PagePath:
     """The models and the shared state that pages are made of."""
 
-    def __init__(self, catalog: Catalog, signals: Signals, ranker: Scorer, copies: CopyBook, policy: Policy) -> None:
+    def __init__(
+        self, catalog: Catalog, signals: Signals, ranker: Scorer, copies: CopyBook, policy: Policy,
+        history: History | None = None,
+    ) -> None:  # fmt: skip
         self.catalog, self.signals, self.ranker, self.copies, self.policy = catalog, signals, ranker, copies, policy
+        self.history = history
         self.copywriter: str | None = None  # version of the model that writes the headlines
         self.shed = (
             Shed()
@@ -219,10 +226,11 @@ class PagePath:
         # Shown after it is made: what expires between the event and the page must not be on it.
         shown_at = np.maximum(batch.now, generated_at)
         leaders = signals.leaders(max(batch.now.tolist()))
-        candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
+        foresight = None if shed.exploration else self._foresee(watch, batch)
+        candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
         while True in (bad := _but_not(batch.personal, sound(scores, candidates.count))):
             batch = batch._replace(personal=batch.personal & ~np.array(bad))
-            candidates, phi, scores = self._scored(watch, batch, shown_at, leaders)
+            candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
         personal = batch.personal
         step.unsound.extend(_but_not(wanted, personal))
         placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
@@ -242,7 +250,8 @@ class PagePath:
         ]  # fmt: skip
         step.modes.extend(head.mode for head in heads)
         pages = encode_pages(
-            placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version, self.copywriter,
+            placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version,
+            None if foresight is None or self.history is None else self.history.version, self.copywriter,
             [*policy.rules.applied(), *([f"page_every:{shed.page_every:g}"] if shed.page_every else [])],
         )  # fmt: skip
         step.pages.extend(zip(batch.keys, pages, strict=True))
@@ -252,21 +261,45 @@ class PagePath:
         step.shown.extend(row[:n] for row, n in zip(placed, count.tolist(), strict=True))
         watch.lap("encode")
 
+    def _foresee(self, watch: _Stopwatch, batch: _Batch) -> Foresight | None:
+        """What the history model says; None where there is none, or nobody whose page is personal."""
+        if self.history is None or True not in batch.personal.tolist():
+            return None
+        try:
+            foresight = self.history.foresee(batch.profiles)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A page without it is a good page; one that never comes is not.
+            log.error("the history model fails and is left out from now on: %r", error)
+            self.history = None
+            return None
+        watch.lap("history")
+        return foresight
+
     def _scored(
-        self, watch: _Stopwatch, batch: _Batch, shown_at: npt.NDArray[np.float64], leaders: Leaders
+        self,
+        watch: _Stopwatch,
+        batch: _Batch,
+        shown_at: npt.NDArray[np.float64],
+        leaders: Leaders,
+        foresight: Foresight | None,
     ) -> tuple[Candidates, Floats, Floats]:
         """Candidates, phi (U, C, F) and scores (U, C): the ranker's for personal pages, popularity for the others."""
         profiles, catalog, signals, locale = batch.profiles, self.catalog, self.signals, self.policy.default_locale
-        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, locale)
+        proposals = NO_PROPOSALS if foresight is None else foresight.rows
+        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, locale, proposals=proposals)
         everyone = False not in batch.personal.tolist()
         if not everyone:
             them = np.flatnonzero(~batch.personal)
             common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, locale)
             candidates = _replaced(candidates, them, common)
         watch.lap("retrieve")
-        # A history model's score belongs here, before the features that multiply it; `shed.exploration` leaves it out.
+        foreseen = NOT_FORESEEN
+        if foresight is not None and self.history is not None:
+            foreseen = self.history.judge(foresight, candidates)
         room = self.ranker.room(len(profiles))
-        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals, room)
+        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals, room, foreseen)
         watch.lap("phi")
         if everyone or True in batch.personal.tolist():
             scores = self._probabilities(phi, candidates.count)

@@ -6,6 +6,7 @@ words, the cart, purchases, what was shown in vain. Logarithms are shifted so th
 """
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from stream.page import (
     BRAND,
     CATEGORY,
     EXPLORING,
+    FITS,
     GEN_CATEGORY,
     GEN_FRESH,
     GEN_POPULAR,
@@ -103,6 +105,11 @@ _NAMED: tuple[tuple[str, int | None], ...] = (
     ("from_popular", None),
     ("has_signals", None),
     ("category_activity", CATEGORY),  # category_half_hour times log1p of the half hour's activity
+    ("foreseen", FITS),  # log of the history model's share; it and its products are zero where there is no such model
+    ("foreseen_support", FITS),  # times log1p(m[l]) / 5
+    ("foreseen_length", FITS),  # times log of the session's length
+    ("foreseen_behind", None),  # log of the share over the best candidate's
+    ("foreseen_unknown", None),  # the model has never seen the item: its share is that of its attributes
 )
 FEATURES = tuple(name for name, _ in _NAMED)
 F = len(FEATURES)
@@ -130,7 +137,7 @@ POPULAR_HOUR, BOUGHT_BY_MANY, IS_LAST, IN_THE_CART = (
 CATEGORY_0, BRAND_0, PRICE_0, SEARCHED = (
     _AT[n] for n in ("category_half_hour", "brand_half_hour", "price_distance", "searched")
 )
-TITLE_LAST, AGE = _AT["title_last"], _AT["age"]
+TITLE_LAST, AGE, FORESEEN = _AT["title_last"], _AT["age"], _AT["foreseen"]
 
 
 @njit
@@ -181,7 +188,7 @@ def _mark(marks, key, sign):  # type: ignore[no-untyped-def]
 
 @njit
 def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,  # type: ignore[no-untyped-def]
-                    near_row, figures, seen_of, phi):  # fmt: skip
+                    near_row, figures, seen_of, shares, unknown, phi):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     weights = np.empty(RECENT_ITEMS)
     recent_category, recent_brand = np.empty(RECENT_ITEMS, np.int32), np.empty(RECENT_ITEMS, np.int32)
@@ -330,6 +337,11 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             for j in range(near_row.shape[1]):
                 hits += np.int32(near_row[rows[u, c], j] == last)
             leads_back[c] = hits > 0
+        foresees, best_share = shares.shape[0] > 0, 0.0
+        if foresees:
+            for c in range(n):
+                best_share = max(best_share, np.float64(shares[u, c]))
+            foresees = best_share > 0.0
         phi[u * limit + n : (u + 1) * limit, :] = 0.0
         for c in range(n):
             row = rows[u, c]
@@ -469,6 +481,24 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             phi[i, k + 7] = 1.0 if g & GEN_POPULAR else 0.0
             phi[i, k + 8] = 1.0 if s.known != 0 else 0.0
             phi[i, k + 9] = phi[i, CATEGORY_0] * activity
+            if foresees:
+                share = np.float64(shares[u, c])
+                k = FORESEEN
+                phi[i, k] = _log_share(share, 1e-5)
+                phi[i, k + 1] = phi[i, k] * support
+                phi[i, k + 2] = phi[i, k] * log_length
+                phi[i, k + 3] = np.log((share + 1e-5) / (best_share + 1e-5))
+                phi[i, k + 4] = np.float32(unknown[row])
+
+
+class Foreseen(NamedTuple):
+    """What a history model says of U shoppers' candidates."""
+
+    shares: Floats  # (U, C) softmax among them; a row of zeros: nothing. (0, 0) where there is no model
+    unknown: npt.NDArray[np.int8]  # (capacity of the catalogue,) 1 for items that the model was not trained on
+
+
+NOT_FORESEEN = Foreseen(np.empty((0, 0), np.float32), np.empty(0, np.int8))
 
 
 def joint_features(
@@ -479,18 +509,19 @@ def joint_features(
     catalog: Catalog,
     signals: Signals,
     room: Floats | None = None,
+    foreseen: Foreseen = NOT_FORESEEN,
 ) -> Floats:
     """phi of U shoppers and their candidates. (U, C, F) float32, zero beyond the count; in `room` where there is some.
 
     profiles (U,) PROFILE; serving (U,) SERVING; now (U,) s, each shopper's own newest event time: a shopper's features
-    are the same to the bit alone and in any batch.
+    are the same to the bit alone and in any batch. foreseen: of a history model, where there is one.
     """
     phi = room if room is not None else np.empty((*candidates.rows.shape, F), np.float32)
     signals.fit()
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
         catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures,
-        signals.seen, phi.reshape(-1, F),
+        signals.seen, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
     )  # fmt: skip
     return phi
 

@@ -1,6 +1,6 @@
 """The content model: P(C|U) = exp(theta . phi(U, C)) / sum over C' of exp(theta . phi(U, C')), in ONNX Runtime.
 
-McFadden's conditional logit. theta is an input of the graph, not a constant in it: an (F, 1) input is 2 to 3 times faster
+McFadden's conditional logit; or, over the same phi, the softmax of a small MLP's scores. theta is an input of the graph, not a constant in it: an (F, 1) input is 2 to 3 times faster
 than an initializer in ONNX Runtime, and one graph serves every theta.
 """
 
@@ -18,6 +18,7 @@ from stream.jit import njit
 from stream.retrieval import CANDIDATES
 
 GRAPH, THETA = "softmax.onnx", "theta.npy"
+HEAD, LINEAR = "mlp.onnx", "linear.npy"  # of the MLP, where the folder has one
 
 
 TOLERANCE = 1e-3  # of the sum of a distribution over 256 float32
@@ -90,32 +91,41 @@ class Scorer(Protocol):
 
 
 class Ranker:
-    """The softmax over theta . phi, read from a folder that holds its graph, its theta and their manifest.
+    """The softmax over theta . phi or over an MLP's scores, read from a folder that holds both and their manifest.
 
-    Raises ManifestError where a file is missing or changed, or where theta was fitted on other features than today's phi.
+    Reasons are of theta in either case. Raises ManifestError where a file is missing or changed, where theta was fitted on
+    other features than today's phi, or where the folder has no MLP and `head` is "mlp".
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, head: str = "logit") -> None:
         self.manifest = manifest.load(folder, "ranker")
         if self.manifest.features_hash != features_hash():
             raise manifest.ManifestError(
                 f"the ranker in {folder} was fitted on other features (hash {self.manifest.features_hash}) than this "
-                f"program computes ({features_hash()}); fit it again: shopwindow models train"
+                f"program computes ({features_hash()}); fit it again: shopwindow train ranker"
             )
         self.theta: npt.NDArray[np.float32] = np.load(folder / THETA, allow_pickle=False)  # (F, 1)
         if self.theta.shape != (len(FEATURES), 1) or self.theta.dtype != np.float32:
             raise manifest.ManifestError(
                 f"{folder / THETA} holds {self.theta.dtype}{self.theta.shape}, expected float32({len(FEATURES)}, 1); "
-                "fit it again: shopwindow models train"
+                "fit it again: shopwindow train ranker"
             )
+        name, self._theta = GRAPH, self.theta
+        if head == "mlp":
+            if HEAD not in self.manifest.files:
+                raise manifest.ManifestError(
+                    f"the ranker in {folder} has no MLP; set SHOPWINDOW_HEAD=logit, or fit it again with one: "
+                    "make setup-train && shopwindow train ranker"
+                )
+            name, self._theta = HEAD, np.load(folder / LINEAR, allow_pickle=False)
         ort.disable_telemetry_events()  # what happens in the shop stays in the shop
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = ort.InferenceSession(
-            str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"]
+            str(folder / name), sess_options=options, providers=["CPUExecutionProvider"]
         )
-        self._alone = _Alone(self._session, self.theta)
+        self._alone = _Alone(self._session, self._theta)
 
     def room(self, shoppers: int) -> npt.NDArray[np.float32] | None:
         """Where phi of one shopper (1, CANDIDATES, F) is scored without being copied, until the next is written there."""
@@ -134,7 +144,7 @@ class Ranker:
         if phi.shape == self._alone.phi.shape:
             return self._alone.score(phi, count)
         mask = _columns(phi.shape[1]) < count[:, None]  # (U, C) bool
-        (scores,) = self._session.run(["probability"], {"phi": phi, "mask": mask, "theta": self.theta})
+        (scores,) = self._session.run(["probability"], {"phi": phi, "mask": mask, "theta": self._theta})
         return scores  # type: ignore[no-any-return]
 
     def works(self) -> bool:

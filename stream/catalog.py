@@ -124,6 +124,7 @@ class Catalog:
         self.fragments = np.zeros(1 << 16, np.uint8)
         self.fragment_at = np.zeros((1024, 2), np.int64)  # (capacity, 2) start and end in `fragments`
         self.longest_fragment = 0  # bytes
+        self._changed: set[int] | None = None  # rows, while somebody watches
         self._used = 0
         self._items: dict[int, Item] = {}
 
@@ -155,7 +156,17 @@ class Catalog:
             self.fragment_at = np.concatenate([self.fragment_at, np.zeros_like(self.fragment_at)])
         if self.items[row]["id"] == 0:
             self.items[row]["id"] = item
+            self._note(row)
         return row
+
+    def watch(self) -> set[int]:
+        """Where rows are noted from now on that come or change; whoever asked for it clears it. One at a time."""
+        self._changed = set()
+        return self._changed
+
+    def _note(self, row: int) -> None:
+        if self._changed is not None:
+            self._changed.add(row)
 
     def rows_of(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """Row of each item id, a new one at first sight; -1 for 0. (n,) -> (n,)."""
@@ -233,6 +244,7 @@ class Catalog:
         if row not in self._items:
             self._write_fragment(row, fragment_of(item.item_id))
         self._items[row] = item
+        self._note(row)
 
     def _write_fragment(self, row: int, fragment: bytes) -> None:
         end = self._used + len(fragment)

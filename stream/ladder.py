@@ -59,7 +59,7 @@ class Shed(NamedTuple):
     """What pages go without."""
 
     copy: bool = False  # headlines are neither asked for nor do pages go out again for them; those there are stay
-    exploration: bool = False  # and the score of a history model, once there is one
+    exploration: bool = False  # and what a history model says
     page_every: float = 0.0  # s: a shopper gets a page no more often; the page that is owed goes out later
 
 

@@ -35,17 +35,27 @@ REASONS = (
     "IN_YOUR_CART",
     "NEW",
     "EXPLORING",
+    "FITS_YOUR_HISTORY",
 )
-POPULAR, TOGETHER, NEXT, BEFORE, CATEGORY, BRAND, PRICE, WORD, AGAIN_BOUGHT, IN_CART, NEW, EXPLORING = range(
+POPULAR, TOGETHER, NEXT, BEFORE, CATEGORY, BRAND, PRICE, WORD, AGAIN_BOUGHT, IN_CART, NEW, EXPLORING, FITS = range(
     len(REASONS)
 )
 
 POSITIONS = 40  # items of a page, at most
 PHI_VERSION = 1
 # Generators that proposed a candidate, one bit each.
-GEN_NEXT, GEN_TOGETHER, GEN_POPULAR, GEN_CATEGORY, GEN_FRESH, GEN_BOUGHT, GEN_CART, GEN_RECENT, GEN_ANCHOR = (
-    1 << bit for bit in range(9)
-)  # ANCHOR: a neighbour of the very last item
+(
+    GEN_NEXT,
+    GEN_TOGETHER,
+    GEN_POPULAR,
+    GEN_CATEGORY,
+    GEN_FRESH,
+    GEN_BOUGHT,
+    GEN_CART,
+    GEN_RECENT,
+    GEN_ANCHOR,
+    GEN_HISTORY,
+) = (1 << bit for bit in range(10))  # ANCHOR: a neighbour of the very last item
 
 PLACED = np.dtype(
     [
@@ -378,6 +388,7 @@ def encode_pages(
     slot_of: npt.NDArray[np.int32],
     catalog: Catalog,
     ranker: str,
+    history: str | None,
     copywriter: str | None,
     rules_applied: Sequence[str],
 ) -> list[bytes]:
@@ -386,7 +397,7 @@ def encode_pages(
     placed (U, POSITIONS) PLACED and count (U,); slot_heads are made by `slot_head`, slot_of (U, slots) says which of them
     each slot of each page takes.
     """
-    models = b'"ranker":%s,"history":null,"copywriter":%s}' % (_json(ranker), _json(copywriter))
+    models = b'"ranker":%s,"history":%s,"copywriter":%s}' % (_json(ranker), _json(history), _json(copywriter))
     rest = b',"rules_applied":%s,"slots":[' % _json(list(rules_applied))
     texts = [
         b'{"schema":"homepage/1","page_id":"%s","user_key":%s,"version":%d,"generated_at":"%s","expires_at":"%s",'

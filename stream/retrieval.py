@@ -14,6 +14,7 @@ from stream.page import (
     GEN_CART,
     GEN_CATEGORY,
     GEN_FRESH,
+    GEN_HISTORY,
     GEN_NEXT,
     GEN_POPULAR,
     GEN_RECENT,
@@ -26,7 +27,10 @@ Rows = npt.NDArray[np.void]
 CANDIDATES = 256
 RECENT_ITEMS = 10  # distinct items of the past that candidates are walked from
 # Of each generator, at most. Neighbours of the past items first; what is left of the 256 is popular.
-WALKED, OWNED, CATEGORY_ITEMS, FRESH_ITEMS, POPULAR_ITEMS = 120, 16, 60, 24, 64
+WALKED, PROPOSED, OWNED, CATEGORY_ITEMS, FRESH_ITEMS, POPULAR_ITEMS = 120, 50, 16, 60, 24, 64
+
+
+NO_PROPOSALS = np.empty((0, 0), np.int32)
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ def _tastes(p, recent, r, items, keys):  # type: ignore[no-untyped-def]
 
 @njit
 def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, signals, near_row, seen_of,  # type: ignore[no-untyped-def]
-              overall, categories, by_category, fresh, limit, rows, generators, count):  # fmt: skip
+              overall, categories, by_category, fresh, foreseen, limit, rows, generators, count):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     cap = (RECENT_ITEMS + CART) * near_row.shape[1]
     walked = np.empty(cap, np.int32)
@@ -233,6 +237,11 @@ def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, sign
             before = n
             n = _propose(walked[at], kinds[at], p, hides, items, time, bit, keys, places, mine, gens, n, limit)
             taken += n - before
+        if foreseen.shape[0] > 0:
+            for j in range(foreseen.shape[1]):
+                n = _propose(
+                    foreseen[u, j], GEN_HISTORY, p, hides, items, time, bit, keys, places, mine, gens, n, limit
+                )
         before = n
         for j in range(p.bought_item.shape[0] - 1, -1, -1):
             if p.bought_item[j] != 0 and n - before < OWNED:
@@ -289,11 +298,12 @@ def retrieve(
     leaders: Leaders,
     default_locale: int = 1,
     limit: int = CANDIDATES,
+    proposals: npt.NDArray[np.int32] = NO_PROPOSALS,
 ) -> Candidates:
     """Candidates of U shoppers: profiles (U,) PROFILE, now (U,) s, the newest event time of each.
 
-    Generators: the last items and their neighbours (transitions, co-visits), neighbours of the cart, own purchases,
-    leaders of the categories of the shopper's taste, fresh items, what is popular. Nothing that is absent, sold out,
+    Generators: the last items and their neighbours (transitions, co-visits), neighbours of the cart, `proposals` (U, K)
+    of a history model (rows of the catalogue, -1 for none; none of them by default), own purchases, leaders of the categories of the shopper's taste, fresh items, what is popular. Nothing that is absent, sold out,
     expired, hidden by the shopper, or without a title in the shopper's language.
     """
     signals.fit()
@@ -301,8 +311,8 @@ def retrieve(
     rows, generators, count = np.empty((u, limit), np.int32), np.empty((u, limit), np.int32), np.empty(u, np.int32)
     _retrieve(
         profiles, now, default_locale, catalog.index.keys, catalog.index.rows, catalog.items, signals.rows,
-        signals.near_row, signals.seen, leaders.overall, leaders.categories, leaders.by_category, leaders.fresh, limit,
-        rows, generators, count,
+        signals.near_row, signals.seen, leaders.overall, leaders.categories, leaders.by_category, leaders.fresh, proposals,
+        limit, rows, generators, count,
     )  # fmt: skip
     return Candidates(rows, generators, count)
 

@@ -15,6 +15,9 @@ SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models" / "default"
 ALSO_KNOWN = frozenset({"SHOPWINDOW_CACHE"})
 
 
+HEADS = ("logit", "mlp")  # what a ranker may score by
+
+
 class SettingsError(ValueError):
     """One line for each variable with a bad value: what it is, what was expected."""
 
@@ -124,7 +127,7 @@ class Settings:
         1, _whole(0, 2), "other workers that keep a warm copy of each profile, to take over at once"
     )
     data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`, and profiles in RocksDB")
-    models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker and the copywriter")
+    models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker, the history model and the copywriter")
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
     web_port: int = _setting(6066, _whole(0, 65535), "port of the same; 0 takes a free one")
     run_records: int = _setting(512, _whole(1, 4096), "records that an agent takes at once, at most")
@@ -144,6 +147,12 @@ class Settings:
     brand_cap: int = _setting(2, _whole(1, 40), "items of one brand in a slot, at most")
     explore: bool = _setting(True, _BOOL, "give one position of each page to an item drawn by chance")
     popular_share: float = _setting(0.0, _real(0, 1), "share of shoppers who get the popular page, as a control group")
+    head: str = _setting(
+        "mlp", _one_of(*HEADS), "what scores candidates: theta . phi, or a small MLP over the same phi"
+    )
+    history: bool = _setting(
+        True, _BOOL, "GPT-2 over items proposes candidates and judges them, where the models have one"
+    )
     copy: bool = _setting(True, _BOOL, "headlines by GPT-2; without it, templates")
     copy_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a generated headline is used for so long")
     copy_temperature: float = _setting(0.9, _real(0.05, 5), "sampling: below 1 plays safe, above 1 takes risks")

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models import manifest
+from models import manifest, reference
 from models.phi import FEATURES, features_hash
-from models.ranker import GRAPH, THETA
+from models.ranker import GRAPH, HEAD, LINEAR, THETA
+from models.reference import Case
+from models.train.ranker_graph import Head, graph, head_graph
 
 Floats = npt.NDArray[np.float32]
 SAMPLE = 400_000  # offers that the features' deviations are taken of
@@ -69,25 +71,31 @@ class _Batch(NamedTuple):
         return shares / np.repeat(np.add.reduceat(shares, self.starts), self.offers)  # type: ignore[no-any-return]
 
 
+def ragged(
+    choices: Choices, these: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of the choices of the numbers `these` (B,): their offers (O,), how many each has (B,), the chosen among the O (B,)."""
+    starts = np.where(these > 0, choices.ends[these - 1], 0)
+    count = choices.ends[these] - starts
+    new_starts = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(starts - new_starts, count), count, new_starts + choices.chosen[these]
+
+
 def _batch(choices: Choices, these: npt.NDArray[np.int64], scale: Floats) -> _Batch:
     """The choices of the numbers `these`, features over `scale` (F,), beside them those of the position."""
-    ends = choices.ends[these]
-    starts = np.where(these > 0, choices.ends[these - 1], 0)
-    count = ends - starts
-    new_starts = np.cumsum(count) - count
-    offers = np.arange(count.sum()) + np.repeat(starts - new_starts, count)
+    offers, count, chosen = ragged(choices, these)
     x = choices.phi[offers].astype(np.float32) / scale
     if choices.position is not None:
         x = np.concatenate([x, _position_features(choices.position[offers])], axis=1)
-    return _Batch(x, new_starts, count, new_starts + choices.chosen[these])
+    return _Batch(x, np.cumsum(count) - count, count, chosen)
 
 
-def _scale(phi: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> Floats:
-    """(F,) deviation of each feature; infinite where it is constant."""
+def features_scale(phi: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """(F,) deviation of each feature, infinite where it is constant; (F,) their means."""
     some = phi[rng.choice(len(phi), min(len(phi), SAMPLE), replace=False)].astype(np.float32)
     spread = some.std(axis=0)
     # A constant feature gets no weight, and one that hardly varies no giant: its theta would explode off-line's few cases.
-    return np.where(spread > 1e-4, np.maximum(spread, 0.05), np.inf).astype(np.float32)
+    return np.where(spread > 1e-4, np.maximum(spread, 0.05), np.inf).astype(np.float32), some.mean(axis=0)
 
 
 def fit(
@@ -113,7 +121,7 @@ def fit(
     rng = np.random.default_rng(seed)
     held = rng.random(n) < 0.1
     train, test = np.flatnonzero(~held), np.flatnonzero(held)
-    scale = _scale(choices.phi, rng)
+    scale, _ = features_scale(choices.phi, rng)
     tests = [_batch(choices, test[at : at + batch], scale) for at in range(0, len(test), batch)]
 
     theta = np.zeros(tests[0].x.shape[1], np.float32)
@@ -150,42 +158,60 @@ def _found_first(batch: _Batch, theta: Floats) -> npt.NDArray[np.bool_]:
     return reached == 1  # type: ignore[no-any-return]
 
 
-def graph() -> bytes:
-    """The softmax as an ONNX graph: phi (U, C, F) float32, mask (U, C) bool, theta (F, 1) -> probability (U, C)."""
-    from onnx import TensorProto, checker, helper
-
-    nodes = [
-        helper.make_node("MatMul", ["phi", "theta"], ["column"]),
-        helper.make_node("Squeeze", ["column", "last"], ["raw"]),
-        helper.make_node("Where", ["mask", "raw", "lowest"], ["score"]),
-        helper.make_node("Softmax", ["score"], ["share"], axis=1),
-        helper.make_node("Where", ["mask", "share", "zero"], ["probability"]),
-    ]
-    built = helper.make_graph(
-        nodes,
-        "softmax",
-        [
-            helper.make_tensor_value_info("phi", TensorProto.FLOAT, ["U", "C", "F"]),
-            helper.make_tensor_value_info("mask", TensorProto.BOOL, ["U", "C"]),
-            helper.make_tensor_value_info("theta", TensorProto.FLOAT, ["F", 1]),
-        ],
-        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["U", "C"])],
-        [
-            helper.make_tensor("last", TensorProto.INT64, [1], [2]),
-            helper.make_tensor("lowest", TensorProto.FLOAT, [], [-1e30]),
-            helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
-        ],
-    )
-    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    checker.check_model(model)
-    return bytes(model.SerializeToString())
+def sample_phi() -> Floats:
+    """(3, 40, F) of numbers such as features have, for a graph to be compared on."""
+    rng = np.random.default_rng(1)
+    return (rng.gamma(1.0, 1.0, (3, 40, len(FEATURES))) * (rng.random((3, 40, len(FEATURES))) < 0.4)).astype(np.float32)
 
 
-def export(folder: Path, fitted: Fit, data: str, created: str, metrics: dict[str, float]) -> manifest.Manifest:
-    """Write graph, theta and manifest into `folder` (made where it is missing)."""
+def softmax(column: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Scores (U, C, 1) among those that the mask (U, C) leaves, in double precision."""
+    scores = np.where(mask, column[..., 0].astype(np.float64), -np.inf)
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def export(
+    folder: Path,
+    fitted: Fit,
+    data: str,
+    created: str,
+    metrics: dict[str, float],
+    head: Head | None = None,
+    limits: str = "",
+    source: manifest.Source = manifest.UNKNOWN,
+) -> manifest.Manifest:
+    """Write graph, theta, where there is one the MLP head, and the manifest into `folder` (made where it is missing)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(graph())
     np.save(folder / THETA, fitted.theta)
+    for name in (HEAD, LINEAR):
+        (folder / name).unlink(missing_ok=True)
+    if head is not None:
+        (folder / HEAD).write_bytes(head_graph(head))
+        np.save(folder / LINEAR, head.linear)
+        metrics = {**metrics, "mlp_loss": head.loss}
+    phi = sample_phi()
+    count = np.array([len(phi[0]), 5, 1], np.int64)
+    mask = np.arange(phi.shape[1])[None, :] < count[:, None]
+    cases = [
+        Case(
+            GRAPH,
+            {"phi": phi, "mask": mask, "theta": fitted.theta},
+            {"probability": softmax(phi @ fitted.theta, mask)},
+            1e-4,
+        )
+    ]
+    if head is not None:
+        cases.append(
+            Case(
+                HEAD,
+                {"phi": phi, "mask": mask, "theta": head.linear},
+                {"probability": softmax(head.score(phi), mask)},
+                1e-4,
+            )
+        )
+    reference.write(folder, cases)
     return manifest.write(
         folder,
         name="softmax",
@@ -194,5 +220,7 @@ def export(folder: Path, fitted: Fit, data: str, created: str, metrics: dict[str
         features_hash=features_hash(),
         data=data,
         metrics={"loss": fitted.loss, "uniform": fitted.uniform, "top1": fitted.top1, **metrics},
+        limits=limits,
+        source=source,
         params={"features": list(FEATURES), "theta": [round(float(v), 5) for v in fitted.theta[:, 0]]},
     )

@@ -110,7 +110,7 @@ def test_it_is_said_once_and_once_more_when_it_works_again(
         assert step.modes == ["popular"] * 4
     assert broken() == 1
     assert metrics.REGISTRY.get_sample_value("shopwindow_unsound_pages_total") == count + 12
-    assert len(caplog.messages) == 1 and "shopwindow models train" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and "shopwindow train ranker" in caplog.messages[0]
     monkeypatch.setattr(path.ranker, "score", score)
     now += 5
     [(step, _)] = answers(shoppers, run(views(4, first=20), first=20))

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import models.evaluate
+import models.walk
 from deploy.cli import main
 from models.clickstream import Clicks
-from models.evaluate import Report, Shop, evaluate, gather, ranks, walk
+from models.evaluate import Report, evaluate, ranks
+from models.train.clicks import gather
+from models.walk import Shop, walk
 
 ITEMS = [f"i{k}" for k in range(60)]
 
@@ -39,7 +41,7 @@ def test_what_is_foreseen_is_learnt_from_only_afterwards() -> None:
         return [(one.click.tolist(), one.phi.tobytes()) for one in found]
 
     frozen, following = asked(False), asked(True)
-    of_first = [clicks[0] < test.ends[models.evaluate.BLOCK - 1] for clicks, _ in frozen]
+    of_first = [clicks[0] < test.ends[models.walk.BLOCK - 1] for clicks, _ in frozen]
     assert of_first.count(True) > 3 and of_first.count(False) > 3
     for same, (clicks, phi), (clicks_then, phi_then) in zip(of_first, frozen, following, strict=True):
         assert clicks == clicks_then
@@ -99,7 +101,7 @@ def test_the_newest_sessions_are_those_that_the_ranker_is_fitted_on() -> None:
     told: list[str] = []
     choices = gather(Shop(ITEMS), train, told.append, queries=100)
     assert 60 < len(choices.chosen) <= 110 and "sessions learnt" in told[0]
-    assert len(gather(Shop(ITEMS), train, told.append).chosen) > 1000
+    assert 500 < len(gather(Shop(ITEMS), train, told.append).chosen) < 700, "of all sessions three tenths at most"
 
 
 def test_too_little_to_learn_from_and_nothing_to_foresee_are_said() -> None:

@@ -146,7 +146,7 @@ def written(seed: int = 1, n: int = 90) -> tuple[list[bytes], Any, list[PageHead
     slots = [slot_head(k, f'T{k} "台"', "gpt2" if k % 2 else "template") for k in range(1, len(SLOTS))]
     slot_of = np.tile(np.arange(-1, len(SLOTS) - 1, dtype=np.int32), (3, 1))
     pages = encode_pages(
-        placements.placed, placements.count, heads, slots, slot_of, catalog, "sha256:r", None, ["brand_cap:2"]
+        placements.placed, placements.count, heads, slots, slot_of, catalog, "sha256:r", None, None, ["brand_cap:2"]
     )
     return pages, placements, heads, catalog
 

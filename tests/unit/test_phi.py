@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.phi import FEATURES, joint_features
+from models.phi import FEATURES, Foreseen, joint_features
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, SEARCH, VIEW
 from stream.ids import key32, key64
@@ -21,7 +21,7 @@ from stream.page import (
     rfc3339,
 )
 from stream.profile import HALF_LIVES, blank, fold
-from stream.retrieval import RECENT_ITEMS, retrieve
+from stream.retrieval import CANDIDATES, RECENT_ITEMS, retrieve
 from stream.serving import SERVING
 from stream.signals import POPULARITY_HALF_LIVES, Signals
 from tests.unit.behaviour import NOW, row, rows
@@ -157,9 +157,13 @@ def taste(keys: Any, table: Any, at: float, now: float, key: int) -> list[float]
 
 
 def phi_in_words(
-    p: Any, served: Any, now: float, r: int, bits: int, catalog: Catalog, signals: Signals
-) -> dict[str, float]:
-    """Every feature of one shopper and one candidate (row r, generators `bits`), said without a kernel."""
+    p: Any, served: Any, now: float, r: int, bits: int, catalog: Catalog, signals: Signals, chance: float, best: float,
+    unknown: bool,
+) -> dict[str, float]:  # fmt: skip
+    """Every feature of one shopper and one candidate (row r, generators `bits`), said without a kernel.
+
+    chance: the history model's, best: that of its favourite candidate; unknown: the item is one that it has not seen.
+    """
     item, s, log1p = catalog.items[r], signals.rows[r], np.log1p
     id = int(item["id"])
     recent = last_items(p, catalog)
@@ -263,6 +267,15 @@ def phi_in_words(
         x[f"from_{name}"] = float(bool(bits & bit))
     active = float(p["activity"][:, 0].sum()) * 2.0 ** -(max(0.0, now - p["activity_at"]) / HALF_LIVES[0])
     x["category_activity"] = x["category_half_hour"] * log1p(active)
+
+    # What a history model says.
+    if best:
+        x["foreseen"] = log1p(chance / 1e-5)
+        if recent:
+            x["foreseen_support"] = x["foreseen"] * log1p(float(signals.rows[recent[0]]["strict_out"])) / 5
+        x["foreseen_length"] = x["foreseen"] * log1p(length)
+        x["foreseen_behind"] = np.log((chance + 1e-5) / (best + 1e-5))
+        x["foreseen_unknown"] = float(unknown)
     return x
 
 
@@ -272,12 +285,19 @@ def test_phi_is_what_it_says_in_words(seed: int) -> None:
     profiles, serving = shoppers(seed, 8)
     now = profiles["last_seen"] + np.arange(8) * 1700.0
     found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW))
-    phi = joint_features(profiles, serving, now, found, catalog, signals)
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.full(CANDIDATES, 0.1), 8).astype(np.float32)
+    shares[0] = 0.0  # of the first shopper the model knows nothing
+    unknown = (rng.random(len(catalog.items)) < 0.3).astype(np.int8)
+    phi = joint_features(profiles, serving, now, found, catalog, signals, foreseen=Foreseen(shares, unknown))
     seen: set[str] = set()
     for u in range(8):
         for c in range(found.count[u]):
             r, bits = int(found.rows[u, c]), int(found.generators[u, c])
-            expected = phi_in_words(profiles[u], serving[u], now[u], r, bits, catalog, signals)
+            best = float(shares[u, : found.count[u]].max())
+            expected = phi_in_words(
+                profiles[u], serving[u], now[u], r, bits, catalog, signals, float(shares[u, c]), best, bool(unknown[r])
+            )
             assert tuple(expected) == FEATURES
             seen.update(name for name, value in expected.items() if value)
             got = dict(zip(FEATURES, phi[u, c].tolist(), strict=True))

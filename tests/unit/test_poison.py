@@ -293,7 +293,7 @@ def test_a_page_that_is_owed_is_made_beside_one_for_a_headline_that_is_shed(orde
 def test_a_fault_of_the_program_stops_the_worker_with_a_sentence_and_blames_no_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **named: Any) -> Any:
         raise TypeError("u3")
 
     for stage in ("fold_with_activity", "retrieve", "encode_pages", "encode_impressions"):

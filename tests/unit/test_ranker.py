@@ -1,6 +1,5 @@
 """The softmax: the article's example with the true arithmetic, ONNX against numpy, and a fit that finds what was hidden."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,9 @@ import pytest
 from models.manifest import ManifestError
 from models.phi import FEATURES, REASON_OF, F, features_hash, largest_term
 from models.ranker import Ranker
-from models.train.ranker import Choices, Fit, export, fit, graph
+from models.reference import verify
+from models.train.ranker import Choices, Fit, export, fit, sample_phi
+from models.train.ranker_graph import NARROW, WIDE, Head, graph
 from stream.page import POPULAR
 from stream.settings import SHIPPED_MODELS
 
@@ -48,13 +49,34 @@ def test_probabilities_are_those_of_numpy_and_pads_get_none(tmp_path: Path) -> N
         np.testing.assert_array_equal(ranker.score(phi[u : u + 1], count[u : u + 1])[0], p[u], "alone as in a batch")
 
 
-def test_a_ranker_of_other_features_refuses_to_start(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    told = json.loads((folder / "manifest.json").read_text())
-    told["features_hash"] = "sha256:other"
-    (folder / "manifest.json").write_text(json.dumps(told))
-    with pytest.raises(ManifestError, match=r"other features .*shopwindow models train"):
+def test_a_ranker_of_other_features_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as then:
+        then.setattr("models.train.ranker.features_hash", lambda: "sha256:other")
+        folder = folder_of(tmp_path)
+    with pytest.raises(ManifestError, match=r"other features .*shopwindow train ranker"):
         Ranker(folder)
+
+
+def test_the_mlp_gives_what_numpy_gives_and_a_folder_without_one_says_what_to_do(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+
+    def some(*shape: int) -> np.ndarray:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    head = Head(some(F, 1), some(F, WIDE), some(WIDE), some(WIDE, NARROW), some(NARROW), some(NARROW, 1), 1.0)
+    theta = some(F, 1)
+    export(tmp_path / "both", Fit(theta, 1.0, 2.0, 0.5), "a test", "", {}, head)
+    mlp, logit = Ranker(tmp_path / "both", "mlp"), Ranker(tmp_path / "both")
+    phi, count = sample_phi(), np.array([40, 7, 1], np.int32)
+    p = mlp.score(phi, count)
+    for u, n in enumerate(count.tolist()):
+        score = head.score(phi[u, :n])[:, 0]
+        np.testing.assert_allclose(p[u, :n], np.exp(score - score.max()) / np.exp(score - score.max()).sum(), atol=1e-5)
+    assert (p != logit.score(phi, count)).any()
+    np.testing.assert_array_equal(mlp.theta, theta, "reasons are of the logit")
+    assert all(check.good for check in verify(tmp_path / "both")) and len(verify(tmp_path / "both")) == 2
+    with pytest.raises(ManifestError, match=r"has no MLP; set SHOPWINDOW_HEAD=logit"):
+        Ranker(folder_of(tmp_path), "mlp")
 
 
 def test_the_shipped_ranker_is_of_todays_features_and_better_than_chance() -> None:

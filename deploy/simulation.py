@@ -1,16 +1,14 @@
-"""Fit the ranker on simulated shoppers, through the same fold, candidates and phi that serve.
+"""Simulated shoppers in a simulated shop, through the path that serves: what they chose, and all that they touched.
 
 Off-line: the simulator of the demo with other seeds, and pages sampled from the model so that what it would not show is
-seen too. Round after round the model of the last one fills the pages.
+seen too.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,28 +17,29 @@ import numpy.typing as npt
 from deploy.demo.shop import generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, topic_of
 from models.copybook import CopyBook
+from models.history import History
 from models.path import PagePath, Policy
 from models.phi import FEATURES
-from models.train.ranker import Choices, Fit, export, fit
+from models.ranker import Scorer
+from models.train.behaviour import Behaviour
+from models.train.ranker import Choices
 from stream.catalog import Catalog
-from stream.events import decode_run
+from stream.events import ADD, BUY, CLICK, VIEW, decode_run
 from stream.signals import ItemTable, Signals
 
+Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
-ROUNDS = 3
 START = 1_767_225_600.0  # 2026-01-01: simulated time, the same for the same seed
 PAUSE = 40.0  # s between the looks of a shopper
 WORTH_A_TRY = 1.0  # of the noise that samples pages; 0 would show only what is best already
+TOUCHED = (VIEW, CLICK, ADD, BUY)  # kinds of interactions with an item
 
 
-class Sampled:
-    """A ranker for gathering choices: the softmax of theta . phi plus Gumbel noise is a sample without replacement."""
+class Uniform:
+    """A content model that knows nothing."""
 
-    version = "sha256:simulation"
-
-    def __init__(self, theta: Floats, seed: int) -> None:
-        self.theta = theta
-        self._rng = np.random.default_rng(seed)
+    version = "sha256:uniform"
+    theta: Floats = np.zeros((len(FEATURES), 1), np.float32)
 
     def room(self, shoppers: int) -> Floats | None:
         return None
@@ -49,24 +48,59 @@ class Sampled:
         return True
 
     def score(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
-        logits = (phi @ self.theta)[..., 0] + WORTH_A_TRY * self._rng.gumbel(size=phi.shape[:2])
-        logits = np.where(np.arange(phi.shape[1])[None, :] < count[:, None], logits, -1e9)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
+        offered = np.arange(phi.shape[1])[None, :] < count[:, None]
+        shares: Floats = (offered / np.maximum(count, 1)[:, None]).astype(np.float32)
+        return shares
 
 
-def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choices, float]:
-    """Choices among what pages showed, and the share of looks with a click."""
+class Sampled:
+    """Another's probabilities with Gumbel noise on their logarithms: the page is a sample without replacement."""
+
+    def __init__(self, scorer: Scorer, seed: int) -> None:
+        self._scorer = scorer
+        self.version, self.theta = scorer.version, scorer.theta
+        self._rng = np.random.default_rng(seed)
+
+    def room(self, shoppers: int) -> Floats | None:
+        return None
+
+    def works(self) -> bool:
+        return self._scorer.works()
+
+    def score(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
+        shares = self._scorer.score(phi, count)
+        logits = np.log(shares + 1e-12) + WORTH_A_TRY * self._rng.gumbel(size=shares.shape)
+        shares = np.where(np.arange(phi.shape[1])[None, :] < count[:, None], np.exp(logits), 0.0)
+        shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-30)
+        return shares.astype(np.float32)  # type: ignore[no-any-return]
+
+
+class Simulated(NamedTuple):
+    choices: Choices  # among what pages showed
+    items: Rows  # (V,) ITEM of the shop
+    behaviour: Behaviour  # of the shoppers
+    looks: int  # at a page that was there
+    clicked: int  # looks with a click
+
+
+def simulate(
+    scorer: Scorer, shoppers: int, looks: int, seed: int, *, history: Path | None = None, sampled: bool = True
+) -> Simulated:
+    """So many looks of so many shoppers; `sampled`: at pages that are a sample of what the scorer would show."""
     shop = generate_shop(seed, now=START)
     shelves = Shelves(shop)
     people = [Shopper(seed, number, shelves) for number in range(shoppers)]
     catalog = Catalog()
     catalog.apply([(item["item_id"].encode(), json.dumps(item).encode()) for item in shop])
     signals, table = Signals(catalog), ItemTable()
-    path = PagePath(catalog, signals, Sampled(theta, seed), CopyBook(), Policy(copy=False))
+    path = PagePath(
+        catalog, signals, Sampled(scorer, seed) if sampled else scorer, CopyBook(), Policy(copy=False),
+        None if history is None else History(history, catalog),
+    )  # fmt: skip
     stored: dict[bytes, bytes] = {}
     pages: dict[bytes, tuple[dict[str, Any], Floats]] = {}
     made: list[tuple[Floats, list[int]]] = []
+    touched: list[Rows] = []
     offset = looked = clicked = 0
     for turn in range(looks):
         now = START + turn * PAUSE
@@ -93,12 +127,16 @@ def simulate(theta: Floats, shoppers: int, looks: int, seed: int) -> tuple[Choic
             assert not decoded.rejects, decoded.rejects[0]
             offsets = np.arange(offset, offset + len(records))
             offset += len(records)
+            touched.append(decoded.rows[np.isin(decoded.rows["kind"], TOUCHED) & (decoded.rows["item"] != 0)])
             step = path.step(stored, decoded, offsets, now + PAUSE)
             stored.update((key, value) for key, value in step.changelog if value is not None)
             for (key, value), phi in zip(step.pages, step.phi, strict=True):
                 pages[key] = json.loads(value), phi
             signals.apply(table.records(table.fold(topic, 0, step.activity)))
-    return _choices(made), clicked / max(1, looked)
+    return Simulated(
+        _choices(made), catalog.items[: len(catalog)].copy(), _behaviour(np.concatenate(touched), catalog), looked,
+        clicked,
+    )  # fmt: skip
 
 
 def _choices(made: list[tuple[Floats, list[int]]]) -> Choices:
@@ -112,26 +150,9 @@ def _choices(made: list[tuple[Floats, list[int]]]) -> Choices:
     )
 
 
-def train(out: Path, shoppers: int, looks: int, seed: int) -> int:
-    """Simulate, fit, and write the ranker into `out`; progress on stderr. -> exit status."""
-    theta: Floats = np.zeros((len(FEATURES), 1), np.float32)
-    gathered: list[Choices] = []
-    rate, fitted = 0.0, Fit(theta, 0.0, 0.0, 0.0)
-    for turn in range(ROUNDS):
-        choices, rate = simulate(theta, shoppers, looks, seed + turn)
-        gathered.append(choices)
-        fitted = fit(Choices.joined(gathered), seed=seed)
-        theta = fitted.theta
-        print(
-            f"round {turn + 1} of {ROUNDS}: {len(choices.chosen)} choices, {rate:.1%} of looks clicked, "
-            f"held-out loss {fitted.loss:.3f} (uniform {fitted.uniform:.3f}), first choice found {fitted.top1:.1%}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-    n = sum(len(choices.chosen) for choices in gathered)
-    made = export(
-        out, fitted,
-        f"{n} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + ROUNDS - 1}",
-        datetime.now(UTC).isoformat(timespec="seconds"), {"choices": float(n), "looks_clicked_last_round": rate},
-    )  # fmt: skip
-    print(f"wrote {made.version} to {out}", file=sys.stderr)
-    return 0
+def _behaviour(events: Rows, catalog: Catalog) -> Behaviour:
+    """(n,) EVENT, shopper by shopper in order of time."""
+    events = events[np.lexsort((events["time"], events["shopper"]))]
+    ends = np.flatnonzero(np.diff(events["shopper"], append=events["shopper"][-1:] + 1)) + 1
+    items = catalog.rows_of(np.ascontiguousarray(events["item"]))
+    return Behaviour(ends, items, events["time"].copy(), events["kind"].astype(np.int8))

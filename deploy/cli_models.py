@@ -1,0 +1,147 @@
+"""The commands that make, judge and look at models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from models.manifest import KINDS, list_models, load
+from stream.logs import say
+from stream.settings import HEADS, Settings
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def train(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.train import train as fit
+
+    for folder in fit(
+        given.what, given.data, given.out, settings.models_dir, shoppers=given.shoppers, looks=given.looks, seed=given.seed
+    ):  # fmt: skip
+        made = load(folder, folder.name)
+        print(f"{made.kind:10} {made.version}  {folder}")
+    return 0
+
+
+def list_(settings: Settings, given: argparse.Namespace) -> int:
+    for found in list_models(settings.models_dir):
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
+        print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
+    return 0
+
+
+def _folder(settings: Settings, given: argparse.Namespace) -> Path:
+    """A kind names the one that is served."""
+    return settings.models_dir / given.model if given.model in KINDS else Path(given.model)
+
+
+def show(settings: Settings, given: argparse.Namespace) -> int:
+    from models.manifest import kind_of
+
+    folder = _folder(settings, given)
+    found = load(folder, kind_of(folder))
+    print((folder / "manifest.json").read_text(encoding="utf-8").rstrip() if given.json else card(found))
+    return 0
+
+
+def card(found: Any) -> str:
+    """A model card for people, of a Manifest."""
+    rows = [
+        ("kind", found.kind), ("name", found.name), ("version", found.version), ("created", found.created),
+        ("licence", found.licence), ("trained on", found.data), ("data", found.data_hash or "-"),
+        ("from, to", ", ".join(found.data_range) if found.data_range else "-"), ("limits", found.limits or "-"),
+        *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items()),
+        *((f"  {name}", digest[:16]) for name, digest in found.files.items()),
+    ]  # fmt: skip
+    return "\n".join(f"{name:28} {value}" for name, value in rows)
+
+
+def verify(settings: Settings, given: argparse.Namespace) -> int:
+    from models.reference import verify as compared
+
+    checks = compared(_folder(settings, given))
+    for check in checks:
+        verdict = "as its reference" if check.good else "NOT as its reference"
+        print(
+            f"{check.graph}: {check.output} {verdict}, largest difference {check.difference:.2g}, bound {check.bound:.2g}"
+        )
+    if all(check.good for check in checks):
+        return 0
+    say("the graph does not give what its reference gave; train the model again, or use another onnxruntime")
+    return 1
+
+
+def evaluate(settings: Settings, given: argparse.Namespace) -> int:
+    from models.clickstream import read
+    from models.evaluate import evaluate as measured
+
+    streams = read([given.train, given.test])
+    report = measured(
+        streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,
+        head=given.head, history=given.history, say=say,
+    )  # fmt: skip
+    print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
+    print(json.dumps(report.figures(given.k)))
+    return 0
+
+
+def add_commands(add: Add, count: Callable[[str], int]) -> None:
+    """`add` makes a command's parser; `count` reads a whole number above 0."""
+    p = add(
+        "train", train, "train models on a clickstream, or those that ship on simulated shoppers; goes on if it was stopped",
+        "shopwindow train all --data clicks.tsv.gz --out my-models",
+    )  # fmt: skip
+    p.add_argument("what", choices=("ranker", "history", "all"))
+    p.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="SessionId, ItemId, Time; without: simulated shoppers",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("my-models"),
+        metavar="DIR",
+        help="gets a folder of each kind (default my-models)",
+    )
+    p.add_argument(
+        "--shoppers", type=count, default=240, metavar="N", help="simulated shoppers of a shop (default 240)"
+    )
+    p.add_argument("--looks", type=count, default=60, metavar="N", help="looks of each (default 60)")
+    p.add_argument("--seed", type=int, default=1001, metavar="S", help="the same seed, the same models (default 1001)")
+    p = add("models", None, "list the models that are served, look at one, verify one", "shopwindow models list")
+    actions = p.add_subparsers(metavar="action", required=True)
+    add("list", list_, "those that are served, each with its data and figures", "shopwindow models list", actions)
+    p = add("show", show, "the card of a model", "shopwindow models show ranker", actions)
+    p.add_argument("--json", action="store_true", help="its manifest")
+    v = add(
+        "verify", verify, "its files are those of its manifest, and its graphs give what their reference gave",
+        "shopwindow models verify history", actions,
+    )  # fmt: skip
+    for one in (p, v):
+        one.add_argument("model", metavar="MODEL", help=f"one that is served ({', '.join(KINDS)}), or a folder")
+    p = add(
+        "evaluate", evaluate, "train on one clickstream, foresee the next clicks of another, among the whole catalogue",
+        "shopwindow evaluate --train train.tsv.gz --test test.tsv.gz --protocol prequential",
+    )  # fmt: skip
+    for name in ("train", "test"):
+        p.add_argument(
+            f"--{name}", type=Path, required=True, metavar="FILE", help="SessionId, ItemId, Time; may be gzipped"
+        )
+    p.add_argument(
+        "--protocol", choices=("frozen", "prequential"), default="frozen",
+        help="frozen: as it was after training; prequential: signals learn from sessions once they are ranked",
+    )  # fmt: skip
+    p.add_argument("--head", choices=HEADS, default="mlp", help="what scores candidates (default mlp)")
+    p.add_argument("--no-history", dest="history", action="store_false", help="without a history model")
+    p.add_argument("--k", type=count, default=20, metavar="K", help="how many places count (default 20)")
+    p.add_argument("--limit", type=count, metavar="N", help="rank the first N positions only")
+    p.add_argument("--seed", type=int, default=1, metavar="S", help="of the fit (default 1)")
+    p.add_argument("--json", action="store_true", help="on stdout nothing but the figures, one JSON object")

@@ -1,0 +1,163 @@
+"""`shopwindow train`: fit models on a clickstream, or those that ship on simulated shoppers; go on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from deploy.simulation import Uniform, simulate
+from models.clickstream import Clickstreams, read
+from models.manifest import Source
+from models.ranker import Ranker, Scorer
+from models.train.behaviour import Behaviour
+from models.train.ranker import Choices, Fit, export, fit
+from models.train.ranker_graph import Head
+from models.train.resume import Arrays, Bench
+from stream.logs import say
+
+ROUNDS = 3  # the first looks at random pages, each after it at pages of what the one before taught
+SHOPS = 3  # whose shoppers the shipped history model learns from, at random pages
+EPOCHS = 8  # of it
+RANKER_LIMITS = (
+    "Fitted on what the data's shoppers chose from what they were offered; of another shop it is a beginning."
+)
+
+
+class NoTorch(RuntimeError):
+    def __init__(self) -> None:
+        super().__init__("training needs torch, which is not installed: make setup-train, then run it again")
+
+
+def train(
+    what: str, data: Sequence[Path], out: Path, served: Path, *, shoppers: int, looks: int, seed: int
+) -> list[Path]:
+    """Train `what` ("ranker", "history" or "all") into folders of that name in `out`; progress on stderr. -> the folders.
+
+    Without data, shoppers are simulated; a ranker alone then believes the history model in `out` or, where none is there,
+    of the models that are `served`. Raises NoTorch, ClickstreamError, ValueError where there is too little to learn from.
+    """
+    if find_spec("torch") is None:
+        raise NoTorch
+    if data:
+        return _on_clicks(what, data, out, seed)
+    made = []
+    if what in ("history", "all"):
+        made.append(_history_of_simulation(out / "history", shoppers, looks, seed))
+    if what in ("ranker", "all"):
+        history = next((path for path in (out / "history", served / "history") if path.is_dir()), None)
+        made.append(_ranker_of_simulation(out / "ranker", history, shoppers, looks, seed + SHOPS))
+    return made
+
+
+def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Path]:
+    from models.train import clicks
+    from models.walk import Shop
+
+    streams = read(data)
+    source, told = _source(data, streams), f"{len(streams.joined().item):,} clicks of {', '.join(p.name for p in data)}"
+    bench = Bench(out, f"{what} {source.hash} {seed}", say)
+    shop = Shop(streams.items)
+    fitted = clicks.train(shop, streams.joined(), say, seed=seed, bench=bench)
+    made = []
+    if what in ("ranker", "all"):
+        made.append(out / "ranker")
+        export(
+            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, source
+        )  # fmt: skip
+    if what in ("history", "all") and fitted.trainer is not None:
+        made.append(out / "history")
+        fitted.trainer.export(made[-1], data=told, created=_now(), metrics={"loss": fitted.trainer.loss}, source=source)
+    bench.clear()
+    return made
+
+
+def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -> Path:
+    """Of attributes alone: every shop has items of its own."""
+    from models.train.history import Trainer
+    from models.train.history_graph import Shape
+
+    bench = Bench(folder, f"history {shoppers} {looks} {seed}", say)
+    seen = []
+    for shop in range(SHOPS):
+        name = f"shop-{shop}"
+
+        def touched(number: int = seed + shop) -> Arrays:
+            one = simulate(Uniform(), shoppers, looks, number)
+            return {"items": one.items, **one.behaviour._asdict()}
+
+        arrays = bench.once(name, touched)
+        seen.append((arrays.pop("items"), Behaviour(**arrays)))
+        say(f"shop {shop + 1} of {SHOPS}: {len(seen[-1][1].item):,} interactions")
+    shifts = np.cumsum([0, *(len(items) for items, _ in seen[:-1])]).tolist()
+    behaviour = Behaviour.joined([one for _, one in seen], shifts)
+    trainer = Trainer(np.concatenate([items for items, _ in seen]), Shape(width=64, unseen=1.0), seed=seed)
+    loss = trainer.learn(behaviour, EPOCHS, say, bench=bench)
+    trainer.export(
+        folder, created=_now(), metrics={"loss": loss},
+        data=f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}",
+    )  # fmt: skip
+    bench.clear()
+    return folder
+
+
+def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, looks: int, seed: int) -> Path:
+    """In shops that the history model has not seen, as every shop will be one."""
+    bench = Bench(
+        folder, f"ranker {shoppers} {looks} {seed} {_files_hash(sorted(history.iterdir()) if history else [])}", say
+    )
+    scorer: Scorer = Uniform()
+    gathered: list[Choices] = []
+    for turn in range(ROUNDS):
+        name = f"round-{turn}"
+
+        def chosen(number: int = seed + turn, scorer: Scorer = scorer) -> Arrays:
+            one = simulate(scorer, shoppers, looks, number, history=history)
+            counts = {"looks": np.array(one.looks), "clicked": np.array(one.clicked)}
+            return {**counts, **{n: array for n, array in one.choices._asdict().items() if array is not None}}
+
+        arrays = bench.once(name, chosen)
+        rate = float(arrays.pop("clicked")) / max(1.0, float(arrays.pop("looks")))
+        gathered.append(Choices(**arrays))
+        choices = Choices.joined(gathered)
+        fitted, head = _fit(choices, seed)
+        say(
+            f"round {turn + 1} of {ROUNDS}: {len(gathered[-1].chosen):,} choices, {rate:.1%} of looks clicked; held-out loss "
+            f"{fitted.loss:.3f}, of the MLP {head.loss:.3f} (uniform {fitted.uniform:.3f}), first choice found {fitted.top1:.1%}"
+        )
+        export(
+            folder, fitted,
+            f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}",
+            _now(), {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}, head, RANKER_LIMITS,
+        )  # fmt: skip
+        scorer = Ranker(folder, "mlp")
+    bench.clear()
+    return folder
+
+
+def _fit(choices: Choices, seed: int) -> tuple[Fit, Head]:
+    from models.train.head import fit_head
+
+    return fit(choices, seed=seed), fit_head(choices, seed=seed)
+
+
+def _source(data: Sequence[Path], streams: Clickstreams) -> Source:
+    times = streams.joined().time
+    first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (times.min(), times.max()))
+    return Source(_files_hash(data), (first, last))
+
+
+def _files_hash(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,41 @@
+"""What shoppers touched, as sequences that a history model learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.clickstream import Clicks
+from stream.events import CLICK
+
+
+class Behaviour(NamedTuple):
+    """n interactions of S shoppers or sessions, one after the other, each in order of time."""
+
+    ends: npt.NDArray[np.int64]  # (S,)
+    item: npt.NDArray[np.int32]  # (n,) row among the trainer's items
+    time: npt.NDArray[np.float64]  # (n,) s
+    kind: npt.NDArray[np.int8]  # (n,) code of stream.events
+
+    @classmethod
+    def of_clicks(cls, clicks: Clicks) -> Behaviour:
+        return cls(clicks.ends, clicks.item, clicks.time, np.full(len(clicks.item), CLICK, np.int8))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Behaviour], shifts: Sequence[int]) -> Behaviour:
+        """One after the other; the items of each are numbered from its shift on."""
+        starts = np.cumsum([0, *(len(part.item) for part in parts[:-1])])
+        return cls(
+            np.concatenate([part.ends + at for part, at in zip(parts, starts, strict=True)]),
+            np.concatenate([part.item + np.int32(shift) for part, shift in zip(parts, shifts, strict=True)]),
+            np.concatenate([part.time for part in parts]),
+            np.concatenate([part.kind for part in parts]),
+        )
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(S,) where each begins."""
+        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])

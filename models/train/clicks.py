@@ -1,0 +1,140 @@
+"""Fit all that foresees clicks on a clickstream: the history model, and the ranker's heads on what it and the signals say."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.clickstream import Clicks
+from models.history import History
+from models.phi import F
+from models.train.behaviour import Behaviour
+from models.train.ranker import Choices, Fit, fit
+from models.train.ranker_graph import Head
+from models.train.resume import Bench
+from models.walk import Asked, Shop, walk
+
+if TYPE_CHECKING:
+    from models.train.history import Trainer
+
+QUERIES = 38_000  # of the newest sessions, positions that the ranker is fitted on; more gained little
+NEWEST = 0.3  # of all sessions, at most so many of them
+EPOCHS, TUNING = 6, 2  # of the history model
+STAGES = 4  # in which it goes on learning from the newest sessions
+WITHOUT_TORCH = "torch is not installed, so there is neither a history model nor an MLP head, which foresee better: make setup-train"
+Say = Callable[[str], None]
+
+
+def gather(
+    shop: Shop, clicks: Clicks, say: Say, queries: int = QUERIES, trainer: Trainer | None = None,
+    bench: Bench | None = None,
+) -> Choices:  # fmt: skip
+    """Learn from all sessions; of the newest, with about `queries` positions, what was offered before each was learnt from.
+
+    The history model is the shop's from then on. While it is judged it is never asked for sessions that it has seen: it
+    goes on learning from each of STAGES parts of the newest sessions once they were walked through, as old when it is
+    asked as it will be in serving. Raises ValueError where no next click was among the candidates.
+    """
+    first = max(clicks.newest(queries), int((1 - NEWEST) * len(clicks.ends)))
+    for _ in walk(shop, clicks, ask=False, learn=True, last=first):
+        pass
+    say(f"signals of {first:,} sessions learnt")
+    if trainer is not None and first:
+        seen = Behaviour.of_clicks(clicks.part(0, first))
+        trainer.start(seen)
+        trainer.learn(seen, EPOCHS, say, bench=bench)
+        trainer.learn(seen, TUNING, say, tune=True, bench=bench)
+    stages = np.linspace(first, len(clicks.ends), STAGES + 1).astype(int).tolist()
+    gathered: list[Choices] = []
+    for number, (start, end) in enumerate(pairwise(stages)):
+        name = f"choices-{number}"
+        kept = bench.get(name) if bench is not None else None
+        if kept is not None:
+            gathered.append(Choices(kept["phi"], kept["ends"], kept["chosen"]))
+            for _ in walk(shop, clicks, ask=False, learn=True, first=start, last=end):
+                pass
+        else:
+            if trainer is not None and start:
+                shop.history = _served(trainer, shop)
+            gathered.append(_asked(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks))
+            if bench is not None:
+                bench.put(name, {name: array for name, array in gathered[-1]._asdict().items() if array is not None})
+        if trainer is not None and end > start:
+            trainer.learn(Behaviour.of_clicks(clicks.part(start, end)), TUNING, say, tune=True, bench=bench)
+    if trainer is not None:
+        trainer.learn(Behaviour.of_clicks(clicks), TUNING, say, tune=True, bench=bench)
+        shop.history = _served(trainer, shop)
+    choices = Choices.joined(gathered)
+    if not len(choices.chosen):
+        raise ValueError(
+            "no click of the training part follows from those before it; sessions of one click teach nothing"
+        )
+    return choices
+
+
+def _asked(positions: Iterator[Asked], clicks: Clicks) -> Choices:
+    """Of the positions whose next click is among the candidates, what was offered; float16."""
+    phi: list[npt.NDArray[np.float16]] = [np.empty((0, F), np.float16)]
+    chosen: list[int] = []
+    for asked in positions:
+        for u, target in enumerate(asked.targets(clicks).tolist()):
+            if target >= 0:
+                phi.append(asked.phi[u, : asked.candidates.count[u]].astype(np.float16))
+                chosen.append(target)
+    ends = np.cumsum([len(offers) for offers in phi[1:]], dtype=np.int64)
+    return Choices(np.concatenate(phi), ends, np.array(chosen, np.int32))
+
+
+class Fitted(NamedTuple):
+    """What foresees clicks. head and trainer are None where there is no torch."""
+
+    logit: Fit
+    head: Head | None
+    choices: int
+    trainer: Trainer | None  # of the history model
+
+
+def train(
+    shop: Shop, clicks: Clicks, say: Say, *, queries: int = QUERIES, seed: int = 1, history: bool = True,
+    bench: Bench | None = None,
+) -> Fitted:  # fmt: skip
+    """Train the shop's history model, if wanted and torch is there, and fit the heads.
+
+    Raises ValueError where there is too little to learn from.
+    """
+    torch = find_spec("torch") is not None
+    trainer = None
+    if torch and history:
+        from models.train.history import Trainer
+        from models.train.history_graph import Shape
+
+        trainer = Trainer(shop.catalog.items[: len(shop.catalog)], Shape(), seed=seed)
+    elif history:
+        say(WITHOUT_TORCH)
+    choices = gather(shop, clicks, say, queries, trainer, bench)
+    say(f"{len(choices.chosen):,} choices gathered")
+    logit = fit(
+        choices, seed=seed, progress=lambda epoch, loss: say(f"logit, epoch {epoch}: held-out loss {loss:.4f} nats")
+    )
+    head = None
+    if torch:
+        from models.train.head import fit_head
+
+        head = fit_head(
+            choices, seed=seed, progress=lambda epoch, loss: say(f"MLP, epoch {epoch}: held-out loss {loss:.4f} nats")
+        )
+    return Fitted(logit, head, len(choices.chosen), trainer)
+
+
+def _served(trainer: Trainer, shop: Shop) -> History:
+    """The model as it serves: by way of its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.export(Path(folder), data="a clickstream", created="", metrics={})
+        return History(Path(folder), shop.catalog)

@@ -1,0 +1,83 @@
+"""Fit the small MLP head by gradient descent on the listwise cross-entropy.
+
+Inputs are standardised for the descent; means and deviations are folded into the weights afterwards. Needs torch:
+`make setup-train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from models.train.ranker import Choices, features_scale, ragged
+from models.train.ranker_graph import NARROW, WIDE, Head
+
+
+class _Net(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(features, 1, bias=False)
+        self.first, self.second = torch.nn.Linear(features, WIDE), torch.nn.Linear(WIDE, NARROW)
+        self.last = torch.nn.Linear(NARROW, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(O, F) -> (O,)."""
+        hidden = functional.relu(self.first(x))
+        hidden = functional.relu(self.second(hidden))
+        return (self.linear(x) + self.last(hidden))[:, 0]
+
+
+def _losses(scores: torch.Tensor, count: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each of B choices among its offers. scores (O,); count (B,) offers; chosen (B,) among the O."""
+    of = torch.repeat_interleave(torch.arange(len(count)), count)
+    most = torch.full((len(count),), -torch.inf).scatter_reduce(0, of, scores.detach(), "amax")
+    total = torch.zeros(len(count)).index_add(0, of, (scores - most[of]).exp())
+    return most + total.log() - scores[chosen]
+
+
+def fit_head(
+    choices: Choices, *, epochs: int = 8, rate: float = 3e-3, decay: float = 1e-3, batch: int = 128, seed: int = 1,
+    progress: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> Head:  # fmt: skip
+    """AdamW at a rate that falls to nothing; a tenth of the choices is held out.
+
+    progress gets the epoch, from 1, and the held-out loss in nats.
+    """
+    torch.set_num_threads(1)  # sums of several threads come in another order, and the artefact with them
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    held = rng.random(len(choices.chosen)) < 0.1
+    train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    scale, mean = features_scale(choices.phi, rng)
+    net = _Net(choices.phi.shape[1])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
+
+    def losses(these: npt.NDArray[np.int64]) -> torch.Tensor:
+        offers, count, chosen = ragged(choices, these)
+        x = (choices.phi[offers].astype(np.float32) - mean) / scale
+        return _losses(net(torch.from_numpy(x)), torch.from_numpy(count), torch.from_numpy(chosen))
+
+    steps, done, loss = epochs * -(-len(train) // batch), 0, float("nan")
+    for epoch in range(epochs):
+        order = rng.permutation(train)
+        for at in range(0, len(order), batch):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - done / steps)
+            optimizer.zero_grad()
+            losses(order[at : at + batch]).mean().backward()
+            optimizer.step()
+            done += 1
+        with torch.no_grad():
+            loss = float(torch.cat([losses(test[at : at + 512]) for at in range(0, len(test), 512)]).mean())
+        progress(epoch + 1, loss)
+    of = {name: value.detach().numpy() for name, value in net.named_parameters()}
+    first = of["first.weight"].T / scale[:, None]  # (F, WIDE)
+    return Head(
+        np.ascontiguousarray(of["linear.weight"].T / scale[:, None], np.float32),
+        np.ascontiguousarray(first, np.float32), (of["first.bias"] - mean @ first).astype(np.float32),
+        np.ascontiguousarray(of["second.weight"].T), of["second.bias"], np.ascontiguousarray(of["last.weight"].T), loss,
+    )  # fmt: skip

@@ -47,7 +47,7 @@ class Drawn(NamedTuple):
     ended: bool  # False where there was no end within the tokens allowed
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     layers: int
     heads: int
     width: int
@@ -58,7 +58,7 @@ class _Shape(NamedTuple):
 class _Cache:
     """Keys and values of some sequences, a pair of arrays for each layer."""
 
-    def __init__(self, shape: _Shape) -> None:
+    def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._memory = [np.empty(0, np.float32) for _ in range(2 * shape.layers)]
         self.rows = self.capacity = 0
@@ -184,12 +184,11 @@ class Gpt2:
             raise ValueError(
                 f"{'the graph' if isinstance(graph, bytes) else graph} is no GPT-2 of this version; train or build it again"
             )
-        self._shape = _Shape(**json.loads(about))
-        self.positions, self.vocabulary = self._shape.positions, self._shape.vocabulary
-        self._cache = _Cache(self._shape)
+        self.shape = Shape(**json.loads(about))
+        self._cache = _Cache(self.shape)
         self._steps: dict[tuple[int, int], _Bound] = {}  # of so many rows, and K
         # The prompt that was read last, of which the next may share the beginning.
-        self._reader = _Cache(self._shape)
+        self._reader = _Cache(self.shape)
         self._read: tuple[int, ...] = ()
 
     def generate(
@@ -203,12 +202,15 @@ class Gpt2:
         """
         for prompt in prompts:
             self._check(prompt, 1)
-        longest = max((min(len(p) + sampling.max_tokens, self.positions) for p in prompts), default=1)
+        longest = max((min(len(p) + sampling.max_tokens, self.shape.positions) for p in prompts), default=1)
         self._make_room(min(ROWS, len(prompts) * samples), longest)
         chances = [np.random.default_rng(seed).random((sampling.max_tokens, samples)) for seed in seeds]
-        task = _Task(prompts, chances, ends, sampling, min(sampling.top_k, self.vocabulary))
+        task = _Task(prompts, chances, ends, sampling, min(sampling.top_k, self.shape.vocabulary))
         texts = [
-            [_Text(at, number, len(p), min(sampling.max_tokens, self.positions - len(p))) for number in range(samples)]
+            [
+                _Text(at, number, len(p), min(sampling.max_tokens, self.shape.positions - len(p)))
+                for number in range(samples)
+            ]
             for at, p in enumerate(prompts)
         ]
         order = sorted(range(len(prompts)), key=lambda at: tuple(prompts[at]))
@@ -256,8 +258,10 @@ class Gpt2:
     def _check(self, prompt: Sequence[int], more: int) -> None:
         if not prompt:
             raise ValueError("a prompt has no tokens; give it one at least, such as the end token")
-        if len(prompt) + more > self.positions:
-            raise ValueError(f"a prompt of {len(prompt)} tokens and {more} more are too many, at most {self.positions}")
+        if len(prompt) + more > self.shape.positions:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens and {more} more are too many, at most {self.shape.positions}"
+            )
 
     def _make_room(self, rows: int, tokens: int) -> None:
         if self._cache.fit(rows, tokens):

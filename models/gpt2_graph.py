@@ -29,6 +29,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
 from models.gpt2 import ABOUT
+from models.manifest import ManifestError
 
 Array = npt.NDArray[Any]
 Precision = Literal["int8", "float32"]
@@ -40,7 +41,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ManifestError):
     """Something that is no GPT-2, or one that cannot be run; the message says what is missing and what to do."""
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,11 @@ GPT2_124M = {
 }  # fmt: skip
 SHAPES = ("gpt2_124m", "ours")
 NO_TORCH = "torch is not installed, so transformers cannot generate: make setup-train installs it"
-Weights = dict[str, npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
+Weights = dict[str, Floats]
+Jobs = dict[
+    tuple[str, ...], tuple[float, Callable[[], object]]
+]  # what, of which batch, whose -> units of a call, the call
 Generate = Callable[[npt.NDArray[np.int64]], object]
 
 
@@ -43,7 +48,7 @@ def random_weights(config: Mapping[str, Any], seed: int) -> Weights:
     rng = np.random.default_rng(seed)
     width, inner = config["n_embd"], config.get("n_inner") or 4 * config["n_embd"]
 
-    def normal(*shape: int) -> npt.NDArray[np.float32]:
+    def normal(*shape: int) -> Floats:
         return np.float32(0.02) * rng.standard_normal(shape, dtype=np.float32)
 
     weights = {"wte.weight": normal(config["vocab_size"], width), "wpe.weight": normal(config["n_positions"], width)}
@@ -73,7 +78,7 @@ def measure(settings: Settings, plan: Plan, large: Mapping[str, Any] = GPT2_124M
         "n_positions": shipped.positions, "vocab_size": shipped.vocabulary,
     }  # fmt: skip
     with one_core():
-        jobs: dict[tuple[str, ...], tuple[float, Callable[[], object]]] = {}  # units of a call, the call
+        jobs: Jobs = {}
         for shape, config in zip(SHAPES, (large, ours), strict=True):
             jobs |= _texts(shape, config, torch)
         jobs |= _rankings(Ranker(settings.models_dir / "ranker"))
@@ -122,26 +127,27 @@ def _rate(units: float, call: Callable[[], object], seconds: float) -> float:
     return units * calls / (time.perf_counter() - start)
 
 
-def _texts(
-    shape: str, config: Mapping[str, Any], torch: bool
-) -> dict[tuple[str, ...], tuple[float, Callable[[], object]]]:
+def _texts(shape: str, config: Mapping[str, Any], torch: bool) -> Jobs:
     weights = random_weights(config, SEED)
     model = Gpt2(build_graph(config, weights))
     theirs = _transformers(config, weights) if torch else None
     rng = np.random.default_rng(SEED)
-    jobs: dict[tuple[str, ...], tuple[float, Callable[[], object]]] = {}
-    for b in BATCHES:
-        # Every call has prompts of its own: a prompt that was just read need not be read again.
-        def prompts(b: int = b) -> npt.NDArray[np.int64]:
-            return rng.integers(0, config["vocab_size"], (b, PROMPT))
 
-        jobs[shape, str(b), "ours"] = b * NEW, lambda prompts=prompts: _draw(model, prompts())  # type: ignore[misc]
-        if theirs is not None:
-            jobs[shape, str(b), "baseline"] = b * NEW, lambda prompts=prompts: theirs(prompts())  # type: ignore[misc]
+    def some(rows: int, tokens: int) -> npt.NDArray[np.int64]:
+        """Anew for every call: a prompt that was just read need not be read again."""
+        return rng.integers(0, config["vocab_size"], (rows, tokens))
 
     def score() -> object:
-        candidates = rng.integers(0, config["vocab_size"], (CANDIDATES, CANDIDATE)).tolist()
-        return model.score(rng.integers(0, config["vocab_size"], PROMPT).tolist(), candidates)
+        return model.score(some(1, PROMPT)[0].tolist(), some(CANDIDATES, CANDIDATE).tolist())
+
+    def drawn(generate: Generate, rows: int) -> object:
+        return generate(some(rows, PROMPT))
+
+    jobs: Jobs = {}
+    for b in BATCHES:
+        jobs[shape, str(b), "ours"] = b * NEW, partial(drawn, partial(_draw, model), b)
+        if theirs is not None:
+            jobs[shape, str(b), "baseline"] = b * NEW, partial(drawn, theirs, b)
 
     jobs[shape, "score", "ours"] = CANDIDATES, score
     say(f"{shape}: {sum(w.size for w in weights.values()) / 1e6:.1f} million weights")
@@ -177,25 +183,27 @@ def _transformers(config: Mapping[str, Any], weights: Weights) -> Generate:
     return generate
 
 
-def _rankings(ranker: Ranker) -> dict[tuple[str, ...], tuple[float, Callable[[], object]]]:
+def _rankings(ranker: Ranker) -> Jobs:
     rng = np.random.default_rng(SEED)
-    jobs: dict[tuple[str, ...], tuple[float, Callable[[], object]]] = {}
+    jobs: Jobs = {}
     for n in RANKED:
         for b in SHOPPERS:
             phi = rng.standard_normal((b, n, len(FEATURES)), dtype=np.float32)
             count = np.full(b, n, np.int32)
-            if not np.allclose(ranker.score(phi, count), _softmax(phi, ranker.theta), atol=1e-5):
+            if not np.allclose(ranker.score(phi, count), _softmax(phi, count, ranker.theta), atol=1e-5):
                 raise RuntimeError(f"the ranker and numpy differ for {b} shoppers of {n} candidates")
             at = ("ranker", str(n), str(b))
-            jobs[(*at, "ours")] = 1.0, lambda phi=phi, count=count: ranker.score(phi, count)  # type: ignore[misc]
-            jobs[(*at, "baseline")] = 1.0, lambda phi=phi: _softmax(phi, ranker.theta)  # type: ignore[misc]
+            jobs[(*at, "ours")] = 1.0, partial(ranker.score, phi, count)
+            jobs[(*at, "baseline")] = 1.0, partial(_softmax, phi, count, ranker.theta)
     return jobs
 
 
-def _softmax(phi: npt.NDArray[np.float32], theta: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """P(C|U) of (U, C, F) and (F, 1), in numpy. (U, C)"""
-    scores = (phi @ theta)[:, :, 0]
-    shares: npt.NDArray[np.float32] = np.exp(scores - scores.max(axis=1, keepdims=True))
+def _softmax(phi: Floats, count: npt.NDArray[np.int32], theta: Floats) -> Floats:
+    """What `Ranker.score` is to give, in numpy. (U, C)"""
+    offered = np.arange(phi.shape[1]) < count[:, None]
+    scores = np.where(offered, (phi @ theta)[:, :, 0], np.float32(-1e30))
+    shares: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares *= offered
     shares /= shares.sum(axis=1, keepdims=True)
     return shares
 

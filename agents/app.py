@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from agents import copy, items, shopper, web
@@ -62,6 +63,15 @@ def models_of(settings: Settings, catalog: Catalog) -> tuple[Ranker, History | N
     return Ranker(settings.models_dir / "ranker", settings.head), history
 
 
+def copywriter_of(settings: Settings) -> Path:
+    """The folder of the copywriter that is set. Raises ManifestError where a checkpoint cannot be had or converted."""
+    if settings.copywriter is None:
+        return settings.models_dir / "copywriter"
+    from models.checkpoint import copywriter_folder  # with it comes onnx, which the shipped models do without
+
+    return copywriter_folder(settings.copywriter)
+
+
 class Worker:
     """Everything of one process. Raises ManifestError where a model does not fit this program."""
 
@@ -93,7 +103,7 @@ class Worker:
                 settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens,
                 settings.copy_samples,
             )  # fmt: skip
-            self.scribe = Scribe(settings.models_dir / "copywriter", sampling)
+            self.scribe = Scribe(copywriter_of(settings), sampling)
             self.path.copywriter = self.scribe.version
             self.app.listen(copy.TOPICS, copy.Copies(settings, self.scribe, out).live, limit=copy.RUN_RECORDS)
         self.watch = Watch(self.app)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deploy.broker import Broker
 
 WATCH_EVERY = 2.0  # s
-BENCHMARKS = ("stream", "page", "latency", "recovery")
+BENCHMARKS = ("stream", "page", "latency", "recovery", "models")
 Command = Callable[[Settings, argparse.Namespace], int]
 
 

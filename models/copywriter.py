@@ -1,8 +1,6 @@
 """GPT-2 that writes headlines, in ONNX Runtime: sampled by temperature, top-k and top-p, and guarded.
 
-Several headlines are drawn for each segment, the likeliest that passes the guard is kept, none where none does. All
-samples of a segment share its prompt, and segments are generated one by one: a headline does not depend on who else
-asked.
+Several headlines are drawn for each segment, the likeliest that passes the guard is kept, none where none does.
 """
 
 from __future__ import annotations
@@ -10,17 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from models import manifest
+from models.gpt2 import Gpt2, Sampling
 from stream.ids import key64
 
 GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
+LOCALES = ("en", "zh")  # that there are prompts in
 END = "<|end|>"
 LONGEST = 96  # characters of a headline
 _BANNED = re.compile(
@@ -99,32 +96,22 @@ def _says(text: str, name: str) -> bool:
 
 
 class Copywriter:
-    """A GPT-2 read from a folder. Raises ManifestError where a file is missing or changed."""
+    """A GPT-2 read from a folder: ours, or one that `models.checkpoint` converted.
+
+    Raises ManifestError where a file is missing or changed, ValueError where the graph is of another version.
+    """
 
     def __init__(
         self, folder: Path, *, temperature: float = 0.9, top_k: int = 50, top_p: float = 0.95, max_tokens: int = 50,
         samples: int = 4,
     ) -> None:  # fmt: skip
         self.manifest = manifest.load(folder, "copywriter")
-        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
-        self._max_tokens, self._samples = max_tokens, samples
-        params: dict[str, Any] = self.manifest.params
-        self._shape: tuple[int, int, int] = (
-            2 * params["n_layer"],
-            params["n_head"],
-            params["n_embd"] // params["n_head"],
-        )
-        self._positions: int = params["n_positions"]
-        self.names: dict[str, dict[str, list[str]]] = params["names"]  # locale -> category -> what it is called
+        self._sampling, self._samples = Sampling(temperature, top_k, top_p, max_tokens), samples
+        # locale -> category -> what it is called; empty for a model that was not trained on a shop's categories.
+        self.names: dict[str, dict[str, list[str]]] = self.manifest.params["names"]
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._end = self._tokenizer.token_to_id(END)
-        ort.disable_telemetry_events()  # what happens in the shop stays in the shop
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._ends = frozenset(self.manifest.params.get("ends") or [self._tokenizer.token_to_id(END)])
+        self._model = Gpt2(folder / GRAPH)
 
     @property
     def version(self) -> str:
@@ -134,60 +121,36 @@ class Copywriter:
     def write(self, batch: Sequence[Facts], seed: int) -> list[Copy | None]:
         """A headline for each; None where no sample passed the guard, or the category is none that it knows.
 
-        The same facts and seed give the same headline, whatever else is in the batch.
+        All are drawn together, and the same facts and seed give the same headline, whatever else is in the batch.
         """
-        return [self._best(facts, seed) for facts in batch]
+        copies: list[Copy | None] = [None] * len(batch)
+        names = [self._names(facts) for facts in batch]
+        known = [at for at, of in enumerate(names) if of is not None]
+        drawn = self._model.generate(
+            [self._prompt(batch[at], names[at] or {}) for at in known],
+            [(seed & 0x7FFFFFFF, key64("|".join(batch[at][:3])) & 0x7FFFFFFF) for at in known],
+            self._ends, self._sampling, self._samples,
+        )  # fmt: skip
+        for at, texts in zip(known, drawn, strict=True):
+            written = [
+                Copy(self._tokenizer.decode(text.ids).strip(), text.logprob / (len(text.ids) + 1))
+                for text in texts
+                if text.ended
+            ]
+            good = [copy for copy in written if guard(copy.text, batch[at], names[at] or {}) is None]
+            copies[at] = max(good, key=lambda copy: copy.logprob, default=None)
+        return copies
 
-    def _best(self, facts: Facts, seed: int) -> Copy | None:
-        names = self.names.get(facts.locale)
-        if names is None or (facts.category and facts.category not in names):
+    def _names(self, facts: Facts) -> Mapping[str, Sequence[str]] | None:
+        """For each known category what it is called in the language; None where this one or the language is unknown."""
+        if self.names:
+            names = self.names.get(facts.locale)
+            return names if names is not None and (not facts.category or facts.category in names) else None
+        if facts.locale not in LOCALES:
             return None
+        return {facts.category: [re.sub(r"[\W_]+", " ", facts.category).strip()]} if facts.category else {}
+
+    def _prompt(self, facts: Facts, names: Mapping[str, Sequence[str]]) -> list[int]:
         topic = names[facts.category][0] if facts.category else ""
-        rng = np.random.default_rng([seed & 0x7FFFFFFF, key64("|".join(facts[:3])) & 0x7FFFFFFF])
-        ids = self._tokenizer.encode(prompt(facts.locale, facts.slot, topic)).ids
-        drawn = self._generate(np.array(ids, np.int64), rng)
-        good = [copy for copy in drawn if copy is not None and guard(copy.text, facts, names) is None]
-        return max(good, key=lambda copy: copy.logprob, default=None)
-
-    def _generate(self, ids: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Copy | None]:
-        """Samples that follow the prompt (T,); None where one did not end in time."""
-        n = self._samples
-        planes, heads, width = self._shape
-        past = np.zeros((planes, n, heads, 0, width), np.float32)
-        step = np.repeat(ids[None, :], n, 0)  # (n, T) int64
-        texts: list[list[int]] = [[] for _ in range(n)]
-        logprob = np.zeros(n)
-        open_ = np.ones(n, np.bool_)
-        for _ in range(min(self._max_tokens, self._positions - len(ids))):
-            logits, past = self._session.run(None, {"ids": step, "past": past})
-            tokens, logs = self._draw(logits, rng)
-            for i in np.flatnonzero(open_):
-                logprob[i] += logs[i]
-                if tokens[i] == self._end:
-                    open_[i] = False
-                else:
-                    texts[i].append(int(tokens[i]))
-            if not open_.any():
-                break
-            step = tokens[:, None]
-        return [
-            None
-            if open_[i] or not texts[i]
-            else Copy(self._tokenizer.decode(texts[i]).strip(), float(logprob[i] / (len(texts[i]) + 1)))
-            for i in range(n)
-        ]
-
-    def _draw(self, logits: npt.NDArray[np.float32], rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], Any]:
-        """One token of each row of (n, V) logits -> ids (n,), log-probabilities (n,) under the sampling distribution."""
-        rows = np.arange(len(logits))[:, None]
-        top = np.argpartition(logits, -self._top_k, axis=1)[:, -self._top_k :]  # (n, k)
-        top = top[rows, np.lexsort((top, -logits[rows, top]))]  # the likeliest first, of equals the lowest id
-        scores = logits[rows, top].astype(np.float64) / self._temperature
-        p = np.exp(scores - scores[:, :1])
-        p /= p.sum(axis=1, keepdims=True)
-        # The likeliest tokens up to a total of top_p; the one that crosses it still counts.
-        p[np.cumsum(p, axis=1) - p >= self._top_p] = 0.0
-        p /= p.sum(axis=1, keepdims=True)
-        at = (np.cumsum(p, axis=1) < rng.random((len(p), 1))).sum(axis=1).clip(max=p.shape[1] - 1)
-        chosen = rows[:, 0], at
-        return top[chosen], np.log(np.maximum(p[chosen], 1e-12))
+        ids: list[int] = self._tokenizer.encode(prompt(facts.locale, facts.slot, topic)).ids
+        return ids

@@ -31,19 +31,24 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-def cache_dir() -> Path | None:
-    """The first writable place for compiled kernels, or None."""
+def cache_folder(name: str) -> Path | None:
+    """The first writable place for what is made once and kept, or None: SHOPWINDOW_CACHE or the checkout, the user's, /tmp."""
     wanted = os.environ.get("SHOPWINDOW_CACHE")
     bases = [Path(wanted) if wanted else ROOT / ".cache", Path(os.path.expanduser("~/.cache/shopwindow"))]
     with suppress(OSError):  # raised where no temporary folder can be written either
         bases.append(Path(tempfile.gettempdir()) / "shopwindow")
     for base in bases:
-        path = base / "kernels" / sources_hash()
+        path = base / name
         with suppress(OSError):
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 return path
     return None
+
+
+def cache_dir() -> Path | None:
+    """Where compiled kernels are kept, or None."""
+    return cache_folder(f"kernels/{sources_hash()}")
 
 
 _CACHE = cache_dir()

@@ -79,9 +79,16 @@ def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _named(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
 _BOOL = _Kind(_flag, "true or false")
 _PATH = _Kind(_folder, "a path")
 _TEXT = _Kind(str, "text")
+_MODEL = _Kind(_named, "a folder or a name")
 _TOPIC = _Kind(_topic_part, "letters, digits, '.', '_' and '-', at most 100")
 
 
@@ -128,6 +135,11 @@ class Settings:
     )
     data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`, and profiles in RocksDB")
     models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker, the history model and the copywriter")
+    copywriter: str | None = _setting(
+        None,
+        _MODEL,
+        "another copywriter: its folder, that of a Hugging Face GPT-2, or the name of one, such as gpt2",
+    )
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
     web_port: int = _setting(6066, _whole(0, 65535), "port of the same; 0 takes a free one")
     run_records: int = _setting(512, _whole(1, 4096), "records that an agent takes at once, at most")

@@ -25,6 +25,14 @@ def test_a_headline_is_the_same_for_the_same_facts_whoever_else_asks(writer: Cop
     assert [copy.text for copy in together if copy] == [copy.text for copy in writer.write(facts, 3) if copy]
 
 
+def test_more_segments_than_fit_at_once_get_the_headlines_that_each_gets_alone(writer: Copywriter) -> None:
+    facts = [Facts("en", slot, category) for slot in ("for_you", "trending") for category in list(TOPICS)[:9]]
+    facts += [Facts("zh", "fresh", category) for category in ("", *list(TOPICS)[:5])] + facts[:2]
+    together = writer.write(facts, 5)
+    assert together == [writer.write([fact], 5)[0] for fact in facts]
+    assert together[-2:] == together[:2]
+
+
 def test_nearly_every_segment_gets_a_headline_that_passes_the_guard(writer: Copywriter) -> None:
     facts = [Facts(locale, "for_you", category) for locale in ("en", "zh") for category in list(TOPICS)[::3]]
     copies = writer.write(facts, 11)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models import manifest
+from models.nearest import Nearest, product
 from models.phi import Foreseen
 from stream.catalog import Catalog
 from stream.ids import IdIndex, find
@@ -158,48 +159,6 @@ def _whole(queries, whole, unit):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _product(query, vector):  # type: ignore[no-untyped-def]
-    total = np.int32(0)
-    for k in range(query.shape[0]):
-        total += np.int32(query[k]) * np.int32(vector[k])
-    return total
-
-
-@njit
-def _best(whole, vectors, scales, n, strength, heap, out):  # type: ignore[no-untyped-def]
-    """The rows below n of the largest products, of equals the lower row first, into out (U, K); -1 beyond."""
-    for u in range(whole.shape[0]):
-        size = 0
-        for row in range(n):
-            score = np.float32(_product(whole[u], vectors[row])) * scales[row]
-            if size == heap.shape[0] and score <= strength[0]:
-                continue
-            # A heap with the weakest on top.
-            if size < heap.shape[0]:
-                at = size
-                size += 1
-                while at > 0 and strength[(at - 1) // 2] > score:
-                    strength[at], heap[at] = strength[(at - 1) // 2], heap[(at - 1) // 2]
-                    at = (at - 1) // 2
-            else:
-                at = 0
-                while True:
-                    child = 2 * at + 1
-                    if child >= size:
-                        break
-                    if child + 1 < size and strength[child + 1] < strength[child]:
-                        child += 1
-                    if strength[child] >= score:
-                        break
-                    strength[at], heap[at] = strength[child], heap[child]
-                    at = child
-            strength[at], heap[at] = score, row
-        order = np.argsort(-strength[:size], kind="mergesort")
-        for j in range(out.shape[1]):
-            out[u, j] = heap[order[j]] if j < size else -1
-
-
-@njit
 def _shares(whole, unit, rows, count, vectors, scales, out):  # type: ignore[no-untyped-def]
     """Softmax of the scores of each shopper's candidates into out (U, C); zero beyond the count, and without a query."""
     for u in range(rows.shape[0]):
@@ -208,7 +167,7 @@ def _shares(whole, unit, rows, count, vectors, scales, out):  # type: ignore[no-
         most = np.float32(-np.inf)
         for c in range(n):
             row = rows[u, c]
-            out[u, c] = np.float32(_product(whole[u], vectors[row])) * scales[row] * unit[u]
+            out[u, c] = np.float32(product(whole[u], vectors[row])) * scales[row] * unit[u]
             most = max(most, out[u, c])
         total = np.float32(0.0)
         for c in range(n):
@@ -253,6 +212,7 @@ class History:
         self._catalog, self._changed = catalog, catalog.watch()
         self.vectors = np.zeros((0, self._known.shape[1]), np.int8)  # (capacity, width) of the catalogue's items
         self.scales = np.zeros(0, np.float32)  # (capacity,)
+        self._nearest, self._rows = Nearest(), 0
         self.unknown = np.zeros(0, np.int8)  # (capacity,) 1 for items that the training has not seen
         self.fit()
 
@@ -263,8 +223,8 @@ class History:
 
     def fit(self) -> None:
         """Make vectors of the items that have come or changed: call before a batch reads them."""
-        catalog, size = self._catalog, len(self.scales)
-        changed = set(range(len(catalog))) if not size else self._changed
+        catalog, size, known = self._catalog, len(self.scales), self._rows
+        changed = self._changed if known else set(range(len(catalog)))
         if size < len(catalog.items):
             more = len(catalog.items) - size
             self.vectors = np.concatenate([self.vectors, np.zeros((more, self.vectors.shape[1]), np.int8)])
@@ -277,6 +237,9 @@ class History:
                 rows, catalog.items, self._vocabulary.keys, self._vocabulary.rows, self._known, self._known_scale,
                 self._attributes, self.vectors, self.scales, self.unknown,
             )  # fmt: skip
+        if len(catalog) > known:
+            self._rows = len(catalog)
+            self._nearest.add(known, self._rows, self.vectors, self.scales)
 
     def foresee(self, profiles: Rows) -> Foresight:
         """What U shoppers will touch next. profiles (U,) PROFILE. The same to the bit alone and in any batch."""
@@ -294,9 +257,7 @@ class History:
         whole, unit = np.empty((u, self.vectors.shape[1]), np.int16), np.empty(u, np.float32)
         _whole(query, whole, unit)
         unit[last < 0] = 0.0
-        rows = np.empty((u, PROPOSED), np.int32)
-        strength, heap = np.empty(PROPOSED, np.float32), np.empty(PROPOSED, np.int32)
-        _best(whole, self.vectors, self.scales, len(self._catalog), strength, heap, rows)
+        rows = self._nearest.find(whole, self.vectors, self.scales, PROPOSED)
         rows[last < 0] = -1
         return Foresight(whole, unit, rows)
 

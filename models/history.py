@@ -167,7 +167,7 @@ def _shares(whole, unit, rows, count, vectors, scales, out):  # type: ignore[no-
         most = np.float32(-np.inf)
         for c in range(n):
             row = rows[u, c]
-            out[u, c] = np.float32(product(whole[u], vectors[row])) * scales[row] * unit[u]
+            out[u, c] = np.float32(product(whole, u, vectors, row)) * scales[row] * unit[u]
             most = max(most, out[u, c])
         total = np.float32(0.0)
         for c in range(n):

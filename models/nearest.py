@@ -17,16 +17,17 @@ EXACT = 4096  # items up to which all are asked
 SCANNED = 4096  # items that are looked at else, about
 PER_LIST = 64
 LISTS = 1024  # at most: to find the nearest of more would cost a start and every new item more
+LOOKED_INTO = 128  # lists at most
 ROUNDS = 6  # of k-means
 SAMPLE = 16  # items a list that k-means learns from
 
 
 @njit
-def product(query, vector):  # type: ignore[no-untyped-def]
-    """Of two vectors of small integers, as int32."""
+def product(queries, u, vectors, row):  # type: ignore[no-untyped-def]
+    """Of two rows of small integers, as int32."""
     total = np.int32(0)
-    for k in range(query.shape[0]):
-        total += np.int32(query[k]) * np.int32(vector[k])
+    for k in range(queries.shape[1]):
+        total += np.int32(queries[u, k]) * np.int32(vectors[row, k])
     return total
 
 
@@ -36,7 +37,7 @@ def _nearest(rows, vectors, centres, out):  # type: ignore[no-untyped-def]
     for i in range(rows.shape[0]):
         best, at = np.int32(-2147483648), 0
         for c in range(centres.shape[0]):
-            p = product(centres[c], vectors[rows[i]])
+            p = product(centres, c, vectors, rows[i])
             if p > best:
                 best, at = p, c
         out[i] = at
@@ -63,7 +64,7 @@ def _means(rows, of, vectors, scales, centres):  # type: ignore[no-untyped-def]
 
 @njit
 def _offer(score, row, strength, heap, size):  # type: ignore[no-untyped-def]
-    """Keep the strongest in a heap with the weakest on top. -> how many it holds."""
+    """Put one that is strong enough into a heap with the weakest on top, which goes where it is full. -> how many it holds."""
     if size < heap.shape[0]:
         at = size
         while at > 0 and strength[(at - 1) // 2] > score:
@@ -71,46 +72,51 @@ def _offer(score, row, strength, heap, size):  # type: ignore[no-untyped-def]
             at = (at - 1) // 2
         strength[at], heap[at] = score, row
         return size + 1
-    if score > strength[0]:
-        at = 0
-        while True:
-            child = 2 * at + 1
-            if child >= size:
-                break
-            if child + 1 < size and strength[child + 1] < strength[child]:
-                child += 1
-            if strength[child] >= score:
-                break
-            strength[at], heap[at] = strength[child], heap[child]
-            at = child
-        strength[at], heap[at] = score, row
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and strength[child + 1] < strength[child]:
+            child += 1
+        if strength[child] >= score:
+            break
+        strength[at], heap[at] = strength[child], heap[child]
+        at = child
+    strength[at], heap[at] = score, row
     return size
 
 
 @njit
-def _best(queries, vectors, scales, centres, starts, order, tail, scanned, strength, heap, nearness, out):  # type: ignore[no-untyped-def]
+def _best(queries, vectors, scales, centres, starts, order, listed, listed_scales, tail, scanned, strength, heap,  # type: ignore[no-untyped-def]
+          nearness, near, out):  # fmt: skip
     """For each query the rows of the largest products, the largest first, into out (U, K); -1 beyond.
 
     Lists are looked through by nearness until `scanned` rows were seen, then the rows of the tail, which are in no list.
     """
     for u in range(queries.shape[0]):
-        query, size, seen = queries[u], 0, 0
+        size, seen = 0, 0
+        lists = 0
         for c in range(centres.shape[0]):
-            nearness[c] = -product(query, centres[c])
-        lists = np.argsort(nearness, kind="mergesort")
-        for i in range(centres.shape[0]):
+            score = np.float32(product(queries, u, centres, c))
+            if lists < near.shape[0] or score > nearness[0]:
+                lists = _offer(score, c, nearness, near, lists)
+        nearest = np.argsort(-nearness[:lists], kind="mergesort")
+        for i in range(lists):
             if seen >= scanned:
                 break
-            start, end = starts[lists[i]], starts[lists[i] + 1]
+            start = starts[near[nearest[i]]]
+            end = min(starts[near[nearest[i]] + 1], start + scanned - seen)
             seen += end - start
             for j in range(start, end):
-                row = order[j]
-                score = np.float32(product(query, vectors[row])) * scales[row]
-                size = _offer(score, row, strength, heap, size)
+                score = np.float32(product(queries, u, listed, j)) * listed_scales[j]
+                if size < heap.shape[0] or score > strength[0]:  # the call alone would cost as much as the product
+                    size = _offer(score, order[j], strength, heap, size)
         for j in range(tail.shape[0]):
             row = tail[j]
-            score = np.float32(product(query, vectors[row])) * scales[row]
-            size = _offer(score, row, strength, heap, size)
+            score = np.float32(product(queries, u, vectors, row)) * scales[row]
+            if size < heap.shape[0] or score > strength[0]:
+                size = _offer(score, row, strength, heap, size)
         ranked = np.argsort(-strength[:size], kind="mergesort")
         for j in range(out.shape[1]):
             out[u, j] = heap[ranked[j]] if j < size else -1
@@ -122,6 +128,8 @@ class Nearest:
     def __init__(self) -> None:
         self._centres = np.zeros((0, 0), np.int8)  # (K, width)
         self._starts, self._order = np.zeros(1, np.int64), np.zeros(0, np.int32)  # (K + 1,), rows list by list
+        # Vectors and scales once more in the order of the lists: what is looked through lies side by side.
+        self._listed, self._listed_scales = np.zeros((0, 0), np.int8), np.zeros(0, np.float32)
         self._tail = np.zeros(0, np.int32)  # rows that came since
 
     def add(self, first: int, end: int, vectors: npt.NDArray[np.int8], scales: Floats) -> None:
@@ -143,6 +151,7 @@ class Nearest:
         _nearest(every, vectors, centres, of)
         self._centres, self._order = centres, np.argsort(of, kind="stable").astype(np.int32)
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(of, minlength=count))]).astype(np.int64)
+        self._listed, self._listed_scales = vectors[self._order], scales[self._order]
         self._tail = np.zeros(0, np.int32)
 
     def find(
@@ -151,9 +160,10 @@ class Nearest:
         """Rows (U, count) of the largest products with queries (U, width), the largest first; -1 beyond."""
         out = np.empty((len(queries), count), np.int32)
         strength, heap = np.empty(count, np.float32), np.empty(count, np.int32)
-        centres = self._centres if len(self._centres) else np.zeros((0, vectors.shape[1]), np.int8)
+        none = np.zeros((0, vectors.shape[1]), np.int8)
+        centres, listed = (self._centres, self._listed) if len(self._centres) else (none, none)
         _best(
-            queries, vectors, scales, centres, self._starts, self._order, self._tail, SCANNED, strength, heap,
-            np.empty(len(centres), np.int32), out,
+            queries, vectors, scales, centres, self._starts, self._order, listed, self._listed_scales, self._tail, SCANNED,
+            strength, heap, np.empty(LOOKED_INTO, np.float32), np.empty(LOOKED_INTO, np.int32), out,
         )  # fmt: skip
         return out

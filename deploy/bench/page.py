@@ -22,6 +22,7 @@ import orjson
 
 from deploy.bench.common import Figures, Plan, middle, one_core, say
 from models.copybook import ABOUT_A_CATEGORY, TEMPLATES, CopyBook, CopyText, segment_of
+from models.history import History
 from models.path import PagePath, Policy, warm
 from models.ranker import Ranker
 from stream.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
@@ -45,7 +46,6 @@ GROWTH_ITEMS = (1_000, 10_000, 100_000, 1_000_000)
 GROWTH_EVENTS = (1, 10, 100, 10_000)
 GROWTH_BATCH, GROWTH_SHOPPERS = 32, 128
 PAGE_TIME = 0.001  # s of event time a page
-FULL_NOTE = "there is no MLP head and no history model yet"
 _WORDS = 400  # of titles
 _OWN = 32  # neighbours of the item's own category; the rest are of others
 
@@ -316,9 +316,11 @@ class Timed(NamedTuple):
 class Bench:
     """One shop, one crowd, and the path between them."""
 
-    def __init__(self, ranker: Ranker, shop: Shop, events: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, ranker: Ranker, shop: Shop, events: npt.NDArray[np.int64], history: History | None = None
+    ) -> None:
         self.shop, self.crowd = shop, Crowd(shop, events, len(shop.ids))
-        self.path = PagePath(shop.catalog, shop.signals, ranker, headlines(shop), Policy())
+        self.path = PagePath(shop.catalog, shop.signals, ranker, headlines(shop), Policy(), history)
         self._offset = 0
 
     def candidates(self) -> float:
@@ -385,12 +387,18 @@ def measure(
         bench = Bench(ranker, shop_of(items), spread(shoppers))
         warm(bench.path)
         reached = bench.candidates()
+        # The same with all that models can add: an MLP as the ranker's head, and a history model.
+        history = History(SHIPPED_MODELS / "history", bench.shop.catalog)
+        full = Bench(Ranker(SHIPPED_MODELS / "ranker", "mlp"), bench.shop, spread(shoppers), history)
         rounds: dict[int, list[Timed]] = {batch: [] for batch in BATCHES}
+        full_rounds: dict[int, list[Timed]] = {batch: [] for batch in BATCHES}
         with _garbage_as_in_a_worker():
-            bench.round(max(BATCHES), seconds)
+            for one in (bench, full):
+                one.round(max(BATCHES), seconds / 2)
             for _ in range(plan.rounds):
                 for batch in BATCHES:
-                    rounds[batch].append(bench.round(batch, seconds))
+                    rounds[batch].append(bench.round(batch, seconds / 2))
+                    full_rounds[batch].append(full.round(batch, seconds / 2))
         seconds = plan.round_seconds / 2 / (len(growth_items) + len(growth_events))
         few = min(GROWTH_SHOPPERS, shoppers)
         by_events = _growth(
@@ -403,18 +411,24 @@ def measure(
         )
     # The yardstick of a round is a load in its largest batch, where loads are at their fastest.
     loads = [t.loads for t in rounds[max(BATCHES)]]
-    costs = {b: [t.page / load for t, load in zip(ts, loads, strict=True)] for b, ts in rounds.items()}
-    stages = {
-        str(batch): {stage: middle([t.stages[stage] * 1e6 for t in ts], 3) for stage in ts[0].stages}
-        for batch, ts in rounds.items()
-    }
+
+    def costs(of: dict[int, list[Timed]]) -> dict[str, float]:
+        return {str(b): middle([t.page / load for t, load in zip(ts, loads, strict=True)], 3) for b, ts in of.items()}
+
+    def stages(of: dict[int, list[Timed]]) -> dict[str, dict[str, float]]:
+        return {
+            str(batch): {stage: middle([t.stages[stage] * 1e6 for t in ts], 3) for stage in ts[0].stages}
+            for batch, ts in of.items()
+        }
+
     return {
         "batch": {str(b): round(middle([1 / t.page for t in ts])) for b, ts in rounds.items()},
         "loads_us": middle([load * 1e6 for load in loads], 3),
-        "cost_in_loads": {str(b): middle(values, 3) for b, values in costs.items()},
-        "full": dict.fromkeys(map(str, BATCHES)),
-        "full_note": FULL_NOTE,
-        "stages": stages,
+        "cost_in_loads": costs(rounds),
+        "full": costs(full_rounds),
+        "full_batch": {str(b): round(middle([1 / t.page for t in ts])) for b, ts in full_rounds.items()},
+        "stages": stages(rounds),
+        "full_stages": stages(full_rounds),
         "pages_bytes": round(fmean(t.page_bytes for ts in rounds.values() for t in ts)),
         "candidates": round(reached, 1),
         "growth": {"batch": GROWTH_BATCH, "items": by_items, "events": by_events},
@@ -436,12 +450,18 @@ def _growth(benches: dict[int, Bench], seconds: float, rounds: int) -> dict[str,
 def table(figures: Figures) -> str:
     """For people."""
     lines = [f"{'events':>7} {'pages/s':>9} {'us/page':>9} {'in loads':>9}   us a page by stage"]
-    for batch, pages in figures["batch"].items():
-        told = "  ".join(f"{stage} {us:.0f}" for stage, us in figures["stages"][batch].items())
-        lines.append(f"{batch:>7} {pages:9,} {1e6 / pages:9.0f} {figures['cost_in_loads'][batch]:9.0f}   {told}")
+    for title, pages_of, costs, stages in (
+        ("", "batch", "cost_in_loads", "stages"),
+        ("with the MLP and the history model", "full_batch", "full", "full_stages"),
+    ):
+        if title:
+            lines.append(title)
+        for batch, pages in figures[pages_of].items():
+            told = "  ".join(f"{stage} {us:.0f}" for stage, us in figures[stages][batch].items())
+            lines.append(f"{batch:>7} {pages:9,} {1e6 / pages:9.0f} {figures[costs][batch]:9.0f}   {told}")
     lines.append(
         f"one orjson.loads of an event {figures['loads_us']} us; a page has {figures['pages_bytes']:,} bytes, "
-        f"{figures['candidates']:.0f} candidates on average; with head and history: {figures['full_note']}"
+        f"{figures['candidates']:.0f} candidates on average"
     )
     growth = figures["growth"]
     for of, name in (("items", "items of the catalogue"), ("events", "events of the shopper")):

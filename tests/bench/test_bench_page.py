@@ -23,7 +23,8 @@ def test_figures_have_every_batch_and_agree_with_each_other() -> None:
         assert 0.3 < sum(stages.values()) * pages / 1e6 < 3
     assert 2_000 < figures["pages_bytes"] < 20_000
     assert 150 < figures["candidates"] <= 256
-    assert set(figures["full"]) == batches and not any(figures["full"].values()) and figures["full_note"]
+    assert set(figures["full"]) == set(figures["full_batch"]) == batches and min(figures["full"].values()) > 0
+    assert all("history" in stages for stages in figures["full_stages"].values())
     growth = figures["growth"]
     assert set(growth["items"]) == {"1000"} and set(growth["events"]) == {"1", "10"}
     assert all(us > 0 for of in ("items", "events") for us in growth[of].values())

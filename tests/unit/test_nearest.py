@@ -56,6 +56,7 @@ def test_in_a_large_catalogue_the_near_are_found_by_looking_at_a_few(monkeypatch
     share = np.mean([len(set(row.tolist()) & best) / 50 for row, best in zip(found, wanted, strict=True)])
     assert share > 0.9
     monkeypatch.setattr(models.nearest, "SCANNED", 30_000)
+    monkeypatch.setattr(models.nearest, "LOOKED_INTO", 1024)
     assert [set(row.tolist()) for row in nearest.find(queries, packed, scales, 50)] == wanted, "nothing is in no list"
     apart = np.concatenate([nearest.find(queries[k : k + 1], packed, scales, 50) for k in range(60)])
     np.testing.assert_array_equal(apart, nearest.find(queries, packed, scales, 50))

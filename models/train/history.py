@@ -85,11 +85,9 @@ def similar_start(behaviour: Behaviour, items: int, width: int, seed: int) -> to
     generator = torch.manual_seed(seed)
     vectors = torch.randn(items, width, generator=generator) / math.sqrt(width)
     if keep.any():
-        matrix = torch.sparse_coo_tensor(
-            torch.from_numpy(np.stack([left[keep], right[keep]])),
-            torch.from_numpy(mutual[keep]).float(),
-            (items, items),
-        ).coalesce()
+        places, values = torch.from_numpy(np.stack([left[keep], right[keep]])), torch.from_numpy(mutual[keep]).float()
+        with torch.sparse.check_sparse_tensor_invariants():
+            matrix = torch.sparse_coo_tensor(places, values, (items, items)).coalesce()
         u, s, _ = torch.svd_lowrank(matrix, q=min(width, items), niter=4)
         found = u * s.sqrt()
         length = found.norm(dim=1, keepdim=True)
@@ -197,7 +195,7 @@ class Trainer:
                 one, n = self._step(sampled, log_chance, ahead, max(rate, 1e-6), rng)
                 lost, count, done = lost + one * n, count + n, done + 1
             self.epochs += 1
-            self.loss = lost / max(1, count)
+            self.loss = lost / count if count else float("nan")
             if bench is not None:
                 bench.put("history", self._state())
             left = (perf_counter() - began) / (done - before) * (total - done)
@@ -278,6 +276,8 @@ class Trainer:
         # Places with a next interaction, (B, n - 1). A click and the look that follows it are one choice.
         again = (batch.place[:, 1:] == batch.place[:, :-1]) & (batch.kinds[:, 1:] != batch.kinds[:, :-1])
         here = batch.mask[:, 1:] & ~again
+        if not here.any():
+            return 0.0, 0
         query = out[here]  # (T, d)
         correction = log_chance[batch.items] + math.log(NEGATIVES)
         scores = SCALE * query @ vectors[batch.negatives].T - correction[batch.negatives]  # (T, N)

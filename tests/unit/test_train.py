@@ -1,0 +1,125 @@
+"""Training: it learns what follows what, comes to the same again, and to the same after a kill."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.clickstream import Clicks, Clickstreams
+from models.manifest import load
+from models.phi import FORESEEN
+from models.reference import verify
+from models.train.behaviour import Behaviour
+from models.train.resume import FOLDER, Bench
+from models.walk import Shop, walk
+from stream.catalog import ITEM
+from stream.events import CLICK, VIEW
+from stream.ids import key64
+from tests.unit.test_evaluate import ITEMS, rounds
+
+needs_torch = pytest.mark.skipif(
+    not any((Path(folder) / "torch").is_dir() for folder in sys.path), reason="torch is not installed: make setup-train"
+)
+
+
+def told(clicks: Clicks, path: Path) -> Path:
+    """As a clickstream file."""
+    sessions = np.repeat(np.arange(len(clicks.ends)), np.diff(clicks.ends, prepend=0))
+    lines = [f"{s}\t{ITEMS[i]}\t{t}" for s, i, t in zip(sessions, clicks.item, clicks.time, strict=True)]
+    path.write_text("SessionId\tItemId\tTime\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_files_of_clicks_are_joined_in_the_order_of_their_sessions() -> None:
+    early, late = rounds(1, 20, 1), rounds(2, 30, 1, 2e9)
+    joined = Clickstreams(ITEMS, [late, early]).joined()
+    assert (np.diff(joined.time[joined.ends - 1]) >= 0).all()
+    first = joined.part(0, 20)
+    assert first.item.tolist() == early.item.tolist() and first.ends.tolist() == early.ends.tolist()
+    assert joined.part(20, 50).time.tolist() == late.time.tolist()
+
+
+def test_what_was_finished_is_found_again_and_that_of_other_inputs_is_not(tmp_path: Path) -> None:
+    said: list[str] = []
+    bench = Bench(tmp_path, "one", said.append)
+    made = bench.once("a", lambda: {"x": np.arange(3)})
+    again = Bench(tmp_path, "one", said.append)
+    assert again.once("a", lambda: {})["x"].tolist() == made["x"].tolist() == [0, 1, 2]
+    assert said == ["a was finished before"]
+    assert Bench(tmp_path, "another", said.append).get("a") is None and "other inputs" in said[-1]
+    again.clear()
+    assert not (tmp_path / FOLDER).exists()
+
+
+@needs_torch
+def test_a_history_model_foresees_what_follows(tmp_path: Path) -> None:
+    from models.history import History
+    from models.train.history import Trainer
+    from models.train.history_graph import Shape
+
+    shop, clicks = Shop(ITEMS), rounds(1, 1500, 1)
+    trainer = Trainer(shop.catalog.items[: len(ITEMS)], Shape(width=32), seed=1)
+    behaviour = Behaviour.of_clicks(clicks)
+    trainer.start(behaviour)
+    first = trainer.learn(behaviour, 1, lambda line: None)
+    last = trainer.learn(behaviour, 12, lambda line: None)
+    assert last < first - 0.5
+    trainer.export(tmp_path, data="a test", created="", metrics={"loss": last})
+    assert all(check.good for check in verify(tmp_path))
+    shop.history = History(tmp_path, shop.catalog)
+    test = rounds(2, 80, 1, 2e9)
+    hits: list[bool] = []
+    for asked in walk(shop, test, ask=True, learn=False):
+        favourite = asked.phi[:, :, FORESEEN].argmax(axis=1)
+        found = asked.candidates.rows[np.arange(len(favourite)), favourite]
+        hits.extend((found == test.item[asked.click]).tolist())
+    assert np.mean(hits) > 0.6, "85% go on by one, a guess would find 2%"
+
+
+@needs_torch
+def test_a_click_and_the_look_that_follows_it_are_one_choice() -> None:
+    from models.train.history import Trainer
+    from models.train.history_graph import Shape
+
+    items = np.zeros(4, ITEM)
+    items["id"] = [key64(str(k)) for k in range(4)]
+    # Every item is clicked, then looked at: with nothing else to foresee there is nothing to learn.
+    pairs = Behaviour(
+        np.array([2, 4, 6, 8]), np.repeat(np.arange(4, dtype=np.int32), 2), np.arange(8.0),
+        np.tile(np.array([CLICK, VIEW], np.int8), 4),
+    )  # fmt: skip
+    assert np.isnan(Trainer(items, Shape(width=8, heads=1, attributes=16)).learn(pairs, 1, lambda line: None))
+
+
+@needs_torch
+def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> None:
+    data = told(rounds(1, 700, 1), tmp_path / "clicks.tsv")
+
+    def start(out: str) -> subprocess.Popen[str]:
+        code = "import sys; from deploy.cli import main; sys.exit(main())"
+        arguments = ["train", "all", "--data", str(data), "--out", str(tmp_path / out)]
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    _, progress = whole.communicate()
+    assert whole.returncode == 0, progress
+    assert "s left" in progress and "finished before" not in progress
+    cut = start("cut")
+    kept = tmp_path / "cut" / FOLDER
+    deadline = time.monotonic() + 240
+    while not (kept / "choices-1.npz").is_file():
+        assert cut.poll() is None and time.monotonic() < deadline, "it comes to its second part"
+        time.sleep(0.01)
+    cut.kill()
+    cut.communicate()
+    assert kept.is_dir(), "it was killed before its end"
+    again = start("cut")
+    _, progress = again.communicate()
+    assert again.returncode == 0 and "finished before" in progress, progress
+    for kind in ("ranker", "history"):
+        assert load(tmp_path / "cut" / kind, kind).version == load(tmp_path / "whole" / kind, kind).version
+        assert all(check.good for check in verify(tmp_path / "cut" / kind))
+    assert not kept.exists()

@@ -10,7 +10,7 @@ import msgspec
 
 from agents.scribe import Scribe, ScribeRests
 from models.copybook import PATIENCE, TEXTS, CopyRequest, CopyText
-from models.copywriter import Facts
+from models.headline import Facts
 from stream import metrics
 from stream.events import Reject
 from stream.ids import key64

@@ -7,8 +7,7 @@ asked.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,84 +17,15 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from models import manifest
+from models.headline import END, Facts, Lexicon, brief, fill, guard
 from stream.ids import key64
 
 GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
-END = "<|end|>"
-LONGEST = 96  # characters of a headline
-_BANNED = re.compile(
-    r"\b(free|sale|discounts?|offers?|cheap\w*|deals?|save|off|best|guarantee\w*|cure\w*|percent|price\w*|now only|limited)\b"
-    r"|免费|打折|折扣|优惠|特价|促销|降价|最低|最好|第一|保证|治疗|包邮|限时|价格|元",
-    re.I,
-)
-_DANGLING = re.compile(r"\b(a|about|and|at|by|for|from|in|of|on|or|the|to|with|your)$", re.I)
-_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-
-
-class Facts(NamedTuple):
-    """What a headline is to be about."""
-
-    locale: str
-    slot: str
-    category: str  # "" for none
-    titles: tuple[str, ...] = ()  # of the leading items
 
 
 class Copy(NamedTuple):
     text: str
     logprob: float  # mean of its tokens', nats
-
-
-def prompt(locale: str, slot: str, topic: str) -> str:
-    """What the model is given. Training and serving make it here."""
-    if locale == "zh":
-        about = f"基于你对{topic}的兴趣，我们推荐以下商品" if topic else "我们推荐以下商品"
-    else:
-        about = (
-            f"Based on your interest in {topic}, we recommend the following products"
-            if topic
-            else "We recommend the following products"
-        )
-    return f"{slot}|{about}:"
-
-
-def guard(text: str, facts: Facts, names: Mapping[str, Sequence[str]]) -> str | None:
-    """None where the headline may be shown, else the reason why not.
-
-    names: for each known category what headlines of the language call it. Only what was given may be said: no number, no
-    price, offer or claim, no other category, the right language, a whole sentence.
-    """
-    if not 4 <= len(text) <= LONGEST:
-        return "length"
-    if re.search(r"[\d%$€£¥＄￥]|[^\w\s,.:;!?'’&\-，。：；！？、“”]", text):
-        return "number or sign"
-    if _BANNED.search(text):
-        return "claim"
-    chinese = len(_CHINESE.findall(text))
-    if (facts.locale == "zh") != (chinese > 0) or (facts.locale == "zh" and re.search(r"[A-Za-z]{3}", text)):
-        return "language"
-    if (
-        text[-1] in ",，、:：;；&-的"
-        or _DANGLING.search(text)
-        or re.search(r"\b(\w+) \1\b", text)
-        or text != text.strip()
-    ):
-        return "not a sentence"
-    lower = text.lower()
-    mine = names.get(facts.category, ())
-    if facts.category and not any(name.lower() in lower for name in mine):
-        return "off topic"
-    rest = lower
-    for name in sorted(mine, key=len, reverse=True):
-        rest = rest.replace(name.lower(), " ")
-    for category, others in names.items():
-        if category != facts.category and any(_says(rest, name.lower()) for name in others):
-            return f"speaks of {category}"
-    return None
-
-
-def _says(text: str, name: str) -> bool:
-    return name in text if _CHINESE.search(name) else re.search(rf"\b{re.escape(name)}\b", text) is not None
 
 
 class Copywriter:
@@ -115,7 +45,7 @@ class Copywriter:
             params["n_embd"] // params["n_head"],
         )
         self._positions: int = params["n_positions"]
-        self.names: dict[str, dict[str, list[str]]] = params["names"]  # locale -> category -> what it is called
+        self.lexicon = Lexicon(params["names"], params["nouns"])
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._end = self._tokenizer.token_to_id(END)
         ort.disable_telemetry_events()  # what happens in the shop stays in the shop
@@ -132,21 +62,25 @@ class Copywriter:
         return self.manifest.version
 
     def write(self, batch: Sequence[Facts], seed: int) -> list[Copy | None]:
-        """A headline for each; None where no sample passed the guard, or the category is none that it knows.
+        """A headline for each; None where no sample passed the guard.
 
         The same facts and seed give the same headline, whatever else is in the batch.
         """
         return [self._best(facts, seed) for facts in batch]
 
     def _best(self, facts: Facts, seed: int) -> Copy | None:
-        names = self.names.get(facts.locale)
-        if names is None or (facts.category and facts.category not in names):
+        if facts.locale not in self.lexicon.names:
             return None
-        topic = names[facts.category][0] if facts.category else ""
+        told = brief(facts, self.lexicon)
         rng = np.random.default_rng([seed & 0x7FFFFFFF, key64("|".join(facts[:3])) & 0x7FFFFFFF])
-        ids = self._tokenizer.encode(prompt(facts.locale, facts.slot, topic)).ids
-        drawn = self._generate(np.array(ids, np.int64), rng)
-        good = [copy for copy in drawn if copy is not None and guard(copy.text, facts, names) is None]
+        drawn = self._generate(np.array(self._tokenizer.encode(told.prompt).ids, np.int64), rng)
+        good = [
+            headline
+            for copy in drawn
+            if copy is not None
+            and guard((headline := copy._replace(text=fill(copy.text, told.stands_for))).text, facts, self.lexicon)
+            is None
+        ]
         return max(good, key=lambda copy: copy.logprob, default=None)
 
     def _generate(self, ids: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Copy | None]:

@@ -30,20 +30,22 @@ from models.headline import END, ITEMS, LOCALES, TOPIC, prefix, prompt
 from models.train.export import build
 from models.train.shoptext import SLOTS, Pair, pairs, said, shapes, spoken, texts, topics
 
-LAYERS, WIDTH, HEADS, POSITIONS, VOCABULARY = 4, 256, 4, 96, 6000
+LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
+VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
 PRETRAINING, FINE_TUNING = 300, 900  # steps: about 25 minutes of one core
 WINDOWS, WINDOW = 24, 64  # texts one behind the other are read in windows of so many tokens
 PAIRS = 40  # of each language a step
 CHUNK = 20  # pairs that are computed together: of about one length
 RATE, WARM_UP = 2e-3, 60
 SAVE_SECONDS, SAY_SECONDS = 60.0, 15.0
+HELD_OUT = 400  # pairs of each group that the perplexity is measured on
 STATE = "training.safetensors"
-LIMITS = (
+LIMITS = [
     "Headlines of a shop's homepage in English and Chinese, up to 96 characters; no other texts and no other language.",
     "It knows the topics of models/train/topics.txt; other interests are named, not described.",
     "Its sentences follow the shapes that it has read; it has no knowledge of the items but their names.",
     "A name of an item is shown as the shop gave it where the guard lets it pass: the guard knows claims, not falsehoods.",
-)
+]
 
 
 class Plan(NamedTuple):
@@ -75,7 +77,7 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
         _atomically(checkpoint / TOKENIZER, lambda path: made_tokenizer(plan.seed).save(str(path)))
     tokenizer = Tokenizer.from_file(str(checkpoint / TOKENIZER))
     model = _model(tokenizer)
-    _run(model, tokenizer, plan, out / STATE)
+    _run(model, tokenizer, plan, checkpoint / STATE)
     model.eval()
     model.save_pretrained(checkpoint)
     shutil.copyfile(checkpoint / TOKENIZER, out / TOKENIZER)
@@ -101,7 +103,7 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
             "limits": LIMITS,
         },
     )
-    (out / STATE).unlink()
+    (checkpoint / STATE).unlink()
     return written
 
 
@@ -121,7 +123,7 @@ def made_tokenizer(seed: int) -> Tokenizer:
         min_frequency=1,
         show_progress=False,
     )
-    tokenizer.train_from_iterator((*words, *known, *islice(texts(seed), 40_000)), trainer)
+    tokenizer.train_from_iterator((*words, *known, *islice(texts(seed), VOCABULARY_TEXTS)), trainer)
     # Not special: decoding must keep them, they are filled in afterwards.
     marks = (TOPIC, *ITEMS, *(f"<{slot}>" for slot in SLOTS))
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in marks])
@@ -237,7 +239,7 @@ def _nats(model: Any, begin: list[int], chunk: Sequence[tuple[list[int], list[in
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[asked]), aims[asked], reduction="sum")
 
 
-def perplexities(model: Any, tokenizer: Tokenizer, n: int = 400) -> dict[str, float]:
+def perplexities(model: Any, tokenizer: Tokenizer) -> dict[str, float]:
     """Perplexity a token of headlines that were never read, by language and group.
 
     New facts in shapes that were learnt; shapes that were not; and topics that were not, given as words to be copied.
@@ -253,7 +255,7 @@ def perplexities(model: Any, tokenizer: Tokenizer, n: int = 400) -> dict[str, fl
     for group, source in sources.items():
         nats, tokens = dict.fromkeys(LOCALES, 0.0), dict.fromkeys(LOCALES, 0)
         with torch.no_grad():
-            for pair in islice(source, n):
+            for pair in islice(source, HELD_OUT):
                 both = _tokens(tokenizer, pair)
                 nats[pair.locale] += _nats(model, tokenizer.encode(prefix(pair.locale, pair.slot)).ids, [both]).item()
                 tokens[pair.locale] += len(both[1])

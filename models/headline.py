@@ -51,7 +51,7 @@ _DANGLING = re.compile(
 )
 _ENDS_OPEN = tuple(",，、:：;；&-—·") + tuple("的和与从")
 _CLUMSY = re.compile(
-    r"\b(\w+) \1\b|([\u3400-\u9fff]{2,})\2|  |[,.:;!?\-，。：；！？、]{2}| [,.:;!?]|[,;:](?=[A-Za-z])"
+    r"\b(\w+) \1\b|([\u3400-\u9fff]{2,})\2|  |[,.:;!?\-，。：；！？、]{2}| [,.:;!?]|[,;:](?=[A-Za-z'’])"
     r"|\ba (?=[aeiou](?!ne\b|ni|se|ur))|\ban (?=[bcdfgjklmnpqrstvwxyz])",
     re.I,
 )
@@ -103,9 +103,9 @@ class Lexicon:
         """The category that an id, or a name in either language, stands for."""
         return self._ids.get(_key(category)) if category else None
 
-    def without(self, text: str, locale: str, category: str) -> str:
-        """The text with a blank mark for each thing that belongs to the category."""
-        return self._own[locale, category].sub(_GIVEN, text)
+    def own(self, locale: str, category: str) -> re.Pattern[str]:
+        """What is said of the category, the longest first."""
+        return self._own[locale, category]
 
     def other(self, text: str, locale: str) -> str | None:
         """A category of which the text says something."""
@@ -191,19 +191,30 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
     if any(len(title) > 2 and title in text and " ".join(title.split()) not in names for title in facts.titles):
         return "a name that may not be said"
     given = [*names, *([interest] if interest else [])]
-    rest = _any_of(given).sub(_GIVEN, text) if given else text
+    said: list[str] = []
+
+    def noted(found: re.Match[str]) -> str:
+        said.append(found[0].lower())
+        return _GIVEN
+
+    rest = _any_of(given).sub(noted, text) if given else text
     if category is not None:
-        rest = lexicon.without(rest, facts.locale, category)
+        rest = lexicon.own(facts.locale, category).sub(noted, rest)
     if _NOT_IN_HEADLINE.search(rest):
         return "number or sign"
     if facts.locale == "zh":
-        right = _CHINESE.search(rest) is not None and re.search(r"[A-Za-z]{2}", rest) is None
+        right = _CHINESE.search(rest) is not None and re.search(r"[A-Za-z]{2}|[,;:!?]", rest) is None
     else:
-        right = _CHINESE.search(text) is None and re.search(r"[A-Za-z]{2}", rest) is not None
+        right = (
+            re.search(r"[\u3400-\u9fff，。：；！？、《》]", text) is None
+            and re.search(r"[A-Za-z]{2}", rest) is not None
+        )
     if not right:
         return "language"
     if not _sentence(text, rest):
         return "not a sentence"
+    if len(said) > len(set(said)):
+        return "the same twice"
     if (category is not None or interest) and _GIVEN not in rest:
         return "off topic"
     if (other := lexicon.other(rest, facts.locale)) is not None:
@@ -217,6 +228,7 @@ def _sentence(text: str, rest: str) -> bool:
         or text.endswith(_ENDS_OPEN)
         or text[0] in ",.:;!?'’&-，。：；！？、”》·"
         or rest[0].islower()
+        or re.search(r"[a-z\ufffc][A-Z]", rest)
         or _DANGLING.search(rest)
         or _CLUMSY.search(rest)
         or f"{_GIVEN}{_GIVEN}" in rest.replace(" ", "")

@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +34,8 @@ from models.train.shoptext import SLOTS, Pair, pairs, said, shapes, spoken, text
 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
 VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
-PRETRAINING, FINE_TUNING = 300, 900  # steps: about 25 minutes of one core
+CHINESE_WORDS = 1500  # tokens of more than one character, at most
+PRETRAINING, FINE_TUNING = 300, 1300  # steps: about 25 minutes of one core
 WINDOWS, WINDOW = 24, 64  # texts one behind the other are read in windows of so many tokens
 PAIRS = 40  # of each language a step
 CHUNK = 20  # pairs that are computed together: of about one length
@@ -108,14 +111,13 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
 
 
 def made_tokenizer(seed: int) -> Tokenizer:
-    """Byte-level BPE of the training texts; every Chinese character is a token of its own, as are the placeholders."""
+    """Byte-level BPE of the training texts; a token of Chinese is whole characters, each placeholder is a token."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\x00-\x7f]"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tokenizer.pre_tokenizer = _split(r"[^\x00-\x7f]")
     tokenizer.decoder = decoders.ByteLevel()
-    words = (" ".join(part) for of in topics()[0].values() for word in of.values() for part in word)
-    known = (prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS)
+    words = [" ".join(part) for of in topics()[0].values() for word in of.values() for part in word]
+    words += [shape.text for of_slot in shapes().values() for shape in of_slot]
+    words += [prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END],
@@ -123,11 +125,58 @@ def made_tokenizer(seed: int) -> Tokenizer:
         min_frequency=1,
         show_progress=False,
     )
-    tokenizer.train_from_iterator((*words, *known, *islice(texts(seed), VOCABULARY_TEXTS)), trainer)
+    tokenizer.train_from_iterator((*words * 40, *islice(texts(seed), VOCABULARY_TEXTS)), trainer)
+    tokenizer = _with_chinese_words(tokenizer)
     # Not special: decoding must keep them, they are filled in afterwards.
     marks = (TOPIC, *ITEMS, *(f"<{slot}>" for slot in SLOTS))
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in marks])
     return tokenizer
+
+
+def _split(alone: str) -> Any:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(alone), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _with_chinese_words(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, which knows characters, with words of them.
+
+    They are merged within the phrases of topics and shapes alone: merged in running text, they would straddle the words.
+    """
+    phrases = Counter({word: 2 for of in topics()[0].values() for part in of["zh"] for word in part})
+    phrases.update(re.findall(r"[\u3400-\u9fff]+", prefix("zh", "")) * 4)
+    for (locale, _), of_slot in shapes().items():
+        phrases.update(
+            run for shape in of_slot if locale == "zh" for run in re.findall(r"[\u3400-\u9fff]+", shape.text)
+        )
+    sequences = [([token for c in phrase for token in tokenizer.encode(c).tokens], n) for phrase, n in phrases.items()]
+    told = json.loads(tokenizer.to_str())
+    vocabulary, merges = told["model"]["vocab"], told["model"]["merges"]
+    for _ in range(CHINESE_WORDS):
+        found: Counter[tuple[str, str]] = Counter()
+        for tokens, n in sequences:
+            for pair in pairwise(tokens):
+                found[pair] += n
+        (first, second), n = min(found.items(), key=lambda of: (-of[1], of[0]))
+        if n < 2:
+            break
+        vocabulary[first + second] = len(vocabulary)
+        merges.append([first, second])
+        sequences = [(_merged(tokens, first, second), n) for tokens, n in sequences]
+    made = Tokenizer.from_str(json.dumps(told))
+    made.pre_tokenizer = _split(r"[\u3400-\u9fff]+|[^\x00-\x7f]")
+    return made
+
+
+def _merged(tokens: list[str], first: str, second: str) -> list[str]:
+    merged: list[str] = []
+    for token in tokens:
+        if merged and merged[-1] == first and token == second:
+            merged[-1] = first + second
+        else:
+            merged.append(token)
+    return merged
 
 
 def _model(tokenizer: Tokenizer) -> Any:

@@ -10,10 +10,9 @@ import msgspec
 
 from agents.scribe import Scribe, ScribeRests
 from models.copybook import PATIENCE, TEXTS, CopyRequest, CopyText
-from models.copywriter import Facts
+from models.headline import Facts
 from stream import metrics
 from stream.events import Reject
-from stream.ids import key64
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs, Pair
 from stream.kafka.run import Run
@@ -57,7 +56,8 @@ class Copies:
         start = time.perf_counter()
         facts = [Facts(r.locale, r.slot, r.category, tuple(r.titles)) for r in requests]
         try:
-            copies = await self._scribe.write(facts, key64("\n".join(r.segment for r in requests)) & 0x7FFFFFFF)
+            # A segment's headline depends on nothing but the segment and the hour, and is another once it has expired.
+            copies = await self._scribe.write(facts, int(time.time() // self._settings.copy_ttl))
         except ScribeRests:
             for request in requests:
                 metrics.COPIES.labels(request.locale, "dropped").inc()

@@ -20,7 +20,8 @@ from typing import TypeVar
 import msgspec
 
 from models import manifest
-from models.copywriter import Copy, Copywriter, Facts
+from models.copywriter import Copy, Copywriter
+from models.headline import Facts
 from stream import logs, metrics
 from stream.settings import load
 

@@ -13,6 +13,7 @@ from models.manifest import KINDS, list_models, load
 from stream.logs import say
 from stream.settings import HEADS, Settings
 
+COPY_SLOTS = ("for_you", "because_you_viewed", "trending", "in_your_categories", "fresh", "buy_again")
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -24,6 +25,39 @@ def train(settings: Settings, given: argparse.Namespace) -> int:
     ):  # fmt: skip
         made = load(folder, folder.name)
         print(f"{made.kind:10} {made.version}  {folder}")
+    return 0
+
+
+def export(settings: Settings, given: argparse.Namespace) -> int:
+    import shutil
+
+    from models.checkpoint import copywriter_folder
+
+    if given.out.exists():
+        raise ValueError(f"{given.out} exists already; name a folder that does not")
+    shutil.copytree(copywriter_folder(given.checkpoint), given.out)
+    made = load(given.out, "copywriter")
+    print(f"{made.kind:10} {made.version}  {given.out}")
+    return 0
+
+
+def copy(settings: Settings, given: argparse.Namespace) -> int:
+    from models.checkpoint import copywriter_folder
+    from models.copybook import TEMPLATES
+    from models.copywriter import Copywriter
+    from models.headline import Facts
+    from stream.page import SLOTS
+
+    folder = copywriter_folder(settings.copywriter) if settings.copywriter else settings.models_dir / "copywriter"
+    writer = Copywriter(
+        folder, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
+        samples=given.samples,
+    )  # fmt: skip
+    titles = tuple(name.strip() for name in given.items.split(",") if name.strip())
+    (made,) = writer.write([Facts(given.locale, given.slot, given.interest, titles)], given.seed)
+    if made is None:
+        say(f"none of {given.samples} samples passed the guard; this is the template that the page would have")
+    print(TEMPLATES[given.locale][SLOTS.index(given.slot)] if made is None else made.text)
     return 0
 
 
@@ -89,13 +123,35 @@ def evaluate(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _within(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
 def add_commands(add: Add, count: Callable[[str], int]) -> None:
     """`add` makes a command's parser; `count` reads a whole number above 0."""
     p = add(
         "train", train, "train models on a clickstream, or those that ship on simulated shoppers; goes on if it was stopped",
         "shopwindow train all --data clicks.tsv.gz --out my-models",
     )  # fmt: skip
-    p.add_argument("what", choices=("ranker", "history", "all"))
+    p.add_argument("what", choices=(*KINDS, "all"))
     p.add_argument(
         "--data",
         type=Path,
@@ -116,6 +172,33 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
     )
     p.add_argument("--looks", type=count, default=60, metavar="N", help="looks of each (default 60)")
     p.add_argument("--seed", type=int, default=1001, metavar="S", help="the same seed, the same models (default 1001)")
+    p = add(
+        "export", export, "make a model's folder, graph and all, of a Hugging Face GPT-2",
+        "shopwindow export my-gpt2 --out my-models/copywriter",
+    )  # fmt: skip
+    p.add_argument("checkpoint", help="a folder with config.json and model.safetensors, or a name such as gpt2")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    p = add(
+        "copy", copy, "write one headline", "shopwindow copy --locale en --interest falconry --items 'Hawk Glove, Field Bag'"
+    )  # fmt: skip
+    p.add_argument("--locale", choices=("en", "zh"), default="en", help="its language (default en)")
+    p.add_argument("--interest", default="", metavar="TEXT", help="what it is about: any words, or a category's id")
+    p.add_argument("--items", default="", metavar="NAME[,NAME...]", help="items that it may name, three at most")
+    p.add_argument("--slot", choices=COPY_SLOTS, default="for_you", help="the slot that it is for (default for_you)")
+    p.add_argument(
+        "--temperature", type=_within(0.05, 5), default=0.9, metavar="T", help="below 1 plays safe (default .9)"
+    )
+    p.add_argument(
+        "--top-k", type=_whole(1, 50), default=50, metavar="K", help="among so many likeliest tokens (default 50)"
+    )
+    p.add_argument(
+        "--top-p", type=_within(0.01, 1), default=0.95, metavar="P", help="of this total chance (default .95)"
+    )
+    p.add_argument("--max-length", type=_whole(4, 64), default=50, metavar="N", help="tokens at most (default 50)")
+    p.add_argument(
+        "--samples", type=count, default=4, metavar="N", help="of which the likeliest good one is kept (default 4)"
+    )
+    p.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed, the same headline (default 1)")
     p = add("models", None, "list the models that are served, look at one, verify one", "shopwindow models list")
     actions = p.add_subparsers(metavar="action", required=True)
     add("list", list_, "those that are served, each with its data and figures", "shopwindow models list", actions)

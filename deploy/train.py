@@ -36,22 +36,33 @@ class NoTorch(RuntimeError):
 def train(
     what: str, data: Sequence[Path], out: Path, served: Path, *, shoppers: int, looks: int, seed: int
 ) -> list[Path]:
-    """Train `what` ("ranker", "history" or "all") into folders of that name in `out`; progress on stderr. -> the folders.
+    """Train `what` (one of manifest.KINDS, or "all") into folders of that name in `out`; progress on stderr. -> the folders.
 
     Without data, shoppers are simulated; a ranker alone then believes the history model in `out` or, where none is there,
     of the models that are `served`. Raises NoTorch, ClickstreamError, ValueError where there is too little to learn from.
     """
     if find_spec("torch") is None:
         raise NoTorch
+    if data and what == "copywriter":
+        raise ValueError("a copywriter learns from generated texts, not from clicks; leave --data out")
     if data:
         return _on_clicks(what, data, out, seed)
     made = []
     if what in ("history", "all"):
         made.append(_history_of_simulation(out / "history", shoppers, looks, seed))
+    if what in ("copywriter", "all"):
+        made.append(_copywriter(out / "copywriter", seed))
     if what in ("ranker", "all"):
         history = next((path for path in (out / "history", served / "history") if path.is_dir()), None)
         made.append(_ranker_of_simulation(out / "ranker", history, shoppers, looks, seed + SHOPS))
     return made
+
+
+def _copywriter(folder: Path, seed: int) -> Path:
+    from models.train import copywriter
+
+    copywriter.train(folder, copywriter.Plan(seed))
+    return folder
 
 
 def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Path]:

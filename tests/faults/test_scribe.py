@@ -12,7 +12,8 @@ import pytest
 
 from agents.app import Worker
 from agents.scribe import LIVES, Sampling, Scribe, ScribeRests
-from models.copywriter import Copywriter, Facts
+from models.copywriter import Copywriter
+from models.headline import Facts
 from models.manifest import ManifestError
 from stream import metrics
 from stream.settings import SHIPPED_MODELS

@@ -11,8 +11,9 @@ import pytest
 from agents.app import copywriter_of
 from models import manifest
 from models.checkpoint import build, copywriter_folder, read_tokenizer
-from models.copywriter import Copywriter, Facts
+from models.copywriter import Copywriter
 from models.gpt2_graph import CheckpointError, build_graph
+from models.headline import Facts
 from models.manifest import ManifestError
 from stream.settings import SHIPPED_MODELS, SettingsError, load
 from tests.unit.gpt2_checkpoints import CONFIG, byte_level, save, weights_of, word_piece
@@ -88,7 +89,7 @@ def test_a_checkpoint_is_converted_once_and_writes(tmp_path: Path, caplog: pytes
         f"converting {folder} for ONNX Runtime; once, it takes about 10 s for 124 million weights"
     ]
     writer = Copywriter(converted, max_tokens=64, samples=8)
-    assert writer.manifest.name == "tiny" and writer.names == {}
+    assert writer.manifest.name == "tiny" and writer.lexicon.names == {"en": {}, "zh": {}}
     assert writer.version == manifest.load(converted, "copywriter").version
     facts = [Facts("en", "for_you", ""), Facts("en", "for_you", "kitchen_ware"), Facts("de", "for_you", "")]
     together = writer.write(facts, 1)

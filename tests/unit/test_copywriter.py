@@ -1,16 +1,13 @@
 """The copywriter: deterministic, guarded, and silent where it knows nothing."""
 
-import itertools
-
 import pytest
 
-from models.copywriter import Copywriter, Facts, guard
-from models.train.shoptext import TOPICS, samples
+from models.copywriter import Copywriter
+from models.headline import Facts, guard
+from models.train.shoptext import topics
 from stream.settings import SHIPPED_MODELS
 
 FOLDER = SHIPPED_MODELS / "copywriter"
-NAMES = {"kitchen": ["kitchenware", "pots and pans"], "lighting": ["lamps", "lighting"]}
-NAMES_ZH = {"kitchen": ["厨具"], "lighting": ["灯具"]}
 
 
 @pytest.fixture(scope="module")
@@ -26,60 +23,38 @@ def test_a_headline_is_the_same_for_the_same_facts_whoever_else_asks(writer: Cop
 
 
 def test_more_segments_than_fit_at_once_get_the_headlines_that_each_gets_alone(writer: Copywriter) -> None:
-    facts = [Facts("en", slot, category) for slot in ("for_you", "trending") for category in list(TOPICS)[:9]]
-    facts += [Facts("zh", "fresh", category) for category in ("", *list(TOPICS)[:5])] + facts[:2]
+    facts = [Facts("en", slot, category) for slot in ("for_you", "trending") for category in list(topics()[0])[:9]]
+    facts += [Facts("zh", "fresh", category) for category in ("", *list(topics()[0])[:5])] + facts[:2]
     together = writer.write(facts, 5)
     assert together == [writer.write([fact], 5)[0] for fact in facts]
     assert together[-2:] == together[:2]
 
 
 def test_nearly_every_segment_gets_a_headline_that_passes_the_guard(writer: Copywriter) -> None:
-    facts = [Facts(locale, "for_you", category) for locale in ("en", "zh") for category in list(TOPICS)[::3]]
+    facts = [Facts(locale, "for_you", category) for locale in ("en", "zh") for category in list(topics()[0])[::9]]
     copies = writer.write(facts, 11)
-    assert sum(copy is not None for copy in copies) >= 0.8 * len(facts)
+    assert sum(copy is not None for copy in copies) >= 0.95 * len(facts)
     for fact, copy in zip(facts, copies, strict=True):
-        assert copy is None or guard(copy.text, fact, writer.names[fact.locale]) is None
+        assert copy is None or guard(copy.text, fact, writer.lexicon) is None
     assert len({copy.text for copy in copies if copy}) > 0.8 * len(facts), "they are not all the same"
 
 
-def test_what_was_not_learnt_is_left_to_the_template(writer: Copywriter) -> None:
-    assert writer.write([Facts("en", "for_you", "submarines"), Facts("de", "for_you", "kitchen")], 1) == [None, None]
+def test_an_interest_that_was_not_learnt_is_spoken_of_all_the_same(writer: Copywriter) -> None:
+    facts = [Facts("en", "for_you", "falconry"), Facts("zh", "for_you", "书法"), Facts("en", "fresh", "submarines")]
+    texts = [copy.text.lower() for copy in writer.write(facts, 1) if copy]
+    assert [fact.category in text for fact, text in zip(facts, texts, strict=True)] == [True] * 3, texts
+
+
+def test_a_language_that_it_does_not_write_is_left_to_the_template(writer: Copywriter) -> None:
+    assert writer.write([Facts("de", "for_you", "kitchen")], 1) == [None]
+
+
+def test_names_of_items_are_said_as_they_were_given(writer: Copywriter) -> None:
+    facts = [Facts("en", slot, "falconry", ("Hawk Glove 3",)) for slot in ("for_you", "trending", "fresh", "buy_again")]
+    texts = [copy.text for seed in range(4) for copy in writer.write(facts, seed) if copy]
+    assert any("Hawk Glove 3" in text for text in texts), texts
+    assert all("Hawk Glove 3" in text or "3" not in text for text in texts)
 
 
 def test_the_model_fits_in_ten_megabytes() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 10_000_000
-
-
-@pytest.mark.parametrize(
-    ("text", "locale", "category", "reason"),
-    [
-        ("Hand-picked kitchenware for home cooking", "en", "kitchen", None),
-        ("为家庭聚餐挑选的厨具", "zh", "kitchen", None),
-        ("Kitchenware at 20 euro", "en", "kitchen", "number or sign"),
-        ("Kitchenware for free, today", "en", "kitchen", "claim"),
-        ("The best kitchenware of the year", "en", "kitchen", "claim"),
-        ("厨具限时特价", "zh", "kitchen", "claim"),
-        ("为你精选的厨具 for you", "zh", "kitchen", "language"),
-        ("Kitchenware 厨具", "en", "kitchen", "language"),
-        ("Lovely things for you", "en", "kitchen", "off topic"),
-        ("Kitchenware and lamps", "en", "kitchen", "speaks of lighting"),
-        ("Kitchenware for", "en", "kitchen", "not a sentence"),
-        ("Kitchenware for the the table", "en", "kitchen", "not a sentence"),
-        ("Kitchenware for you,", "en", "kitchen", "not a sentence"),
-        ("a", "en", "", "length"),
-        ("x" * 200, "en", "", "length"),
-        ("<b>Kitchenware</b>", "en", "kitchen", "number or sign"),
-    ],
-)
-def test_the_guard_lets_through_only_what_was_given(text: str, locale: str, category: str, reason: str | None) -> None:
-    assert guard(text, Facts(locale, "for_you", category), NAMES if locale == "en" else NAMES_ZH) == reason
-
-
-def test_what_the_model_reads_passes_its_own_guard() -> None:
-    names = {"en": {c: list(t.en) for c, t in TOPICS.items()}, "zh": {c: list(t.zh) for c, t in TOPICS.items()}}
-    refused = [
-        (sample, reason)
-        for sample in itertools.islice(samples(3), 4000)
-        if (reason := guard(sample.headline, Facts(sample.locale, sample.slot, sample.category), names[sample.locale]))
-    ]
-    assert len(refused) < 0.03 * 4000, refused[:5]

@@ -105,6 +105,7 @@ class Shoppers:
 
     def _look_at_the_ranker(self, steps: Sequence[Step], now: float) -> None:
         """Say once when it stops to give probabilities, and once when it has given nothing else for a while."""
+        metrics.HISTORY_UP.set(self._path.history is not None)
         unsound = sum(sum(step.unsound) for step in steps)
         metrics.UNSOUND_PAGES.inc(unsound)
         if unsound:

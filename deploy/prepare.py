@@ -16,6 +16,7 @@ def main() -> int:
         return 1
     say("compiling the kernels (once; half a minute)")
     from models.copybook import CopyBook
+    from models.history import History
     from models.path import PagePath, Policy, warm
     from models.ranker import Ranker
     from stream.catalog import Catalog
@@ -23,7 +24,8 @@ def main() -> int:
     from stream.signals import Signals
 
     catalog = Catalog()
-    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy()))
+    history = History(SHIPPED_MODELS / "history", catalog)
+    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(), history))
     return 0
 
 

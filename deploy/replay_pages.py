@@ -18,9 +18,10 @@ import numpy as np
 
 from deploy.clients import InputError, Outgoing, read_log
 from models.copybook import CopyBook
+from models.history import History
 from models.manifest import ManifestError
 from models.path import PagePath, Policy
-from models.ranker import Ranker
+from models.ranker import HEAD, Ranker
 from stream.activity import decode_activity, encode_activity
 from stream.catalog import Catalog
 from stream.events import TOPIC_KINDS, decode_run
@@ -45,7 +46,9 @@ def pages(log: Path, models: Path, catalog: Path | None, limit: int) -> Iterator
     unknown = (item for item in dict.fromkeys(items) if item not in shop)
     shop.apply([(item.encode(), _invented(item)) for item in unknown])
     signals, table = Signals(shop), ItemTable()
-    path = PagePath(shop, signals, Ranker(models / "ranker"), CopyBook(), Policy(copy=False))
+    history = History(models / "history", shop) if (models / "history").is_dir() else None
+    ranker = Ranker(models / "ranker", "mlp" if (models / "ranker" / HEAD).is_file() else "logit")
+    path = PagePath(shop, signals, ranker, CopyBook(), Policy(copy=False), history)
     stored: dict[bytes, bytes] = {}
     now = 0.0
     for topic, numbers in _runs(records):

@@ -192,7 +192,7 @@ class History:
     """
 
     def __init__(self, folder: Path, catalog: Catalog) -> None:
-        self.manifest = manifest.load(folder, "history")
+        self.folder, self.manifest = folder, manifest.load(folder, "history")
         params: dict[str, Any] = self.manifest.params
         self._width = int(params["width"])
         known: npt.NDArray[np.int64] = np.load(folder / ITEMS, allow_pickle=False)

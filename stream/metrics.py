@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 REGISTRY = CollectorRegistry()
 FRESHNESS_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-STAGES = ("decode", "fold", "retrieve", "phi", "score", "assemble", "encode", "publish")
+STAGES = ("decode", "fold", "history", "retrieve", "phi", "score", "assemble", "encode", "publish")
 
 
 class Described(NamedTuple):
@@ -78,4 +78,5 @@ DEFERRED_PAGES = _counter("deferred_pages", "Times that a page was put off, as t
 OWED_PAGES = _gauge("owed_pages", "Shoppers whose page was put off and is yet to come")
 UNSOUND_PAGES = _counter("unsound_pages", "Pages made the popular ones, as the ranker gave no probabilities for them")
 RANKER_BROKEN = _gauge("ranker_broken", "1 while the ranker gives no probabilities")
+HISTORY_UP = _gauge("history_up", "1 while the history model is asked, 0 where there is none or it has failed")
 READY = _gauge("ready", "1 where partitions are assigned, tables recovered and models warmed")

@@ -16,6 +16,7 @@ from models.ranker import Ranker
 from models.train.ranker import Fit, export
 from stream.events import Decoded
 from stream.ladder import Shed
+from stream.metrics import STAGES
 from stream.page import GEN_HISTORY
 from stream.retrieval import retrieve
 from tests.unit.behaviour import NOW, record
@@ -62,6 +63,7 @@ def test_a_page_shows_what_the_history_model_foresees_and_says_which_model_it_wa
         reasons = [i["reason"]["code"] for s in page["slots"] if s["slot"] == "for_you" for i in s["items"]]
         assert "FITS_YOUR_HISTORY" in reasons
     step = path.step({}, *run, NOW + 50)
+    assert set(step.seconds) <= set(STAGES) and "history" in step.seconds, "each stage has its metric"
     shown = np.concatenate(step.phi)
     assert (shown[:, FORESEEN] > 0).any() and (shown[:, FEATURES.index("foreseen_behind")] <= 0).all()
 

@@ -21,7 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(copywriter, name, value)
 
 
-def test_text_survives_the_vocabulary_and_chinese_is_read_by_the_character(
+def test_text_survives_the_vocabulary_and_a_token_of_chinese_is_whole_characters(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copywriter, "VOCABULARY", 4000)
@@ -29,7 +29,7 @@ def test_text_survives_the_vocabulary_and_chinese_is_read_by_the_character(
     for text in (f"Start with {ITEMS[0]} and {TOPIC}", f"从{ITEMS[0]}开始，慢慢看", "Straße, 書法 and 💥"):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
     whole = tokenizer.encode("为安静的夜晚挑选的灯具，为你精选")
-    assert len(whole.ids) == 16, whole.tokens
+    assert len(whole.ids) <= 16 and all("\ufffd" not in tokenizer.decode([token]) for token in whole.ids), whole.tokens
     assert tokenizer.encode(f"{TOPIC}{ITEMS[2]}<for_you>{END}").ids[-1] == tokenizer.token_to_id(END) == 0
     assert len(tokenizer.encode(f"{TOPIC}{ITEMS[2]}<for_you>{END}").ids) == 4
 

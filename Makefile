@@ -10,7 +10,7 @@ LOCK := deploy/requirements.lock
 TRAIN_LOCK := deploy/requirements-train.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-train demo test unit faults lint lock
+.PHONY: help setup setup-train models demo test unit faults lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ help: ## list the targets
 setup: $(VENV)/.ready ## install everything into .venv, the JRE and Kafka too
 
 setup-train: $(VENV)/.ready-train ## the same and torch, for training the copywriter
+
+models: $(VENV)/.ready-train ## train anew every model that ships, from nothing and without a network (about an hour)
+	@$(BIN)/shopwindow train all --out models/default
 
 demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (SECONDS=30 bounds it, SEED=1 varies it)
 	@$(BIN)/shopwindow demo $(if $(SECONDS),--seconds $(SECONDS)) --seed $(SEED)

@@ -54,7 +54,8 @@ class Copies:
         if not requests:
             return []
         start = time.perf_counter()
-        facts = [Facts(r.locale, r.slot, r.category, tuple(r.titles)) for r in requests]
+        # Not the items of the page that asked: a segment's headline stands on other shoppers' pages too.
+        facts = [Facts(r.locale, r.slot, r.category) for r in requests]
         try:
             # A segment's headline depends on nothing but the segment and the hour, and is another once it has expired.
             copies = await self._scribe.write(facts, int(time.time() // self._settings.copy_ttl))

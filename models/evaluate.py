@@ -38,12 +38,23 @@ def ranks(scores: Floats, count: npt.NDArray[np.int32], targets: npt.NDArray[np.
     return np.where(targets < 0, 0, found).astype(np.int64)
 
 
+def calibration_error(sure: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., 2017): how far probabilities (P,) are from the shares that come true.
+
+    The mean distance in bins of equal width, weighted by how many fall into each.
+    """
+    of = np.minimum((sure * bins).astype(np.int64), bins - 1)
+    said, came = np.bincount(of, sure, bins), np.bincount(of, right, bins)
+    return float(np.abs(said - came).sum() / max(1, len(sure)))
+
+
 class Report(NamedTuple):
     """Of P positions."""
 
     rank: npt.NDArray[np.int64]  # (P,) of the next click; 0: no candidate
     before: npt.NDArray[np.int64]  # (P,) clicks before it in its session
     popularity: npt.NDArray[np.int64]  # (P,) clicks on it in the training part
+    sure: Floats  # (P,) probability that the favourite was given
     train_minutes: float
     us_per_page: float
 
@@ -53,6 +64,7 @@ class Report(NamedTuple):
         return {
             f"HR@{k}": round(hit, 3), f"MRR@{k}": round(gain, 3), "positions": len(self.rank),
             "recall_candidates": round(100 * float((self.rank > 0).mean()), 3),
+            "calibration_error": round(100 * calibration_error(self.sure, self.rank == 1), 3),
             "train_minutes": round(self.train_minutes, 2), "us_per_page": round(self.us_per_page, 1),
         }  # fmt: skip
 
@@ -99,6 +111,7 @@ def evaluate(
     found: list[npt.NDArray[np.int64]] = []
     before: list[npt.NDArray[np.int64]] = []
     asked_for: list[npt.NDArray[np.int64]] = []
+    sure: list[Floats] = []
     done, spent, told = 0, 0.0, 0
     start = perf_counter()
     for asked in walk(shop, test, ask=True, learn=prequential):
@@ -106,6 +119,7 @@ def evaluate(
         spent += perf_counter() - start
         found.append(ranks(scores, asked.candidates.count, asked.targets(test)))
         before.append(asked.before)
+        sure.append(scores.max(axis=1))
         asked_for.append(asked.click)
         done += len(asked.click)
         if done // 10_000 > told:
@@ -119,5 +133,5 @@ def evaluate(
     at = np.concatenate(asked_for)
     return Report(
         np.concatenate(found)[:limit], np.concatenate(before)[:limit], known[test.item[at]][:limit],
-        minutes, 1e6 * spent / done,
+        np.concatenate(sure)[:limit], minutes, 1e6 * spent / done,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import models.walk
 from deploy.cli import main
 from models.clickstream import Clicks
-from models.evaluate import Report, evaluate, ranks
+from models.evaluate import Report, calibration_error, evaluate, ranks
 from models.train.clicks import gather
 from models.walk import Shop, walk
 
@@ -73,9 +73,16 @@ def test_ties_count_against_us_and_what_is_no_candidate_has_no_rank() -> None:
 
 
 def test_the_figures_are_those_of_the_ranks() -> None:
-    report = Report(np.array([1, 2, 0, 21, 20]), np.array([1, 1, 2, 5, 40]), np.array([0, 3, 3, 500, 7]), 1.5, 200.0)
+    report = Report(
+        np.array([1, 2, 0, 21, 20]),
+        np.array([1, 1, 2, 5, 40]),
+        np.array([0, 3, 3, 500, 7]),
+        np.full(5, 0.5, np.float32),
+        1.5,
+        200.0,
+    )
     assert report.figures(20) == {
-        "HR@20": 60.0, "MRR@20": round(100 * (1 + 0.5 + 0.05) / 5, 3), "positions": 5, "recall_candidates": 80.0,
+        "HR@20": 60.0, "MRR@20": round(100 * (1 + 0.5 + 0.05) / 5, 3), "positions": 5, "recall_candidates": 80.0, "calibration_error": 30.0,
         "train_minutes": 1.5, "us_per_page": 200.0,
     }  # fmt: skip
     lines = report.table(20).splitlines()
@@ -123,3 +130,11 @@ def test_the_command_prints_a_table_and_last_the_figures(tmp_path: Path, capsys:
     assert json.loads(last)["HR@5"] > 50 and any("clicks before" in line for line in table)
     assert main([*given, "--json", "--limit", "7", "--protocol", "prequential"]) == 0
     assert json.loads(capsys.readouterr().out)["positions"] == 7
+
+
+def test_probabilities_that_come_true_as_often_as_they_say_are_calibrated() -> None:
+    rng = np.random.default_rng(1)
+    sure = rng.random(40_000).astype(np.float32)
+    assert calibration_error(sure, rng.random(40_000) < sure) < 0.01
+    assert calibration_error(np.full(100, 0.9, np.float32), np.arange(100) < 50) == pytest.approx(0.4, abs=1e-3)
+    assert calibration_error(np.ones(3, np.float32), np.ones(3, np.bool_)) == 0.0

@@ -25,7 +25,7 @@ GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
 
 class Copy(NamedTuple):
     text: str
-    logprob: float  # mean of its tokens', nats
+    logprob: float  # of all its tokens with the end, nats
 
 
 class Copywriter:
@@ -81,6 +81,7 @@ class Copywriter:
             and guard((headline := copy._replace(text=fill(copy.text, told.stands_for))).text, facts, self.lexicon)
             is None
         ]
+        # The whole counts, not the mean of its tokens: a slip that is made good by many likely tokens is still a slip.
         return max(good, key=lambda copy: copy.logprob, default=None)
 
     def _generate(self, ids: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Copy | None]:
@@ -105,9 +106,7 @@ class Copywriter:
                 break
             step = tokens[:, None]
         return [
-            None
-            if open_[i] or not texts[i]
-            else Copy(self._tokenizer.decode(texts[i]).strip(), float(logprob[i] / (len(texts[i]) + 1)))
+            None if open_[i] or not texts[i] else Copy(self._tokenizer.decode(texts[i]).strip(), float(logprob[i]))
             for i in range(n)
         ]
 

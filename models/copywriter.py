@@ -21,7 +21,7 @@ GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
 
 class Copy(NamedTuple):
     text: str
-    logprob: float  # mean of its tokens', nats
+    logprob: float  # of all its tokens and the end, nats
 
 
 class Copywriter:
@@ -77,5 +77,6 @@ class Copywriter:
         for drawn in texts:
             text = fill(self._tokenizer.decode(drawn.ids).strip(), told.stands_for)
             if drawn.ended and guard(text, facts, self.lexicon) is None:
-                good.append(Copy(text, drawn.logprob / (len(drawn.ids) + 1)))
+                good.append(Copy(text, drawn.logprob))
+        # The whole counts, not the mean of its tokens: a slip that is made good by many likely tokens is still a slip.
         return max(good, key=lambda copy: copy.logprob, default=None)

@@ -51,10 +51,12 @@ _DANGLING = re.compile(
 )
 _ENDS_OPEN = tuple(",，、:：;；&-—·") + tuple("的和与从")
 _CLUMSY = re.compile(
-    r"\b(\w+) \1\b|([\u3400-\u9fff]{2,})\2|  |[,.:;!?\-，。：；！？、]{2}| [,.:;!?]|[,;:](?=[A-Za-z'’])"
+    r"([\u3400-\u9fff]{2,})\1|  |[,.:;!?\-，。：；！？、]{2}| [,.:;!?]|[,;:](?=[A-Za-z'’])"
     r"|\ba (?=[aeiou](?!ne\b|ni|se|ur))|\ban (?=[bcdfgjklmnpqrstvwxyz])",
     re.I,
 )
+_STUTTER = re.compile(r"\b(\w+) \1\b|([\u3400-\u9fff])\2\2", re.I)
+_ECHO = re.compile(r"\b(\w+ \w+ \w+)\b.*\b\1\b|([\u3400-\u9fff]{4,}).*\2", re.I)
 _GIVEN = "\ufffc"  # stands where a given name stood
 
 
@@ -197,7 +199,7 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
         said.append(found[0].lower())
         return _GIVEN
 
-    rest = _any_of(given).sub(noted, text) if given else text
+    rest = bare = _any_of(given).sub(noted, text) if given else text
     if category is not None:
         rest = lexicon.own(facts.locale, category).sub(noted, rest)
     if _NOT_IN_HEADLINE.search(rest):
@@ -213,7 +215,7 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
         return "language"
     if not _sentence(text, rest):
         return "not a sentence"
-    if len(said) > len(set(said)):
+    if len(said) > len(set(said)) or _STUTTER.search(bare) or _ECHO.search(rest):
         return "the same twice"
     if (category is not None or interest) and _GIVEN not in rest:
         return "off topic"

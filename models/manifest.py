@@ -79,6 +79,8 @@ def write(
         name=name, kind=kind, version=_version(files, params), created=created, features_hash=features_hash, data=data, data_hash=source.hash,
         data_range=source.range, metrics=metrics, limits=limits, files=files, params=params,
     )  # fmt: skip
+    # As it will be read: a metric that is a whole number is read as 5.0.
+    manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
     manifest = msgspec.structs.replace(manifest, seal=_seal(manifest))
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / FILE).write_bytes(text + b"\n")

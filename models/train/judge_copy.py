@@ -196,6 +196,13 @@ def _masked(text: str, locale: str, category: str | None, names: Iterable[str], 
 
 
 @cache
+def _occasions(locale: str) -> re.Pattern[str]:
+    edge = r"\b" if locale == "en" else ""
+    words = {occasion.lower() for of in topics()[0].values() for occasion in of[locale].occasions}
+    return re.compile(f"{edge}(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))}){edge}")
+
+
+@cache
 def _own_words(locale: str, category: str) -> re.Pattern[str]:
     """All occasions (groups), and a topic's names and things, the longest first."""
     words = [(word, False) for part in ("names", "nouns") for word in _own(locale, category, part)]
@@ -210,13 +217,6 @@ def _own_words(locale: str, category: str) -> re.Pattern[str]:
 
 
 @cache
-def _occasions(locale: str) -> re.Pattern[str]:
-    every = {occasion.lower() for of in topics()[0].values() for occasion in of[locale].occasions}
-    edge = r"\b" if locale == "en" else ""
-    return re.compile(f"{edge}(?:{'|'.join(map(re.escape, sorted(every, key=len, reverse=True)))}){edge}")
-
-
-@cache
 def _grammar(locale: str) -> list[re.Pattern[str]]:
     """A pattern for each shape."""
     like = {quality for of in topics()[0].values() for quality in of[locale].qualities}
@@ -226,7 +226,7 @@ def _grammar(locale: str) -> list[re.Pattern[str]]:
     patterns = []
     for (of, slot), of_slot in shapes().items():
         for shape in of_slot if of == locale and slot != "text" else ():
-            # An occasion that the shape itself speaks of is masked in the line as well.
+            # "New ideas in {t}": what is an occasion of some topic is masked wherever it stands.
             text = _occasions(locale).sub(_OCCASION, shape.text.lower())
             pieces = re.split(r"(\[[^\]]*\]|\{\w\})", text)
             patterns.append(re.compile("".join(_pattern(piece, put) for piece in pieces)))

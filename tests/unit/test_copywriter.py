@@ -1,6 +1,9 @@
 """The copywriter: deterministic, guarded, and silent where it knows nothing."""
 
+import itertools
+
 import pytest
+from tokenizers import Tokenizer
 
 from models.copywriter import Copywriter
 from models.headline import Facts, guard
@@ -54,6 +57,13 @@ def test_names_of_items_are_said_as_they_were_given(writer: Copywriter) -> None:
     texts = [copy.text for seed in range(4) for copy in writer.write(facts, seed) if copy]
     assert any("Hawk Glove 3" in text for text in texts), texts
     assert all("Hawk Glove 3" in text or "3" not in text for text in texts)
+
+
+def test_no_token_is_half_a_character_of_what_it_has_learnt(writer: Copywriter) -> None:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    for of in topics()[0].values():
+        for word in itertools.chain(*of["zh"]):
+            assert all("\ufffd" not in tokenizer.decode([token]) for token in tokenizer.encode(word).ids), word
 
 
 def test_the_model_fits_in_ten_megabytes() -> None:

@@ -39,6 +39,11 @@ def test_what_was_written_is_read_back(folder: Path) -> None:
     assert list(read.files) == ["graph.onnx", "theta.npy"]
 
 
+def test_a_metric_may_be_a_whole_number(folder: Path) -> None:
+    written = _write(folder, metrics={"segments": 500})
+    assert manifest.load(folder, "ranker") == written and written.metrics == {"segments": 500.0}
+
+
 def test_the_version_is_the_content_and_not_the_day_or_the_metrics(folder: Path) -> None:
     first = manifest.load(folder, "ranker").version
     assert _write(folder, created="2027-01-01T00:00:00Z", metrics={"loss": 9.0}).version == first

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from models import manifest
 
 FILE = "reference.npz"
+Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -43,6 +44,14 @@ def write(folder: Path, cases: list[Case]) -> None:
     np.savez(folder / FILE, allow_pickle=False, **arrays)
 
 
+def write_texts(
+    folder: Path, prompt: npt.NDArray[np.int64], texts: npt.NDArray[np.int64], logprob: Floats, bound: float
+) -> None:
+    """For a GPT-2: tokens (T,), texts that may follow them (N, M), and the logprob (N, M) of each of their tokens, nats."""
+    arrays: Arrays = {"prompt": prompt, "texts": texts, "logprob": logprob, "bound": np.array(bound)}
+    np.savez(folder / FILE, allow_pickle=False, **arrays)
+
+
 def verify(folder: Path) -> list[Check]:
     """Run each graph on what is stored for it. Raises ManifestError where the folder is broken or stores nothing."""
     import onnxruntime as ort
@@ -54,6 +63,8 @@ def verify(folder: Path) -> list[Check]:
         )
     with np.load(folder / FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
+    if found.kind == "copywriter":
+        return [_verify_texts(folder, arrays)]
     checks = []
     for graph in sorted({name.split("/")[0] for name in arrays}):
         inputs = {name.split("/", 2)[2]: value for name, value in arrays.items() if name.startswith(f"{graph}/in/")}
@@ -68,3 +79,12 @@ def verify(folder: Path) -> list[Check]:
             difference = float(np.abs(value.astype(np.float64) - expected).max(initial=0.0)) if same_shape else np.inf
             checks.append(Check(graph, name, difference, float(arrays[f"{graph}/bound"])))
     return checks
+
+
+def _verify_texts(folder: Path, arrays: Arrays) -> Check:
+    from models.copywriter import GRAPH
+    from models.gpt2 import Gpt2
+
+    given = Gpt2(folder / GRAPH).score(arrays["prompt"].tolist(), arrays["texts"].tolist())
+    difference = float(np.abs(np.array(given) - arrays["logprob"]).max())
+    return Check(GRAPH, "logprob", difference, float(arrays["bound"]))

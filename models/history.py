@@ -224,14 +224,13 @@ class History:
     def fit(self) -> None:
         """Make vectors of the items that have come or changed: call before a batch reads them."""
         catalog, size, known = self._catalog, len(self.scales), self._rows
-        changed = self._changed if known else set(range(len(catalog)))
+        rows = np.array(sorted(self._changed), np.int32) if known else np.arange(len(catalog), dtype=np.int32)
         if size < len(catalog.items):
             more = len(catalog.items) - size
             self.vectors = np.concatenate([self.vectors, np.zeros((more, self.vectors.shape[1]), np.int8)])
             self.scales = np.concatenate([self.scales, np.zeros(more, np.float32)])
             self.unknown = np.concatenate([self.unknown, np.zeros(more, np.int8)])
-        if changed:
-            rows = np.array(sorted(changed), np.int32)
+        if len(rows):
             self._changed.clear()
             _embed(
                 rows, catalog.items, self._vocabulary.keys, self._vocabulary.rows, self._known, self._known_scale,

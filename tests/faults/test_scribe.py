@@ -23,7 +23,7 @@ from tests.shopwindow import ROOT, clicks, open_shop, pages_of, read_all, settin
 FOLDER = SHIPPED_MODELS / "copywriter"
 SAMPLING = Sampling(temperature=0.9, top_k=50, top_p=0.95, max_tokens=50, samples=2)
 PYTHON = sys.executable
-FACTS = [Facts("en", "for_you", "lighting", ("Brass lamp",)), Facts("zh", "trending", ""), Facts("en", "for_you", "?")]
+FACTS = [Facts("en", "for_you", "lighting", ("Brass lamp",)), Facts("zh", "trending", ""), Facts("de", "for_you", "")]
 
 
 def test_it_writes_what_the_copywriter_writes_and_goes_on_after_a_death() -> None:

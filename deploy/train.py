@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.simulation import Uniform, simulate
-from models.clickstream import Clickstreams, read
+from models.clickstream import Clicks, read
 from models.manifest import Source
 from models.ranker import Ranker, Scorer
 from models.train.behaviour import Behaviour
@@ -70,10 +70,11 @@ def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Pa
     from models.walk import Shop
 
     streams = read(data)
-    source, told = _source(data, streams), f"{len(streams.joined().item):,} clicks of {', '.join(p.name for p in data)}"
+    joined = streams.joined()
+    source, told = _source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
     bench = Bench(out, f"{what} {source.hash} {seed}", say)
     shop = Shop(streams.items)
-    fitted = clicks.train(shop, streams.joined(), say, seed=seed, bench=bench)
+    fitted = clicks.train(shop, joined, say, seed=seed, bench=bench)
     made = []
     if what in ("ranker", "all"):
         made.append(out / "ranker")
@@ -129,7 +130,7 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
         def chosen(number: int = seed + turn, scorer: Scorer = scorer) -> Arrays:
             one = simulate(scorer, shoppers, looks, number, history=history)
             counts = {"looks": np.array(one.looks), "clicked": np.array(one.clicked)}
-            return {**counts, **{n: array for n, array in one.choices._asdict().items() if array is not None}}
+            return {**counts, **one.choices.arrays()}
 
         arrays = bench.once(name, chosen)
         rate = float(arrays.pop("clicked")) / max(1.0, float(arrays.pop("looks")))
@@ -156,9 +157,8 @@ def _fit(choices: Choices, seed: int) -> tuple[Fit, Head]:
     return fit(choices, seed=seed), fit_head(choices, seed=seed)
 
 
-def _source(data: Sequence[Path], streams: Clickstreams) -> Source:
-    times = streams.joined().time
-    first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (times.min(), times.max()))
+def _source(data: Sequence[Path], clicks: Clicks) -> Source:
+    first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (clicks.time.min(), clicks.time.max()))
     return Source(_files_hash(data), (first, last))
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from models.session import session
+
 ABOUT = "shopwindow.gpt2"  # in the metadata of a graph: its shape
 ROWS = (
     32  # sequences at a time: with 8 it is nine tenths of the throughput of 32, and samples of one prompt are several
@@ -174,13 +176,7 @@ class Gpt2:
     """
 
     def __init__(self, graph: Path | bytes) -> None:
-        ort.disable_telemetry_events()  # what happens in the shop stays in the shop
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            graph if isinstance(graph, bytes) else str(graph), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._session = session(graph)
         about = self._session.get_modelmeta().custom_metadata_map.get(ABOUT)
         if about is None:
             raise ValueError(

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from models import manifest
 from models.nearest import Nearest, product
 from models.phi import Foreseen
+from models.session import session
 from stream.catalog import Catalog
 from stream.ids import IdIndex, find
 from stream.jit import njit
@@ -202,13 +202,7 @@ class History:
         self._known = np.zeros((len(known), -(-self._width // _LANES) * _LANES), np.int8)
         self._known[:, : self._width] = np.load(folder / VECTORS, allow_pickle=False)
         self._known_scale: Floats = np.load(folder / SCALES, allow_pickle=False)
-        ort.disable_telemetry_events()  # what happens in the shop stays in the shop
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            str(folder / GRAPH), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._session = session(folder / GRAPH)
         self._catalog, self._changed = catalog, catalog.watch()
         self.vectors = np.zeros((0, self._known.shape[1]), np.int8)  # (capacity, width) of the catalogue's items
         self.scales = np.zeros(0, np.float32)  # (capacity,)

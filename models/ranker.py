@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from models import manifest
 from models.phi import FEATURES, features_hash
+from models.session import session
 from stream.jit import njit
 from stream.retrieval import CANDIDATES
 
@@ -118,13 +119,7 @@ class Ranker:
                     "make setup-train && shopwindow train ranker"
                 )
             name, self._theta = HEAD, np.load(folder / LINEAR, allow_pickle=False)
-        ort.disable_telemetry_events()  # what happens in the shop stays in the shop
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            str(folder / name), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._session = session(folder / name)
         self._alone = _Alone(self._session, self._theta)
 
     def room(self, shoppers: int) -> npt.NDArray[np.float32] | None:

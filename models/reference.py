@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models import manifest
+from models.session import session
 
 FILE = "reference.npz"
 Floats = npt.NDArray[np.float32]
@@ -54,8 +55,6 @@ def write_texts(
 
 def verify(folder: Path) -> list[Check]:
     """Run each graph on what is stored for it. Raises ManifestError where the folder is broken or stores nothing."""
-    import onnxruntime as ort
-
     found = manifest.load(folder, manifest.kind_of(folder))
     if FILE not in found.files:
         raise manifest.ManifestError(
@@ -69,11 +68,7 @@ def verify(folder: Path) -> list[Check]:
     for graph in sorted({name.split("/")[0] for name in arrays}):
         inputs = {name.split("/", 2)[2]: value for name, value in arrays.items() if name.startswith(f"{graph}/in/")}
         outputs = {name.split("/", 2)[2]: value for name, value in arrays.items() if name.startswith(f"{graph}/out/")}
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = ort.InferenceSession(str(folder / graph), sess_options=options, providers=["CPUExecutionProvider"])
-        given = session.run(list(outputs), inputs)
+        given = session(folder / graph).run(list(outputs), inputs)
         for (name, expected), value in zip(outputs.items(), given, strict=True):
             same_shape = value.shape == expected.shape
             difference = float(np.abs(value.astype(np.float64) - expected).max(initial=0.0)) if same_shape else np.inf

@@ -303,7 +303,8 @@ def retrieve(
     """Candidates of U shoppers: profiles (U,) PROFILE, now (U,) s, the newest event time of each.
 
     Generators: the last items and their neighbours (transitions, co-visits), neighbours of the cart, `proposals` (U, K)
-    of a history model (rows of the catalogue, -1 for none; none of them by default), own purchases, leaders of the categories of the shopper's taste, fresh items, what is popular. Nothing that is absent, sold out,
+    of a history model (rows of the catalogue, -1 for none; none of them by default), own purchases, leaders of the
+    categories of the shopper's taste, fresh items, what is popular. Nothing that is absent, sold out,
     expired, hidden by the shopper, or without a title in the shopper's language.
     """
     signals.fit()

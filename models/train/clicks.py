@@ -57,7 +57,7 @@ def gather(
         name = f"choices-{number}"
         kept = bench.get(name) if bench is not None else None
         if kept is not None:
-            gathered.append(Choices(kept["phi"], kept["ends"], kept["chosen"]))
+            gathered.append(Choices(**kept))
             for _ in walk(shop, clicks, ask=False, learn=True, first=start, last=end):
                 pass
         else:
@@ -65,7 +65,7 @@ def gather(
                 shop.history = _served(trainer, shop)
             gathered.append(_asked(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks))
             if bench is not None:
-                bench.put(name, {name: array for name, array in gathered[-1]._asdict().items() if array is not None})
+                bench.put(name, gathered[-1].arrays())
         if trainer is not None and end > start:
             trainer.learn(Behaviour.of_clicks(clicks.part(start, end)), TUNING, say, tune=True, bench=bench)
     if trainer is not None:

@@ -96,6 +96,7 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
         f"{plan.pretraining * WINDOWS * WINDOW} tokens to begin with, then {plan.fine_tuning * 2 * PAIRS} pairs of facts "
         "and headline; nobody's copy and nobody's data",
         metrics=perplexities(model, tokenizer),
+        limits=" ".join(LIMITS),
         params={
             "n_layer": LAYERS,
             "n_embd": WIDTH,
@@ -105,7 +106,6 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
             "names": said("names"),
             "nouns": said("nouns"),
             "plan": plan._asdict(),
-            "limits": LIMITS,
         },
     )
     (checkpoint / STATE).unlink()

@@ -254,14 +254,12 @@ class Trainer:
             *map(torch.from_numpy, (among, item >= 0, gaps, kinds, items, place[len(place) - len(negatives) :]))
         )
 
-    def vectors_of(self, items: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
-        """(M, d) unit vectors. own: (M, d) vectors of the items; None or a row of zeros: made of attributes alone."""
+    def vectors_of(self, items: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """(M, d) unit vectors. own: (M, d) vectors of the items; of a row of zeros: made of attributes alone."""
         slots = self._slots[items]  # (M, SLOTS_OF_ITEM)
         table = functional.pad(self.net.attributes, (0, 0, 0, 1))  # the last row is that of an absent attribute
         described = functional.embedding(slots[:, 1:] % len(table), table).sum(dim=1)
         base = self.net.attributes[:1].expand(len(items), -1)
-        if own is None:
-            return functional.normalize(base + described, dim=1)
         alone = (own == 0).all(dim=1, keepdim=True)
         return functional.normalize(torch.where(alone, base, own) + described, dim=1)
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from models import manifest
 from models.copywriter import Copywriter
 from models.headline import BANNED, ITEMS, LOCALES, Facts, Lexicon, spoken_interest, spoken_names
-from models.train.shoptext import SLOTS, pairs, said, shapes, topics, unseen_slot
+from models.train.shoptext import LIKE, SLOTS, pairs, said, shapes, topics, unseen_slot
 from stream.settings import SHIPPED_MODELS
 
 # Interests of which topics.txt says nothing, beside those that it holds out.
@@ -220,7 +220,7 @@ def _own_words(locale: str, category: str) -> re.Pattern[str]:
 def _grammar(locale: str) -> list[re.Pattern[str]]:
     """A pattern for each shape."""
     like = {quality for of in topics()[0].values() for quality in of[locale].qualities}
-    like |= {"lovely", "thoughtful", "charming", "well-chosen", "fine", "贴心", "心动", "讨喜", "耐看"}
+    like |= {quality for of in LIKE.values() for quality in of}
     quality = "(?:" + "|".join(map(re.escape, sorted(like, key=len, reverse=True))) + ")" + "的" * (locale == "zh")
     put = {**dict.fromkeys("tnmx", _PHRASE), "f": _OCCASION, "a": quality, **dict.fromkeys("ijk", _ITEM)}
     patterns = []
@@ -295,7 +295,7 @@ def main() -> int:
         told = manifest.load(given.folder, "copywriter")
         manifest.write(
             given.folder, name=told.name, kind=told.kind, created=told.created, data=told.data, metrics=told.metrics | found,
-            params=told.params,
+            params=told.params, limits=told.limits,
         )  # fmt: skip
     return 0
 

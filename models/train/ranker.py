@@ -31,6 +31,10 @@ class Choices(NamedTuple):
     chosen: npt.NDArray[np.int32]  # (N,) which of its offers
     position: npt.NDArray[np.int32] | None = None  # (O,) 0-based rank on a page; None where there was no page
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Those that there are, by name: what `Choices(**...)` takes."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
+
     @classmethod
     def joined(cls, parts: Sequence[Choices]) -> Choices:
         shift = np.cumsum([0, *(len(part.phi) for part in parts[:-1])])

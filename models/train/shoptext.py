@@ -20,7 +20,7 @@ SLOTS = ("for_you", "because_you_viewed", "in_your_categories", "trending", "fre
 _OF_A_TOPIC, _OF_ITEMS = frozenset("txnmfa"), "ijk"
 _NEEDS_KNOWLEDGE = frozenset("tnmfa")
 # True of anything; topics have better ones of their own.
-_LIKE = {"en": ("lovely", "thoughtful", "charming", "well-chosen", "fine"), "zh": ("贴心", "心动", "讨喜", "耐看")}
+LIKE = {"en": ("lovely", "thoughtful", "charming", "well-chosen", "fine"), "zh": ("贴心", "心动", "讨喜", "耐看")}
 _OWN_LIKE = 0.8
 _SPECIFIC = 0.6  # of the headlines on a topic that is known: at least so many say more than its name
 # Interests that the model does not know, as words, so that it learns to copy: made of these.
@@ -203,7 +203,7 @@ def spoken(rng: random.Random, shape: str, locale: str, words: Words) -> str:
     if words.nouns:
         near = put["n"] if "{a}{n}" in text.replace(" ", "") else put["t"]
         own = [quality for quality in words.qualities if quality not in near]
-        quality = rng.choice(own if own and rng.random() < _OWN_LIKE else _LIKE[locale])
+        quality = rng.choice(own if own and rng.random() < _OWN_LIKE else LIKE[locale])
         put["a"] = quality + "的" if locale == "zh" else quality
     text = text.format_map(put)
     return text if text.startswith("<") else text[0].upper() + text[1:]

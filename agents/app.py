@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from agents import copy, items, shopper, web
@@ -18,6 +17,7 @@ from agents.scribe import Sampling, Scribe, ScribeRests
 from agents.telling import Telling
 from agents.together import beside_the_loop
 from agents.world import World, cancelled
+from models.copywriter import copywriter_of
 from models.history import History
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
@@ -61,15 +61,6 @@ def models_of(settings: Settings, catalog: Catalog) -> tuple[Ranker, History | N
     folder = settings.models_dir / "history"
     history = History(folder, catalog) if settings.history and folder.is_dir() else None
     return Ranker(settings.models_dir / "ranker", settings.head), history
-
-
-def copywriter_of(settings: Settings) -> Path:
-    """The folder of the copywriter that is set. Raises ManifestError where a checkpoint cannot be had or converted."""
-    if settings.copywriter is None:
-        return settings.models_dir / "copywriter"
-    from models.checkpoint import copywriter_folder  # with it comes onnx, which the shipped models do without
-
-    return copywriter_folder(settings.copywriter)
 
 
 class Worker:

@@ -42,15 +42,13 @@ def export(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def copy(settings: Settings, given: argparse.Namespace) -> int:
-    from models.checkpoint import copywriter_folder
     from models.copybook import TEMPLATES
-    from models.copywriter import Copywriter
+    from models.copywriter import Copywriter, copywriter_of
     from models.headline import Facts
     from stream.page import SLOTS
 
-    folder = copywriter_folder(settings.copywriter) if settings.copywriter else settings.models_dir / "copywriter"
     writer = Copywriter(
-        folder, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
+        copywriter_of(settings), temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
         samples=given.samples,
     )  # fmt: skip
     titles = tuple(name.strip() for name in given.items.split(",") if name.strip())

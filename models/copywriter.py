@@ -15,6 +15,7 @@ from models import manifest
 from models.gpt2 import Drawn, Gpt2, Sampling
 from models.headline import END, LOCALES, TOPIC, Brief, Facts, Lexicon, brief, fill, guard
 from stream.ids import key64
+from stream.settings import Settings
 
 GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
 
@@ -22,6 +23,15 @@ GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
 class Copy(NamedTuple):
     text: str
     logprob: float  # of all its tokens and the end, nats
+
+
+def copywriter_of(settings: Settings) -> Path:
+    """The folder of the copywriter that is set. Raises ManifestError where a checkpoint cannot be had or converted."""
+    if settings.copywriter is None:
+        return settings.models_dir / "copywriter"
+    from models.checkpoint import copywriter_folder  # with it comes onnx, which the shipped models do without
+
+    return copywriter_folder(settings.copywriter)
 
 
 class Copywriter:

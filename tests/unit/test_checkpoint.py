@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.app import copywriter_of
 from models import manifest
 from models.checkpoint import build, copywriter_folder, read_tokenizer
-from models.copywriter import Copywriter
+from models.copywriter import Copywriter, copywriter_of
 from models.gpt2_graph import CheckpointError, build_graph
 from models.headline import Facts
 from models.manifest import ManifestError

@@ -56,11 +56,10 @@ def profiles_of(settings: Settings) -> tuple[Profiles | DiskProfiles, DiskProfil
     return disk, disk
 
 
-def models_of(settings: Settings, catalog: Catalog) -> tuple[Ranker, History | None]:
-    """What scores the candidates of `catalog`. Raises ManifestError where one of them must not be served."""
+def history_of(settings: Settings, catalog: Catalog) -> History | None:
+    """The history model, where one is wanted and there. Raises ManifestError where it must not be served."""
     folder = settings.models_dir / "history"
-    history = History(folder, catalog) if settings.history and folder.is_dir() else None
-    return Ranker(settings.models_dir / "ranker", settings.head), history
+    return History(folder, catalog) if settings.history and folder.is_dir() else None
 
 
 class Worker:
@@ -68,11 +67,12 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.world = World(settings)
-        ranker, history = models_of(settings, self.world.catalog)
+        ranker = Ranker(settings.models_dir / "ranker", settings.head)
+        self.world = World(settings, ranker.half_lives)
         self.path = PagePath(
-            self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings), history
-        )
+            self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings),
+            history_of(settings, self.world.catalog),
+        )  # fmt: skip
         self.app: BatchApp = make_app(settings)
         self.profiles, disk = profiles_of(settings)
         # Two at a time would only fight for the same core, and for the tables that they change.
@@ -82,7 +82,7 @@ class Worker:
         self.overload = Overload(settings, self.app, self.path, self.shoppers)
         table = ExactTable(self.app, "profiles", self.profiles, disk)
         self.app.listen(shopper.TOPICS, self.shoppers.live, table)
-        tables = items.ItemTables()
+        tables = items.ItemTables(ranker.half_lives)
         signals = ExactTable(self.app, "item-signals", tables)
         self.app.listen(
             items.TOPICS, items.Items(tables, out, beside_the_loop("items")).live, signals, limit=items.RUN_RECORDS,

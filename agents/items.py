@@ -11,7 +11,7 @@ from stream.events import Reject
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.outputs import Output, Outputs
 from stream.kafka.run import Run
-from stream.signals import ItemTable
+from stream.signals import HalfLives, ItemTable
 
 TOPICS = ("item-activity",)
 # The changelog of a run is one batch of at most 16 MB: so many bytes of activity concern less than 10,000 items, of 1.1 KB.
@@ -25,8 +25,8 @@ Answer = tuple[list[tuple[bytes, bytes | None]], list[Output]]
 class ItemTables:
     """The signals at rest by partition."""
 
-    def __init__(self) -> None:
-        self.partitions: dict[int, ItemTable] = defaultdict(ItemTable)
+    def __init__(self, half_lives: HalfLives) -> None:
+        self.partitions: dict[int, ItemTable] = defaultdict(lambda: ItemTable(half_lives))
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         self.partitions[partition].apply(records)

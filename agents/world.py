@@ -12,7 +12,7 @@ from stream import metrics
 from stream.catalog import Catalog
 from stream.kafka.broadcast import Broadcast, Stretch
 from stream.settings import Settings
-from stream.signals import Signals
+from stream.signals import HalfLives, Signals
 
 TOPICS = ("catalog", "item-signals", "copy")
 log = logging.getLogger(__name__)
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 class World:
     """Broadcast topics as the domain's tables. They change only in the thread of the batches, between two steps."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, half_lives: HalfLives) -> None:
         self.catalog = Catalog()
-        self.signals = Signals(self.catalog)
+        self.signals = Signals(self.catalog, half_lives)
         self.copies = CopyBook()
         self._broadcast = Broadcast(settings, TOPICS)
 

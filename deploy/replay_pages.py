@@ -45,9 +45,9 @@ def pages(log: Path, models: Path, catalog: Path | None, limit: int) -> Iterator
                 raise InputError(f"{catalog}: {problems[0].message}")
     unknown = (item for item in dict.fromkeys(items) if item not in shop)
     shop.apply([(item.encode(), _invented(item)) for item in unknown])
-    signals, table = Signals(shop), ItemTable()
     history = History(models / "history", shop) if (models / "history").is_dir() else None
     ranker = Ranker(models / "ranker", "mlp" if (models / "ranker" / HEAD).is_file() else "logit")
+    signals, table = Signals(shop, ranker.half_lives), ItemTable(ranker.half_lives)
     path = PagePath(shop, signals, ranker, CopyBook(), Policy(copy=False), history)
     stored: dict[bytes, bytes] = {}
     now = 0.0

@@ -66,20 +66,21 @@ def _copywriter(folder: Path, seed: int) -> Path:
 
 
 def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Path]:
-    from models.train import clicks
+    from models.train import clicks, half_lives
     from models.walk import Shop
 
     streams = read(data)
     joined = streams.joined()
     source, told = _source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
     bench = Bench(out, f"{what} {source.hash} {seed}", say)
-    shop = Shop(streams.items)
+    shop = Shop(streams.items, half_lives.chosen(streams.items, joined, say, bench))
     fitted = clicks.train(shop, joined, say, seed=seed, bench=bench)
     made = []
     if what in ("ranker", "all"):
         made.append(out / "ranker")
         export(
-            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, source
+            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, source,
+            shop.half_lives,
         )  # fmt: skip
     if what in ("history", "all") and fitted.trainer is not None:
         made.append(out / "history")

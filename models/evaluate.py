@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from models.clickstream import Clicks
 from models.ranker import Ranker
-from models.train import clicks
+from models.train import clicks, half_lives
 from models.train.clicks import QUERIES
 from models.train.ranker import export
 from models.walk import Shop, walk
@@ -101,7 +101,7 @@ def evaluate(
     Raises ValueError where there is too little to learn from.
     """
     began = perf_counter()
-    shop = Shop(items)
+    shop = Shop(items, half_lives.choose(items, train, say))
     fitted = clicks.train(shop, train, say, queries=queries, seed=seed, history=history)
     minutes = (perf_counter() - began) / 60
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ from stream.page import (
 from stream.profile import HALF_LIVES, TOP
 from stream.retrieval import CANDIDATES, RECENT_ITEMS, Candidates, distinct_recent, slot_of
 from stream.serving import FATIGUE_HALF_LIFE
-from stream.signals import POPULARITY_HALF_LIVES, Signals
+from stream.signals import Signals
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -115,7 +115,7 @@ FEATURES = tuple(name for name, _ in _NAMED)
 F = len(FEATURES)
 REASON_OF = np.array([-1 if reason is None else reason for _, reason in _NAMED], np.int8)  # (F,)
 _AT = {name: at for at, name in enumerate(FEATURES)}
-_LIVES, _POPULAR_LIVES = np.array(HALF_LIVES), np.array(POPULARITY_HALF_LIVES)
+_LIVES = np.array(HALF_LIVES)
 _WORDS = 128  # slots of the hash of the last items' title words
 _PLACES = 1024  # slots of the hash of the candidates' rows
 assert _PLACES > 2 * CANDIDATES
@@ -188,7 +188,7 @@ def _mark(marks, key, sign):  # type: ignore[no-untyped-def]
 
 @njit
 def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,  # type: ignore[no-untyped-def]
-                    near_row, figures, seen_of, shares, unknown, phi):  # fmt: skip
+                    near_row, figures, seen_of, lives, shares, unknown, phi):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     weights = np.empty(RECENT_ITEMS)
     recent_category, recent_brand = np.empty(RECENT_ITEMS, np.int32), np.empty(RECENT_ITEMS, np.int32)
@@ -374,7 +374,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 gap = max(0.0, time - s.time)
                 stock = 0.0
                 for life in range(3):
-                    stock = 2.0 ** -(gap / _POPULAR_LIVES[life])
+                    stock = 2.0 ** -(gap / lives[life])
                     phi[i, POPULAR_HOUR + life] = _log1p(np.float64(s.popular[life]) * stock)
                 phi[i, POPULAR_HOUR + 3] = phi[i, POPULAR_HOUR + 1] / (1.0 + p.events)
                 k = BOUGHT_BY_MANY
@@ -521,7 +521,7 @@ def joint_features(
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
         catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures,
-        signals.seen, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
+        signals.seen, signals.lives, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
     )  # fmt: skip
     return phi
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
@@ -17,6 +18,7 @@ from models.phi import FEATURES, features_hash
 from models.session import session
 from stream.jit import njit
 from stream.retrieval import CANDIDATES
+from stream.signals import HALF_LIVES, HalfLives
 
 GRAPH, THETA = "softmax.onnx", "theta.npy"
 HEAD, LINEAR = "mlp.onnx", "linear.npy"  # of the MLP, where the folder has one
@@ -71,6 +73,21 @@ class _Alone:
         return self._scores.copy()
 
 
+def _half_lives(folder: Path, told: Any) -> HalfLives:
+    """Those of the signals that a ranker was fitted with; raises ManifestError where they are none."""
+    if told is None:
+        return HALF_LIVES
+    try:
+        lives = msgspec.convert(told, HalfLives)
+    except msgspec.ValidationError as error:
+        raise manifest.ManifestError(f"half_lives of {folder / manifest.FILE}: {error}; fit it again") from None
+    if not min(lives.array()) > 0.0:
+        raise manifest.ManifestError(
+            f"half_lives of {folder / manifest.FILE} are {told}, expected seconds; fit it again"
+        )
+    return lives
+
+
 class Scorer(Protocol):
     """What the path asks of a content model."""
 
@@ -94,7 +111,7 @@ class Scorer(Protocol):
 class Ranker:
     """The softmax over theta . phi or over an MLP's scores, read from a folder that holds both and their manifest.
 
-    Reasons are of theta in either case. Raises ManifestError where a file is missing or changed, where theta was fitted on
+    Reasons are of theta in either case. `half_lives` are those that the signals must have. Raises ManifestError where a file is missing or changed, where theta was fitted on
     other features than today's phi, or where the folder has no MLP and `head` is "mlp".
     """
 
@@ -111,6 +128,7 @@ class Ranker:
                 f"{folder / THETA} holds {self.theta.dtype}{self.theta.shape}, expected float32({len(FEATURES)}, 1); "
                 "fit it again: shopwindow train ranker"
             )
+        self.half_lives = _half_lives(folder, self.manifest.params.get("half_lives"))
         name, self._theta = GRAPH, self.theta
         if head == "mlp":
             if HEAD not in self.manifest.files:

@@ -19,24 +19,26 @@ from stream.profile import blank
 from stream.retrieval import NO_PROPOSALS, Candidates, retrieve
 from stream.rows import rows_at
 from stream.serving import SERVING
-from stream.signals import ItemTable, Signals
+from stream.signals import HALF_LIVES, HalfLives, ItemTable, Signals
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
 BLOCK = 64  # sessions that are ranked before the signals learn from them
+AT_ONCE = 4096  # sessions that are learnt from at once where none is ranked
 
 
 class Shop:
     """A shop of which only clicks are known: items without texts by their number, and what signals have learnt."""
 
-    def __init__(self, items: Sequence[str]) -> None:
+    def __init__(self, items: Sequence[str], half_lives: HalfLives = HALF_LIVES) -> None:
         rows: Any = np.zeros(len(items), ITEM)
         rows["id"] = [key64(id) for id in items]
         rows["expires"], rows["present"], rows["flags"] = np.inf, 1, PRODUCT | AVAILABLE | EN | ZH
         self.catalog = Catalog.of_rows(rows, [fragment_of(id) for id in items])
-        self.signals = Signals(self.catalog)
+        self.half_lives = half_lives
+        self.signals = Signals(self.catalog, half_lives)
         self.history: History | None = None
-        self._table = ItemTable()
+        self._table = ItemTable(half_lives)
         self._counted = 0  # rows of activity
 
     def learn(self, activity: Rows) -> None:
@@ -69,8 +71,9 @@ def walk(
     With `learn` the signals learn from a block once it has been walked through.
     """
     last = len(clicks.ends) if last is None else last
-    for start in range(first, last, BLOCK):
-        part = clicks.part(start, min(start + BLOCK, last))
+    block = BLOCK if ask else AT_ONCE
+    for start in range(first, last, block):
+        part = clicks.part(start, min(start + block, last))
         begins, lengths = part.starts, np.diff(part.ends, prepend=0)
         number = clicks.ends[start - 1] if start else 0  # of the block's first click
         profiles = blank(len(lengths))

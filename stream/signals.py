@@ -18,11 +18,29 @@ from stream.rows import pack, rows_at, unpack
 Rows = npt.NDArray[np.void]
 
 NEAR = 48  # neighbours kept of each item, the strongest
-POPULARITY_HALF_LIVES = (3_600.0, 86_400.0, 1_209_600.0)  # s: 1 hour, 1 day, 14 days
-TRANSITION_HALF_LIFE = 2_592_000.0  # s: 30 days
-# An item that nobody has touched for so long, in event time, is forgotten: nothing of it weighs more than a thousandth.
-FORGOTTEN = 10 * TRANSITION_HALF_LIFE
 SWEPT = 64  # rows that a run looks at for whether they are forgotten
+
+
+class HalfLives(NamedTuple):
+    """In which what was counted fades to a half, s of event time.
+
+    A shop of a million sessions a day has others than one of a hundred: a ranker brings those that it was fitted with.
+    """
+
+    popularity: tuple[float, float, float] = (3_600.0, 86_400.0, 1_209_600.0)  # 1 hour, 1 day, 14 days
+    transitions: float = 2_592_000.0  # 30 days; of co-visits too
+
+    @property
+    def forgotten(self) -> float:
+        """s after which an item that nobody has touched is forgotten: nothing of it weighs more than a thousandth."""
+        return 10 * max(self.transitions, *self.popularity)
+
+    def array(self) -> npt.NDArray[np.float64]:
+        """(4,): those of popularity, that of transitions."""
+        return np.array([*self.popularity, self.transitions])
+
+
+HALF_LIVES = HalfLives()
 
 SIGNAL_VERSION = 1
 SIGNAL = np.dtype(
@@ -33,29 +51,28 @@ SIGNAL = np.dtype(
         ("near_next", "f4", NEAR),  # T: sum of 1 / step over transitions item -> neighbour
         ("near_strict", "f4", NEAR),  # M: transitions of one step
         ("near_visit", "f4", NEAR),  # C: sessions that hold both
-        ("popular", "f4", 3),  # interactions, decayed at POPULARITY_HALF_LIVES
+        ("popular", "f4", 3),  # interactions, decayed at three half-lives
         ("seen", "f4"),  # n: sessions that hold the item
         ("next_out", "f4"),  # O: sum of all T
         ("strict_out", "f4"),  # m: sum of all M
         ("repeat", "f4"),  # M[item, item]
-        ("buys", "f4"),  # decayed at 14 days
+        ("buys", "f4"),  # decayed at the slowest of the three
         ("carts", "f4"),
         ("count", "f4"),  # interactions, not decayed
     ]
 )
 
 _BLANK = np.zeros(1, SIGNAL)
-_POPULAR_LIVES = np.array(POPULARITY_HALF_LIVES)
 
 
 @njit
-def _age(s, time):  # type: ignore[no-untyped-def]
-    """Decay a SIGNAL row to `time`, where that is later than it is as of."""
+def _age(s, time, lives):  # type: ignore[no-untyped-def]
+    """Decay a SIGNAL row to `time`, where that is later than it is as of. lives: `HalfLives.array`."""
     if time <= s.time:
         return
     gap = time - s.time
     if s.time > 0.0:
-        slow = np.float32(2.0 ** -(gap / TRANSITION_HALF_LIFE))
+        slow = np.float32(2.0 ** -(gap / lives[3]))
         for j in range(s.near_item.shape[0]):
             s.near_next[j] *= slow
             s.near_strict[j] *= slow
@@ -65,8 +82,8 @@ def _age(s, time):  # type: ignore[no-untyped-def]
         s.strict_out *= slow
         s.repeat *= slow
         for life in range(3):
-            s.popular[life] *= np.float32(2.0 ** -(gap / _POPULAR_LIVES[life]))
-        stock = np.float32(2.0 ** -(gap / _POPULAR_LIVES[2]))
+            s.popular[life] *= np.float32(2.0 ** -(gap / lives[life]))
+        stock = np.float32(2.0 ** -(gap / lives[2]))
         s.buys *= stock
         s.carts *= stock
     s.time = time
@@ -88,22 +105,22 @@ def _neighbour(s, other):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _fold_activity(rows, at, acts, clock, blank):  # type: ignore[no-untyped-def]
+def _fold_activity(rows, at, acts, clock, lives, forgotten, blank):  # type: ignore[no-untyped-def]
     """clock: the newest event time of the table before; blank (1,): an empty row. -> the newest after."""
     for i in range(acts.shape[0]):
         a = acts[i]
         clock = max(clock, a.time)
-        if clock - rows[at[i]].time > FORGOTTEN:
+        if clock - rows[at[i]].time > forgotten:
             rows[at[i]] = blank[0]  # whether the sweep has come by or not
         s = rows[at[i]]
         s.item = a.item
-        _age(s, a.time)
+        _age(s, a.time, lives)
         late = s.time - a.time
-        weight = np.float32(2.0 ** -(late / TRANSITION_HALF_LIFE))
+        weight = np.float32(2.0 ** -(late / lives[3]))
         if a.kind == SEEN:
             for life in range(3):
-                s.popular[life] += np.float32(2.0 ** -(late / _POPULAR_LIVES[life]))
-            stock = np.float32(2.0 ** -(late / _POPULAR_LIVES[2]))
+                s.popular[life] += np.float32(2.0 ** -(late / lives[life]))
+            stock = np.float32(2.0 ** -(late / lives[2]))
             if a.event == BUY:
                 s.buys += stock
             elif a.event == ADD:
@@ -142,7 +159,8 @@ def _count_once(rows, ends, of, marks, fresh):  # type: ignore[no-untyped-def]
 class ItemTable:
     """The signals of the items of one partition, and how far each source of activity is counted in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, half_lives: HalfLives = HALF_LIVES) -> None:
+        self._lives, self._forgotten = half_lives.array(), half_lives.forgotten
         self.rows = np.zeros(256, SIGNAL)
         self.index = IdIndex()
         self.sources: dict[bytes, int] = {}  # key of the source -> next offset
@@ -169,7 +187,7 @@ class ItemTable:
         if not len(acts):
             return set()
         at = self._places_of(acts["item"])
-        self.clock = _fold_activity(self.rows, at, acts, self.clock, _BLANK)
+        self.clock = _fold_activity(self.rows, at, acts, self.clock, self._lives, self._forgotten, _BLANK)
         self.sources.update(
             (key, mark) for key, was, mark in zip(keys, before, marks.tolist(), strict=True) if mark > was
         )
@@ -187,13 +205,13 @@ class ItemTable:
         return [*zip(keys, packed, strict=True), *((key, b"%d" % offset) for key, offset in self.sources.items())]
 
     def sweep(self, count: int = SWEPT) -> list[tuple[bytes, None]]:
-        """Forget those of the next `count` rows that nobody has touched for FORGOTTEN. -> their tombstones.
+        """Forget those of the next `count` rows that nobody has touched for long. -> their tombstones.
 
         The numbers of rows that `fold` has given do not hold any more.
         """
         start, end = self._swept, min(self._swept + count, len(self.index))
         some = self.rows[start:end]
-        gone = (some["item"] != 0) & (self.clock - some["time"] > FORGOTTEN)
+        gone = (some["item"] != 0) & (self.clock - some["time"] > self._forgotten)
         keys = [_key(item) for item in some["item"][gone].tolist()]
         some[gone] = np.zeros(1, SIGNAL)
         self._swept = end
@@ -277,8 +295,9 @@ class Leaders(NamedTuple):
 class Signals:
     """The signals of all items in the rows of the catalogue, as every worker reads them."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, half_lives: HalfLives = HALF_LIVES) -> None:
         self._catalog = catalog
+        self.lives = half_lives.array()  # (4,)
         self.rows = np.zeros(len(catalog.items), SIGNAL)  # (capacity,) SIGNAL; item 0 where there is none
         self.near_row = np.full((len(catalog.items), NEAR), -1, np.int32)  # (capacity, NEAR) rows of the neighbours
         self.figures = np.zeros(len(catalog.items), FIGURES)  # (capacity,) FIGURES
@@ -385,7 +404,7 @@ def _insert(rows, scores, row, score, items):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _look(items, figures, start, end, now, keys, places, known, overall, popularity, of_category, strength,  # type: ignore[no-untyped-def]
+def _look(items, figures, lives, start, end, now, keys, places, known, overall, popularity, of_category, strength,  # type: ignore[no-untyped-def]
           fresh, added):  # fmt: skip
     """Look through the rows from `start` on. -> the row to go on from, how many categories are known; it stops early
     where they fill half of `keys`."""
@@ -396,9 +415,9 @@ def _look(items, figures, start, end, now, keys, places, known, overall, popular
         f = figures[row]
         gap = max(0.0, now - f.time)
         # By the hour, the day and the fortnight: what trends now leads what was once loved.
-        score = 0.5 * f.popular[0] * 2.0 ** -(gap / _POPULAR_LIVES[0])
-        score += 1.0 * f.popular[1] * 2.0 ** -(gap / _POPULAR_LIVES[1])
-        score += 0.25 * f.popular[2] * 2.0 ** -(gap / _POPULAR_LIVES[2])
+        score = 0.5 * f.popular[0] * 2.0 ** -(gap / lives[0])
+        score += 1.0 * f.popular[1] * 2.0 ** -(gap / lives[1])
+        score += 0.25 * f.popular[2] * 2.0 ** -(gap / lives[2])
         if item.category != 0:
             place = find(keys, places, item.category)
             if place < 0:
@@ -448,7 +467,7 @@ class _Scan:
         end = min(self._at + items, len(catalog))
         while self._at < end:
             self._at, self._known = _look(
-                catalog.items, signals.figures, self._at, end, self.now, self._keys, self._places, self._known,
+                catalog.items, signals.figures, signals.lives, self._at, end, self.now, self._keys, self._places, self._known,
                 self._overall, self._popularity, self._of_category, self._strength, self._fresh, self._added,
             )  # fmt: skip
             if self._at < end:

@@ -63,7 +63,7 @@ def gather(
         else:
             if trainer is not None and start:
                 shop.history = _served(trainer, shop)
-            gathered.append(_asked(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks))
+            gathered.append(offered(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks)[0])
             if bench is not None:
                 bench.put(name, gathered[-1].arrays())
         if trainer is not None and end > start:
@@ -79,17 +79,20 @@ def gather(
     return choices
 
 
-def _asked(positions: Iterator[Asked], clicks: Clicks) -> Choices:
-    """Of the positions whose next click is among the candidates, what was offered; float16."""
+def offered(positions: Iterator[Asked], clicks: Clicks) -> tuple[Choices, int]:
+    """Of the positions whose next click is among the candidates, what was offered; float16. -> it, how many others."""
     phi: list[npt.NDArray[np.float16]] = [np.empty((0, F), np.float16)]
     chosen: list[int] = []
+    missed = 0
     for asked in positions:
         for u, target in enumerate(asked.targets(clicks).tolist()):
-            if target >= 0:
+            if target < 0:
+                missed += 1
+            else:
                 phi.append(asked.phi[u, : asked.candidates.count[u]].astype(np.float16))
                 chosen.append(target)
     ends = np.cumsum([len(offers) for offers in phi[1:]], dtype=np.int64)
-    return Choices(np.concatenate(phi), ends, np.array(chosen, np.int32))
+    return Choices(np.concatenate(phi), ends, np.array(chosen, np.int32)), missed
 
 
 class Fitted(NamedTuple):

@@ -18,6 +18,7 @@ from models.phi import FEATURES, features_hash
 from models.ranker import GRAPH, HEAD, LINEAR, THETA
 from models.reference import Case
 from models.train.ranker_graph import Head, graph, head_graph
+from stream.signals import HALF_LIVES, HalfLives
 
 Floats = npt.NDArray[np.float32]
 SAMPLE = 400_000  # offers that the features' deviations are taken of
@@ -155,6 +156,16 @@ def fit(
     )
 
 
+def cross_entropy(theta: Floats, choices: Choices, batch: int = 256) -> float:
+    """Mean of theta (F, 1) over all choices, nats."""
+    whole = np.ones(len(theta), np.float32)
+    parts = [
+        _batch(choices, np.arange(at, min(at + batch, len(choices.chosen))), whole)
+        for at in range(0, len(choices.chosen), batch)
+    ]
+    return -float(np.concatenate([np.log(of.probabilities(theta[:, 0])[of.chosen] + 1e-12) for of in parts]).mean())
+
+
 def _found_first(batch: _Batch, theta: Floats) -> npt.NDArray[np.bool_]:
     """(B,) True where no other offer scores as high as what was chosen."""
     scores = batch.x[:, : len(theta)] @ theta
@@ -184,8 +195,12 @@ def export(
     head: Head | None = None,
     limits: str = "",
     source: manifest.Source = manifest.UNKNOWN,
+    half_lives: HalfLives = HALF_LIVES,
 ) -> manifest.Manifest:
-    """Write graph, theta, where there is one the MLP head, and the manifest into `folder` (made where it is missing)."""
+    """Write graph, theta, where there is one the MLP head, and the manifest into `folder` (made where it is missing).
+
+    half_lives: of the signals that it was fitted with; a worker takes them over.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(graph())
     np.save(folder / THETA, fitted.theta)
@@ -226,5 +241,9 @@ def export(
         metrics={"loss": fitted.loss, "uniform": fitted.uniform, "top1": fitted.top1, **metrics},
         limits=limits,
         source=source,
-        params={"features": list(FEATURES), "theta": [round(float(v), 5) for v in fitted.theta[:, 0]]},
+        params={
+            "features": list(FEATURES),
+            "theta": [round(float(v), 5) for v in fitted.theta[:, 0]],
+            "half_lives": list(half_lives),  # of popularity, of transitions, s
+        },
     )

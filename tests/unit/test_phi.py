@@ -23,7 +23,8 @@ from stream.page import (
 from stream.profile import HALF_LIVES, blank, fold
 from stream.retrieval import CANDIDATES, RECENT_ITEMS, retrieve
 from stream.serving import SERVING
-from stream.signals import POPULARITY_HALF_LIVES, Signals
+from stream.signals import HALF_LIVES as SIGNAL_LIVES
+from stream.signals import Signals
 from tests.unit.behaviour import NOW, row, rows
 from tests.unit.shop import catalog_of, item, signals_of
 
@@ -198,9 +199,11 @@ def phi_in_words(
     # The item's own fame.
     if s["item"]:
         late = max(0.0, now - s["time"])
-        for name, of, half_life in zip(("hour", "day", "fortnight"), s["popular"], POPULARITY_HALF_LIVES, strict=True):
+        for name, of, half_life in zip(
+            ("hour", "day", "fortnight"), s["popular"], SIGNAL_LIVES.popularity, strict=True
+        ):
             x[f"popular_{name}"] = log1p(float(of) * 2.0 ** -(late / half_life))
-        stock = 2.0 ** -(late / POPULARITY_HALF_LIVES[2])
+        stock = 2.0 ** -(late / SIGNAL_LIVES.popularity[2])
         x["popular_newcomer"] = x["popular_day"] / (1 + p["events"])
         x["bought_by_many"], x["carted_by_many"] = log1p(float(s["buys"]) * stock), log1p(float(s["carts"]) * stock)
         x["buy_rate"] = np.log((s["buys"] * stock + 1) / (s["popular"][2] * stock + 20) * 20)

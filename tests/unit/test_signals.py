@@ -24,10 +24,9 @@ from stream.ids import key64
 from stream.profile import blank
 from stream.signals import (
     CATEGORY_LEADERS,
-    FORGOTTEN,
+    HALF_LIVES,
     LEADERS,
     NEAR,
-    POPULARITY_HALF_LIVES,
     SIGNAL,
     ItemTable,
     Leaders,
@@ -201,7 +200,7 @@ def leaders_of(catalog: Any, signals: Signals, now: float) -> Any:
     def score(row: int) -> float:
         popular, gap = signals.rows["popular"][row], max(0.0, now - signals.rows["time"][row])
         found = 0.0
-        for weight, count, life in zip((0.5, 1.0, 0.25), popular.tolist(), POPULARITY_HALF_LIVES, strict=True):
+        for weight, count, life in zip((0.5, 1.0, 0.25), popular.tolist(), HALF_LIVES.popularity, strict=True):
             found += weight * count * 2.0 ** -(gap / life)
         return found
 
@@ -299,7 +298,7 @@ def test_items_that_nobody_touches_leave_the_table_its_changelog_and_its_readers
     assert (len(table), signals.count) == (600, 600)
     gone = 0
     for k in range(20):
-        changed = table.records(table.fold("clicks", 0, seen("i7", NOW + 1000 + FORGOTTEN + k, 1000 + k)))
+        changed = table.records(table.fold("clicks", 0, seen("i7", NOW + 1000 + HALF_LIVES.forgotten + k, 1000 + k)))
         tombstones = table.sweep()
         assert len(tombstones) <= 64
         gone += len(tombstones)
@@ -310,7 +309,7 @@ def test_items_that_nobody_touches_leave_the_table_its_changelog_and_its_readers
     other, kept = catalog.index.get(key64("i9")), catalog.index.get(key64("i7"))
     assert not signals.figures[other]["known"] and signals.seen[other] == 0 and signals.rows[other]["item"] == 0
     assert signals.figures[kept]["known"] and signals.seen[kept] > 0
-    tell([*table.records(table.fold("clicks", 0, seen("i9", NOW + 2000 + FORGOTTEN, 5000)))])
+    tell([*table.records(table.fold("clicks", 0, seen("i9", NOW + 2000 + HALF_LIVES.forgotten, 5000)))])
     assert signals.figures[other]["known"] and len(again) == len(table) == 2
 
 
@@ -320,13 +319,17 @@ def test_signals_do_not_depend_on_when_the_sweep_came_by(made: list[tuple[int, f
     never, often = ItemTable(), ItemTable()
     time = NOW
     for k, (item_number, gap) in enumerate(made):
-        time += gap * FORGOTTEN * 0.7
+        time += gap * HALF_LIVES.forgotten * 0.7
         for table in (never, often):
             table.fold("clicks", 0, seen(f"i{item_number}", time, k))
         if k % every == 0:
             often.sweep(2)
     living = [
-        {int(r["item"]): r.tobytes() for r in table.rows if r["item"] and table.clock - r["time"] <= FORGOTTEN}
+        {
+            int(r["item"]): r.tobytes()
+            for r in table.rows
+            if r["item"] and table.clock - r["time"] <= HALF_LIVES.forgotten
+        }
         for table in (never, often)
     ]
     assert living[0] == living[1]

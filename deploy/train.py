@@ -71,19 +71,19 @@ def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Pa
 
     streams = read(data)
     joined = streams.joined()
-    source, told = _source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
-    bench = Bench(out, f"{what} {source.hash} {seed}", say)
+    of, told = source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
+    bench = Bench(out, f"{what} {of.hash} {seed}", say)
     shop = Shop(streams.items)
     fitted = clicks.train(shop, joined, say, seed=seed, bench=bench)
     made = []
     if what in ("ranker", "all"):
         made.append(out / "ranker")
         export(
-            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, source
+            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, of
         )  # fmt: skip
     if what in ("history", "all") and fitted.trainer is not None:
         made.append(out / "history")
-        fitted.trainer.export(made[-1], data=told, created=_now(), metrics={"loss": fitted.trainer.loss}, source=source)
+        fitted.trainer.export(made[-1], data=told, created=_now(), metrics={"loss": fitted.trainer.loss}, source=of)
     bench.clear()
     return made
 
@@ -157,7 +157,8 @@ def _fit(choices: Choices, seed: int) -> tuple[Fit, Head]:
     return fit(choices, seed=seed), fit_head(choices, seed=seed)
 
 
-def _source(data: Sequence[Path], clicks: Clicks) -> Source:
+def source(data: Sequence[Path], clicks: Clicks) -> Source:
+    """Hash and range of times of the files, whose clicks are given."""
     first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (clicks.time.min(), clicks.time.max()))
     return Source(_files_hash(data), (first, last))
 

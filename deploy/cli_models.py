@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from models.manifest import KINDS, list_models, load
 from stream.logs import say
 from stream.settings import HEADS, Settings
+from stream.slots import SLOTS
 
-COPY_SLOTS = ("for_you", "because_you_viewed", "trending", "in_your_categories", "fresh", "buy_again")
 if TYPE_CHECKING:
     from models.clickstream import Clicks
 
@@ -49,7 +49,6 @@ def copy(settings: Settings, given: argparse.Namespace) -> int:
     from models.copybook import TEMPLATES
     from models.copywriter import Copywriter, copywriter_of
     from models.headline import Facts
-    from stream.page import SLOTS
 
     writer = Copywriter(
         copywriter_of(settings), temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
@@ -207,7 +206,7 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
     p.add_argument("--locale", choices=("en", "zh"), default="en", help="its language (default en)")
     p.add_argument("--interest", default="", metavar="TEXT", help="what it is about: any words, or a category's id")
     p.add_argument("--items", default="", metavar="NAME[,NAME...]", help="items that it may name, three at most")
-    p.add_argument("--slot", choices=COPY_SLOTS, default="for_you", help="the slot that it is for (default for_you)")
+    p.add_argument("--slot", choices=SLOTS[1:], default="for_you", help="the slot that it is for (default for_you)")
     p.add_argument(
         "--temperature", type=_within(0.05, 5), default=0.9, metavar="T", help="below 1 plays safe (default .9)"
     )

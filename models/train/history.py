@@ -28,6 +28,7 @@ from models.reference import Case
 from models.train.behaviour import Behaviour
 from models.train.curve import Point
 from models.train.history_graph import LOUD, SCALE, Shape, export
+from models.train.recipe import UNTOLD, Recipe
 from models.train.resume import Arrays, Bench
 from stream.jit import njit
 
@@ -374,8 +375,9 @@ class Trainer:
             self.vectors[items] -= rate * step
 
     def export(
-        self, folder: Path, *, data: str, created: str, metrics: dict[str, float], source: Source = UNKNOWN
-    ) -> Manifest:
+        self, folder: Path, *, data: str, created: str, metrics: dict[str, float], source: Source = UNKNOWN,
+        recipe: Recipe = UNTOLD,
+    ) -> Manifest:  # fmt: skip
         """Write graph, vectors, attributes and manifest into `folder` (made where it is missing)."""
         self.net.eval()
         weights = {name: value.detach().numpy() for name, value in self.net.state_dict().items()}
@@ -395,6 +397,7 @@ class Trainer:
             metrics=metrics,
             case=self._case(),
             source=source,
+            recipe=recipe,
         )
 
     def _case(self) -> Case:

@@ -19,6 +19,7 @@ from models.ranker import GRAPH, HEAD, LINEAR, THETA
 from models.reference import Case
 from models.train.curve import Point, Progress, unheard
 from models.train.ranker_graph import Head, graph, head_graph
+from models.train.recipe import UNTOLD, Recipe
 
 Floats = npt.NDArray[np.float32]
 SAMPLE = 400_000  # offers that the features' deviations are taken of
@@ -185,6 +186,7 @@ def export(
     head: Head | None = None,
     limits: str = "",
     source: manifest.Source = manifest.UNKNOWN,
+    recipe: Recipe = UNTOLD,
 ) -> manifest.Manifest:
     """Write graph, theta, where there is one the MLP head, and the manifest into `folder` (made where it is missing)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,5 +229,6 @@ def export(
         metrics={"loss": fitted.loss, "uniform": fitted.uniform, "top1": fitted.top1, **metrics},
         limits=limits,
         source=source,
+        recipe=recipe,
         params={"features": list(FEATURES), "theta": [round(float(v), 5) for v in fitted.theta[:, 0]]},
     )

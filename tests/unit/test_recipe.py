@@ -22,9 +22,9 @@ from models.train.copywriter import Plan
 from models.train.recipe import LIBRARIES, processor
 from models.train.shoptext import said, texts
 from stream.settings import SHIPPED_MODELS
-from tests.shopwindow import ROOT
 from tests.unit.test_train import needs_torch
 
+ROOT = Path(__file__).parents[2]
 MODELS = "train it anew: make models"
 FEATURES_DIFFER = 1e-3  # of a mean: other processors round sums of 32 bits otherwise, a changed half-life does more
 # Nats. Where the processor is another, sums differ in their last bits, and in the end other choices are gathered and other

@@ -27,10 +27,11 @@ from tests.unit.test_train import needs_torch
 ROOT = Path(__file__).parents[2]
 MODELS = "train it anew: make models"
 FEATURES_DIFFER = 1e-3  # of a mean: other processors round sums of 32 bits otherwise, a changed half-life does more
-# Nats. Where the processor is another, sums differ in their last bits, and in the end other choices are gathered and other
-# ones held out. The mean of a loss over some 360 or more choices has a standard error of at most .06 (their own spread is
-# about 1.1); three of them are allowed. The history model's loss is a mean over more than 50,000, begun from the same weights.
-LOSSES_DIFFER = {"ranker": 0.18, "history": 0.05}
+# Nats. Where the processor is another, sums differ in their last bits, and in the end other choices are gathered and held
+# out. A choice's loss has a standard deviation of .7 (by the ranker that shipped first, in shops of seeds 2001 to 2003), so
+# the means of two times 976 that are held out differ by .03; three times that is allowed. The history model begins from the
+# same weights, and its loss is a mean over more than 50,000.
+LOSSES_DIFFER = {"ranker": 0.1, "history": 0.05}
 STEPS_DIFFER = 1e-3  # nats: the first steps have no time to drift apart
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -443,6 +444,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. -> its exit status: 0, 1 for what went wrong, 2 for a wrong call, 130 when interrupted."""
     given = parser().parse_args(arguments)
+    given.command = shlex.join(["shopwindow", *(sys.argv[1:] if arguments is None else arguments)])
     # Retries are a Kafka client's daily business; what is not mended by them is raised.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     try:

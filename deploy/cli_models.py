@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.manifest import KINDS, list_models, load
 from stream.logs import say
 from stream.settings import HEADS, Settings
+from stream.slots import SLOTS
 
-COPY_SLOTS = ("for_you", "because_you_viewed", "trending", "in_your_categories", "fresh", "buy_again")
+if TYPE_CHECKING:
+    from models.clickstream import Clicks
+
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -45,7 +49,6 @@ def copy(settings: Settings, given: argparse.Namespace) -> int:
     from models.copybook import TEMPLATES
     from models.copywriter import Copywriter, copywriter_of
     from models.headline import Facts
-    from stream.page import SLOTS
 
     writer = Copywriter(
         copywriter_of(settings), temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
@@ -111,14 +114,35 @@ def evaluate(settings: Settings, given: argparse.Namespace) -> int:
     from models.clickstream import read
     from models.evaluate import evaluate as measured
 
+    if given.report is not None and (given.report.is_dir() or not given.report.parent.is_dir()):
+        raise ValueError(f"--report {given.report}: name a file in a folder that is there")
     streams = read([given.train, given.test])
     report = measured(
         streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,
         head=given.head, history=given.history, say=say,
     )  # fmt: skip
+    if given.report is not None:
+        from deploy.report import page
+
+        told = _told(given, streams.files)
+        given.report.write_text(page(report, given.k, told), encoding="utf-8")
+        say(f"{given.report} shows how it learnt and how far its probabilities can be believed")
     print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
     print(json.dumps(report.figures(given.k)))
     return 0
+
+
+def _told(given: argparse.Namespace, files: Sequence[Clicks]) -> dict[str, str]:
+    """What was asked and of which data, for the report."""
+    from deploy.train import source
+
+    told = {"command": given.command, "history model": "no" if not given.history else "yes, where torch is installed"}
+    for name, path, clicks in zip(("train", "test"), (given.train, given.test), files, strict=True):
+        of = source([path], clicks)
+        told[name] = f"{path.name}: {len(clicks.item):,} clicks in {len(clicks.ends):,} sessions"
+        told[f"{name}, times"] = " to ".join(of.range or ())
+        told[f"{name}, hash"] = of.hash or ""
+    return {**told, "made": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -182,7 +206,7 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
     p.add_argument("--locale", choices=("en", "zh"), default="en", help="its language (default en)")
     p.add_argument("--interest", default="", metavar="TEXT", help="what it is about: any words, or a category's id")
     p.add_argument("--items", default="", metavar="NAME[,NAME...]", help="items that it may name, three at most")
-    p.add_argument("--slot", choices=COPY_SLOTS, default="for_you", help="the slot that it is for (default for_you)")
+    p.add_argument("--slot", choices=SLOTS[1:], default="for_you", help="the slot that it is for (default for_you)")
     p.add_argument(
         "--temperature", type=_within(0.05, 5), default=0.9, metavar="T", help="below 1 plays safe (default .9)"
     )
@@ -226,3 +250,7 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
     p.add_argument("--limit", type=count, metavar="N", help="rank the first N positions only")
     p.add_argument("--seed", type=int, default=1, metavar="S", help="of the fit (default 1)")
     p.add_argument("--json", action="store_true", help="on stdout nothing but the figures, one JSON object")
+    p.add_argument(
+        "--report", type=Path, metavar="FILE.html",
+        help="also write learning and calibration curves, tables and figures into one HTML file",
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.recipe import EPOCHS, ROUNDS, SHAPE, SHOPS, of_history, of_ranker
 from deploy.simulation import Uniform, simulate
 from models.clickstream import Clicks, read
 from models.manifest import Source
@@ -17,12 +18,10 @@ from models.ranker import Ranker, Scorer
 from models.train.behaviour import Behaviour
 from models.train.ranker import Choices, Fit, export, fit
 from models.train.ranker_graph import Head
+from models.train.recipe import made_here
 from models.train.resume import Arrays, Bench
 from stream.logs import say
 
-ROUNDS = 3  # the first looks at random pages, each after it at pages of what the one before taught
-SHOPS = 3  # whose shoppers the shipped history model learns from, at random pages
-EPOCHS = 8  # of it
 RANKER_LIMITS = (
     "Fitted on what the data's shoppers chose from what they were offered; of another shop it is a beginning."
 )
@@ -71,20 +70,20 @@ def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Pa
 
     streams = read(data)
     joined = streams.joined()
-    source, told = _source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
-    bench = Bench(out, f"{what} {source.hash} {seed}", say)
+    of, told = source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
+    bench = Bench(out, f"{what} {of.hash} {seed}", say)
     shop = Shop(streams.items, half_lives.chosen(streams.items, joined, say, bench))
     fitted = clicks.train(shop, joined, say, seed=seed, bench=bench)
     made = []
     if what in ("ranker", "all"):
         made.append(out / "ranker")
         export(
-            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, source,
-            shop.half_lives,
+            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, of,
+            half_lives=shop.half_lives,
         )  # fmt: skip
     if what in ("history", "all") and fitted.trainer is not None:
         made.append(out / "history")
-        fitted.trainer.export(made[-1], data=told, created=_now(), metrics={"loss": fitted.trainer.loss}, source=source)
+        fitted.trainer.export(made[-1], data=told, created=_now(), metrics={"loss": fitted.trainer.loss}, source=of)
     bench.clear()
     return made
 
@@ -92,7 +91,6 @@ def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Pa
 def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -> Path:
     """Of attributes alone: every shop has items of its own."""
     from models.train.history import Trainer
-    from models.train.history_graph import Shape
 
     bench = Bench(folder, f"history {shoppers} {looks} {seed}", say)
     seen = []
@@ -108,10 +106,10 @@ def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -
         say(f"shop {shop + 1} of {SHOPS}: {len(seen[-1][1].item):,} interactions")
     shifts = np.cumsum([0, *(len(items) for items, _ in seen[:-1])]).tolist()
     behaviour = Behaviour.joined([one for _, one in seen], shifts)
-    trainer = Trainer(np.concatenate([items for items, _ in seen]), Shape(width=64, unseen=1.0), seed=seed)
+    trainer = Trainer(np.concatenate([items for items, _ in seen]), SHAPE, seed=seed)
     loss = trainer.learn(behaviour, EPOCHS, say, bench=bench)
     trainer.export(
-        folder, created=_now(), metrics={"loss": loss},
+        folder, created=_now(), metrics={"loss": loss}, recipe=made_here(of_history(shoppers, looks, seed)),
         data=f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}",
     )  # fmt: skip
     bench.clear()
@@ -123,6 +121,7 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
     bench = Bench(
         folder, f"ranker {shoppers} {looks} {seed} {_files_hash(sorted(history.iterdir()) if history else [])}", say
     )
+    recipe = made_here(of_ranker(shoppers, looks, seed, history))
     scorer: Scorer = Uniform()
     gathered: list[Choices] = []
     for turn in range(ROUNDS):
@@ -146,6 +145,7 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
             folder, fitted,
             f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}",
             _now(), {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}, head, RANKER_LIMITS,
+            recipe=recipe,
         )  # fmt: skip
         scorer = Ranker(folder, "mlp")
     bench.clear()
@@ -158,7 +158,8 @@ def _fit(choices: Choices, seed: int) -> tuple[Fit, Head]:
     return fit(choices, seed=seed), fit_head(choices, seed=seed)
 
 
-def _source(data: Sequence[Path], clicks: Clicks) -> Source:
+def source(data: Sequence[Path], clicks: Clicks) -> Source:
+    """Hash and range of times of the files, whose clicks are given."""
     first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (clicks.time.min(), clicks.time.max()))
     return Source(_files_hash(data), (first, last))
 

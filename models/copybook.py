@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from stream.page import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING, slot_head
+from stream.page import slot_head
+from stream.slots import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING
 
 ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
 TEMPLATES = {

@@ -8,7 +8,7 @@ it was ranked, as a worker's do.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from models.clickstream import Clicks
 from models.ranker import Ranker
 from models.train import clicks, half_lives
 from models.train.clicks import QUERIES
+from models.train.curve import Point
 from models.train.ranker import export
 from models.walk import Shop, walk
 
@@ -38,14 +39,33 @@ def ranks(scores: Floats, count: npt.NDArray[np.int32], targets: npt.NDArray[np.
     return np.where(targets < 0, 0, found).astype(np.int64)
 
 
-def calibration_error(sure: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> float:
-    """Expected calibration error (Guo et al., 2017): how far probabilities (P,) are from the shares that come true.
+class Calibration(NamedTuple):
+    """How far probabilities are from what comes true, in B bins of equal width."""
 
-    The mean distance in bins of equal width, weighted by how many fall into each.
-    """
-    of = np.minimum((sure * bins).astype(np.int64), bins - 1)
-    said, came = np.bincount(of, sure, bins), np.bincount(of, right, bins)
-    return float(np.abs(said - came).sum() / max(1, len(sure)))
+    said: npt.NDArray[np.float64]  # (B,) sum of the probabilities in each
+    came: npt.NDArray[np.float64]  # (B,) how many of them came true
+    positions: npt.NDArray[np.int64]  # (B,) how many there are
+
+    @classmethod
+    def of(cls, sure: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> Calibration:
+        """sure: (P,) probabilities; right: (P,) which of them came true."""
+        at = np.minimum((sure * bins).astype(np.int64), bins - 1)
+        said, came = (np.bincount(at, weights, bins).astype(np.float64) for weights in (sure, right))
+        return cls(said, came, np.bincount(at, minlength=bins))
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al., 2017): the mean distance in the bins, weighted by their positions."""
+        return float(np.abs(self.said - self.came).sum() / max(1, self.positions.sum()))
+
+
+class Row(NamedTuple):
+    """Of the positions of one kind; hit and gain in per cent."""
+
+    what: str
+    positions: int
+    hit: float  # HR@k
+    gain: float  # MRR@k
 
 
 class Report(NamedTuple):
@@ -57,6 +77,13 @@ class Report(NamedTuple):
     sure: Floats  # (P,) probability that the favourite was given
     train_minutes: float
     us_per_page: float
+    head: str  # of ranker.HEADS, that scored
+    curves: Mapping[str, Sequence[Point]]  # how each model learnt, by name
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of the favourites' probabilities."""
+        return Calibration.of(self.sure, self.rank == 1)
 
     def figures(self, k: int) -> dict[str, float]:
         """What is compared: per cent, minutes, us."""
@@ -64,7 +91,7 @@ class Report(NamedTuple):
         return {
             f"HR@{k}": round(hit, 3), f"MRR@{k}": round(gain, 3), "positions": len(self.rank),
             "recall_candidates": round(100 * float((self.rank > 0).mean()), 3),
-            "calibration_error": round(100 * calibration_error(self.sure, self.rank == 1), 3),
+            "calibration_error": round(100 * self.calibration.error, 3),
             "train_minutes": round(self.train_minutes, 2), "us_per_page": round(self.us_per_page, 1),
         }  # fmt: skip
 
@@ -73,9 +100,9 @@ class Report(NamedTuple):
         hit = (rank > 0) & (rank <= k)
         return 100 * float(hit.mean()), 100 * float((hit / np.maximum(rank, 1)).mean())
 
-    def table(self, k: int) -> str:
-        """By length of the session and by popularity of the item, for people."""
-        lines = [f"{'':34}{'positions':>10}{f'HR@{k}':>9}{f'MRR@{k}':>9}"]
+    def rows(self, k: int) -> list[Row]:
+        """By length of the session and by popularity of the item; kinds without a position are left out."""
+        found = []
         for what, values, edges in (
             ("clicks before", self.before, LENGTHS),
             ("clicks on it in training", self.popularity, POPULARITY),
@@ -86,8 +113,13 @@ class Report(NamedTuple):
                     span = (
                         f"{low}" if high == low + 1 else f"{low} and more" if high is None else f"{low} to {high - 1}"
                     )
-                    hit, gain = self._of(these, k)
-                    lines.append(f"{what + ', ' + span:34}{these.sum():>10,}{hit:>9.2f}{gain:>9.2f}")
+                    found.append(Row(f"{what}, {span}", int(these.sum()), *self._of(these, k)))
+        return found
+
+    def table(self, k: int) -> str:
+        """The rows, for people."""
+        lines = [f"{'':34}{'positions':>10}{f'HR@{k}':>9}{f'MRR@{k}':>9}"]
+        lines += [f"{row.what:34}{row.positions:>10,}{row.hit:>9.2f}{row.gain:>9.2f}" for row in self.rows(k)]
         return "\n".join(lines)
 
 
@@ -106,7 +138,8 @@ def evaluate(
     minutes = (perf_counter() - began) / 60
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder), fitted.logit, "a clickstream", "", {}, fitted.head)
-        ranker = Ranker(Path(folder), head if fitted.head is not None else "logit")
+        head = head if fitted.head is not None else "logit"
+        ranker = Ranker(Path(folder), head)
     known = np.bincount(train.item, minlength=len(items))
     found: list[npt.NDArray[np.int64]] = []
     before: list[npt.NDArray[np.int64]] = []
@@ -133,5 +166,5 @@ def evaluate(
     at = np.concatenate(asked_for)
     return Report(
         np.concatenate(found)[:limit], np.concatenate(before)[:limit], known[test.item[at]][:limit],
-        np.concatenate(sure)[:limit], minutes, 1e6 * spent / done,
+        np.concatenate(sure)[:limit], minutes, 1e6 * spent / done, head, fitted.curves,
     )  # fmt: skip

@@ -36,6 +36,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     limits: str = ""  # what it is not good for, in a sentence
     files: dict[str, str]  # name within the folder -> sha256 hex
     params: dict[str, Any]
+    recipe: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # what made it: models.train.recipe; not of every model
     seal: str = ""  # sha256 hex of all the rest
 
 
@@ -61,10 +62,11 @@ def write(
     features_hash: str | None = None,
     limits: str = "",
     source: Source = UNKNOWN,
+    recipe: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET,
 ) -> Manifest:
     """Hash every file of `folder` (not of its subfolders) and write manifest.json beside them.
 
-    `metrics` and `params` are JSON values. Raises ManifestError for an unknown kind or a folder without files.
+    `metrics`, `params` and `recipe` are JSON values. Raises ManifestError for an unknown kind or a folder without files.
     """
     if kind not in KINDS:
         raise ManifestError(f"a model's kind is one of {', '.join(KINDS)}, not {kind!r}")
@@ -77,7 +79,7 @@ def write(
         raise ManifestError(f"{folder} holds no files; write the model's files before its manifest")
     manifest = Manifest(
         name=name, kind=kind, version=_version(files, params), created=created, features_hash=features_hash, data=data, data_hash=source.hash,
-        data_range=source.range, metrics=metrics, limits=limits, files=files, params=params,
+        data_range=source.range, metrics=metrics, limits=limits, files=files, params=params, recipe=recipe,
     )  # fmt: skip
     # As it will be read: a metric that is a whole number is read as 5.0.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)

@@ -15,12 +15,11 @@ from stream.catalog import Catalog, Item
 from stream.events import Behaviour
 from stream.jit import njit
 from stream.rows import cut, joined, longest, pack_plain, unpack
+from stream.slots import SLOTS
 
 Rows = npt.NDArray[np.void]
 
 # Position is the code; append only.
-SLOTS = ("", "for_you", "because_you_viewed", "trending", "in_your_categories", "fresh", "buy_again")
-FOR_YOU, BECAUSE, TRENDING, CATEGORIES, FRESH, AGAIN = range(1, len(SLOTS))
 MODES = ("full", "cached_copy", "popular", "static")
 REASONS = (
     "POPULAR",

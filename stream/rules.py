@@ -9,13 +9,8 @@ import numpy.typing as npt
 from stream.catalog import Catalog
 from stream.jit import njit
 from stream.page import (
-    AGAIN,
     AGAIN_BOUGHT,
-    BECAUSE,
-    CATEGORIES,
     EXPLORING,
-    FOR_YOU,
-    FRESH,
     GEN_ANCHOR,
     GEN_BOUGHT,
     GEN_CATEGORY,
@@ -25,10 +20,9 @@ from stream.page import (
     PLACED,
     POPULAR,
     POSITIONS,
-    SLOTS,
-    TRENDING,
 )
 from stream.retrieval import Candidates
+from stream.slots import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING
 
 Rows = npt.NDArray[np.void]
 

@@ -29,13 +29,14 @@ from stream.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_o
 from stream.events import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, VIEW, decode_run
 from stream.ids import key32, key64
 from stream.kafka.app import settle_garbage
-from stream.page import SLOTS, rfc3339
+from stream.page import rfc3339
 from stream.profile import blank, fold
 from stream.records import decode_records, encode_records
 from stream.retrieval import retrieve
 from stream.serving import SERVING, SHOWN  # fmt: skip
 from stream.settings import SHIPPED_MODELS, Settings
 from stream.signals import NEAR, SIGNAL, Signals
+from stream.slots import SLOTS
 
 SECONDS = 50.0
 NOW = 1_767_225_600.0  # 2026-01-01

@@ -6,12 +6,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from math import sqrt
 from typing import Any, NamedTuple
 
 import jsonschema
 import msgspec
 
+from deploy.rate import Rate
 from stream.events import Behaviour, EventError, decode, shopper_key
 from stream.page import Homepage, schemas
 
@@ -181,15 +181,6 @@ def _letters(records: Sequence[Any], malformed: Mapping[tuple[str, bytes], str],
             )
 
 
-class Rate(NamedTuple):
-    clicked: int
-    looks: int
-
-    @property
-    def value(self) -> float:
-        return self.clicked / self.looks if self.looks else 0.0
-
-
 def click_rates(events: Iterable[tuple[bytes, Behaviour]], group_of: Callable[[bytes], str]) -> dict[str, Rate]:
     """Share of looks at a published page that led to a click on it, by group of shoppers.
 
@@ -202,14 +193,3 @@ def click_rates(events: Iterable[tuple[bytes, Behaviour]], group_of: Callable[[b
         if page and event.type in ("view_homepage", "select_item"):
             (looks if event.type == "view_homepage" else clicks)[group_of(key)].add((key, page))
     return {group: Rate(len(clicks[group] & looks[group]), len(looks[group])) for group in ("personal", "popular")}
-
-
-def wilson(rate: Rate, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share (Wilson, 1927)."""
-    n = rate.looks
-    if n == 0:
-        return 0.0, 1.0
-    p = rate.value
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -27,11 +27,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.broker import Broker, BrokerError, free_port
 from deploy.clients import Outgoing, sender
-from deploy.demo.audit import Audit, Rate, Readback, accepted_events, audit, click_rates, wilson
+from deploy.demo.audit import Audit, Readback, accepted_events, audit, click_rates
 from deploy.demo.screen import Screen, View, summary
 from deploy.demo.shop import Item, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed, topic_of
 from deploy.leash import leashed, release
+from deploy.rate import Rate, wilson
 from models.path import popular_group
 from stream.kafka import topics
 from stream.kafka.broadcast import read_topic

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from deploy.demo.audit import Rate, wilson
+from deploy.rate import Rate, wilson
 
 LINE_EVERY = 2.0  # s between plain lines
 

@@ -16,6 +16,7 @@ from models.clickstream import Clicks
 from models.history import History
 from models.phi import F
 from models.train.behaviour import Behaviour
+from models.train.curve import Point, Progress
 from models.train.ranker import Choices, Fit, fit
 from models.train.ranker_graph import Head
 from models.train.resume import Bench
@@ -47,10 +48,10 @@ def gather(
         pass
     say(f"signals of {first:,} sessions learnt")
     if trainer is not None and first:
-        seen = Behaviour.of_clicks(clicks.part(0, first))
+        seen, following = (Behaviour.of_clicks(clicks.part(*part)) for part in ((0, first), (first, len(clicks.ends))))
         trainer.start(seen)
-        trainer.learn(seen, EPOCHS, say, bench=bench)
-        trainer.learn(seen, TUNING, say, tune=True, bench=bench)
+        trainer.learn(seen, EPOCHS, say, bench=bench, held_out=following)
+        trainer.learn(seen, TUNING, say, tune=True, bench=bench, held_out=following)
     stages = np.linspace(first, len(clicks.ends), STAGES + 1).astype(int).tolist()
     gathered: list[Choices] = []
     for number, (start, end) in enumerate(pairwise(stages)):
@@ -102,6 +103,7 @@ class Fitted(NamedTuple):
     head: Head | None
     choices: int
     trainer: Trainer | None  # of the history model
+    curves: dict[str, list[Point]]  # of each, by name
 
 
 def train(
@@ -123,17 +125,22 @@ def train(
         say(WITHOUT_TORCH)
     choices = gather(shop, clicks, say, queries, trainer, bench)
     say(f"{len(choices.chosen):,} choices gathered")
-    logit = fit(
-        choices, seed=seed, progress=lambda epoch, loss: say(f"logit, epoch {epoch}: held-out loss {loss:.4f} nats")
-    )
+    curves: dict[str, list[Point]] = {"logit": [], "MLP": [], "history model": trainer.curve if trainer else []}
+
+    def told(name: str) -> Progress:
+        def tell(point: Point) -> None:
+            curves[name].append(point)
+            say(f"{name}, epoch {point.epoch}: held-out loss {point.held_out:.4f} nats")
+
+        return tell
+
+    logit = fit(choices, seed=seed, progress=told("logit"))
     head = None
     if torch:
         from models.train.head import fit_head
 
-        head = fit_head(
-            choices, seed=seed, progress=lambda epoch, loss: say(f"MLP, epoch {epoch}: held-out loss {loss:.4f} nats")
-        )
-    return Fitted(logit, head, len(choices.chosen), trainer)
+        head = fit_head(choices, seed=seed, progress=told("MLP"))
+    return Fitted(logit, head, len(choices.chosen), trainer, curves)
 
 
 def _served(trainer: Trainer, shop: Shop) -> History:

@@ -30,6 +30,7 @@ from models import manifest, reference
 from models.checkpoint import build
 from models.copywriter import GRAPH, TOKENIZER
 from models.headline import END, ITEMS, LOCALES, TOPIC, prefix, prompt
+from models.train.recipe import ingredients, made_here
 from models.train.shoptext import SLOTS, Pair, pairs, said, shapes, spoken, texts, topics
 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
@@ -41,6 +42,7 @@ PAIRS = 40  # of each language a step
 CHUNK = 20  # pairs that are computed together: of about one length
 RATE, WARM_UP = 2e-3, 60
 SAVE_SECONDS, SAY_SECONDS = 60.0, 15.0
+SOME = 30  # steps, and lines of each, that the recipe tells of
 HELD_OUT = 400  # pairs of each group that the perplexity is measured on
 NEAR = 0.5  # nats that 8 bits may change the log-probability of an unlikely token by
 STATE = "training.safetensors"
@@ -107,9 +109,39 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
             "nouns": said("nouns"),
             "plan": plan._asdict(),
         },
+        recipe=made_here({**of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),
     )
     (checkpoint / STATE).unlink()
     return written
+
+
+def of_texts(plan: Plan) -> dict[str, Any]:
+    """The recipe's ingredients: of some steps, what is read in them."""
+    lines: list[str] = []
+    for step in range(0, plan.steps, max(1, plan.steps // SOME)):
+        lines += islice(texts(_mixed(plan.seed, step)), SOME)
+        for at, locale in enumerate(LOCALES):
+            slot = SLOTS[(step + 3 * at) % len(SLOTS)]
+            for pair in islice(pairs(_mixed(plan.seed, step), only=(locale, slot)), SOME):
+                lines += [prompt(locale, slot, pair.topic, pair.items), pair.headline]
+    shape = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": POSITIONS}
+    return ingredients({**plan._asdict(), **shape}, (line.encode() for line in lines))
+
+
+def first_losses(tokenizer: Tokenizer, plan: Plan) -> list[float]:
+    """Of the plan's first steps of reading and of writing, by a model that is begun anew; nats a token."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(plan.seed)
+    model = _model(tokenizer)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
+    losses: list[float] = []
+    for learn in (_read, _read, _write, _write):
+        optimiser.zero_grad()
+        losses.append(round(learn(model, tokenizer, plan.seed, len(losses)), 5))
+        optimiser.step()
+    return losses
 
 
 def _write_reference(out: Path, model: Any, tokenizer: Tokenizer) -> None:

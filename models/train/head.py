@@ -6,13 +6,12 @@ Inputs are standardised for the descent; means and deviations are folded into th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from models.train.curve import Point, Progress, unheard
 from models.train.ranker import Choices, features_scale, ragged
 from models.train.ranker_graph import NARROW, WIDE, Head
 
@@ -41,12 +40,9 @@ def _losses(scores: torch.Tensor, count: torch.Tensor, chosen: torch.Tensor) -> 
 
 def fit_head(
     choices: Choices, *, epochs: int = 8, rate: float = 3e-3, decay: float = 1e-3, batch: int = 128, seed: int = 1,
-    progress: Callable[[int, float], None] = lambda epoch, loss: None,
+    progress: Progress = unheard,
 ) -> Head:  # fmt: skip
-    """AdamW at a rate that falls to nothing; a tenth of the choices is held out.
-
-    progress gets the epoch, from 1, and the held-out loss in nats.
-    """
+    """AdamW at a rate that falls to nothing; a tenth of the choices is held out."""
     torch.set_num_threads(1)  # sums of several threads come in another order, and the artefact with them
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -63,17 +59,19 @@ def fit_head(
 
     steps, done, loss = epochs * -(-len(train) // batch), 0, float("nan")
     for epoch in range(epochs):
-        order = rng.permutation(train)
+        order, learnt = rng.permutation(train), 0.0
         for at in range(0, len(order), batch):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1 - done / steps)
             optimizer.zero_grad()
-            losses(order[at : at + batch]).mean().backward()
+            lost = losses(order[at : at + batch])
+            lost.mean().backward()
             optimizer.step()
+            learnt += float(lost.detach().sum())
             done += 1
         with torch.no_grad():
             loss = float(torch.cat([losses(test[at : at + 512]) for at in range(0, len(test), 512)]).mean())
-        progress(epoch + 1, loss)
+        progress(Point(epoch + 1, learnt / len(train), loss))
     of = {name: value.detach().numpy() for name, value in net.named_parameters()}
     first = of["first.weight"].T / scale[:, None]  # (F, WIDE)
     return Head(

@@ -26,7 +26,9 @@ from models.history import GAPS, GRAPH, KINDS, LENGTH, SLOTS_OF_ITEM, all_attrib
 from models.manifest import UNKNOWN, Manifest, Source
 from models.reference import Case
 from models.train.behaviour import Behaviour
+from models.train.curve import Point
 from models.train.history_graph import LOUD, SCALE, Shape, export
+from models.train.recipe import UNTOLD, Recipe
 from models.train.resume import Arrays, Bench
 from stream.jit import njit
 
@@ -130,6 +132,20 @@ class _Sampled(NamedTuple):
     negatives: torch.Tensor  # (N,) places among `items`
 
 
+class _Compared(NamedTuple):
+    """T places with a next interaction."""
+
+    here: torch.Tensor  # (B, n - 1) bool, T of them set
+    query: torch.Tensor  # (T, d) what is foreseen
+    rest: torch.Tensor  # (T,) log of the sum over the negatives but the next interaction
+    correction: torch.Tensor  # (M,) log of how often each item is drawn
+
+    def losses(self, vectors: torch.Tensor, meant: torch.Tensor, these: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy, nats, of the places `these` (T,) bool, if the items `meant` come, places among the M."""
+        score = SCALE * (self.query[these] * vectors[meant]).sum(dim=1) - self.correction[meant]
+        return torch.logaddexp(self.rest[these], score) - score
+
+
 class Trainer:
     """A history model under training. items: (V,) ITEM, of which attributes are read."""
 
@@ -148,6 +164,7 @@ class Trainer:
         self.steps = 0  # taken
         self.epochs = 0
         self.loss = float("nan")  # of the last epoch, nats
+        self.curve: list[Point] = []  # of the epochs that this process has done
 
     def start(self, behaviour: Behaviour) -> None:
         """Vectors that lie near each other for items that are seen together."""
@@ -155,11 +172,13 @@ class Trainer:
             self.vectors = similar_start(behaviour, len(self.items), self.shape.width, self._seed)
 
     def learn(
-        self, behaviour: Behaviour, epochs: int, say: Say, *, tune: bool = False, bench: Bench | None = None
-    ) -> float:
+        self, behaviour: Behaviour, epochs: int, say: Say, *, tune: bool = False, bench: Bench | None = None,
+        held_out: Behaviour | None = None,
+    ) -> float:  # fmt: skip
         """So many epochs at a rate that rises and falls to nothing, or with `tune` falls from a lower one. -> last loss, nats.
 
-        On a bench each epoch is kept, and those that are there already are passed over.
+        held_out: what the curve tells of too; training does not depend on it. On a bench each epoch is kept, and those that
+        are there already are passed over.
         """
         stretches = windows(behaviour)
         if not len(stretches) or not epochs:
@@ -198,8 +217,11 @@ class Trainer:
             self.loss = lost / count if count else float("nan")
             if bench is not None:
                 bench.put("history", self._state())
+            unseen = float("nan") if held_out is None else self._held_out(held_out, log_chance, pool, counts)
+            self.curve.append(Point(self.epochs, self.loss, unseen))
+            told = "" if held_out is None else f", held-out {unseen:.3f}"
             left = (perf_counter() - began) / (done - before) * (total - done)
-            say(f"history, epoch {epoch + 1} of {epochs}: loss {self.loss:.3f} nats, {left:.0f} s left")
+            say(f"history, epoch {epoch + 1} of {epochs}: loss {self.loss:.3f} nats{told}, {left:.0f} s left")
         return self.loss
 
     def _state(self) -> Arrays:
@@ -270,36 +292,20 @@ class Trainer:
         own = self.vectors[batch.items].requires_grad_()
         kept = torch.from_numpy(rng.random(len(batch.items)) >= self.shape.unseen)[:, None]
         vectors = self.vectors_of(batch.items, own * kept)
-        out = self.net(vectors[batch.place[:, :-1]], batch.gaps[:, :-1], batch.kinds[:, :-1], batch.mask[:, :-1].long())
-        # Places with a next interaction, (B, n - 1). A click and the look that follows it are one choice.
-        again = (batch.place[:, 1:] == batch.place[:, :-1]) & (batch.kinds[:, 1:] != batch.kinds[:, :-1])
-        here = batch.mask[:, 1:] & ~again
-        if not here.any():
+        seen = self._compared(batch, vectors, log_chance)
+        if seen is None:
             return 0.0, 0
-        query = out[here]  # (T, d)
-        correction = log_chance[batch.items] + math.log(NEGATIVES)
-        scores = SCALE * query @ vectors[batch.negatives].T - correction[batch.negatives]  # (T, N)
-        target = batch.place[:, 1:][here]
-        # A target that is among the negatives as well would count twice.
-        at = torch.full((len(batch.items),), -1)
-        at[batch.negatives] = torch.arange(len(batch.negatives))
-        hit = at[target]
-        twice = hit >= 0
-        scores = scores.index_put((torch.nonzero(twice)[:, 0], hit[twice]), torch.tensor(-1e9))
-        rest = torch.logsumexp(scores, dim=1)  # (T,)
         total, first = torch.zeros(()), 0.0
         for k, weight in enumerate(ahead):
-            shifted, there = torch.zeros_like(batch.place[:, 1:]), torch.zeros_like(here)
-            shifted[:, : here.shape[1] - k], there[:, : here.shape[1] - k] = (
+            shifted, there = torch.zeros_like(batch.place[:, 1:]), torch.zeros_like(seen.here)
+            shifted[:, : there.shape[1] - k], there[:, : there.shape[1] - k] = (
                 batch.place[:, 1 + k :],
                 batch.mask[:, 1 + k :],
             )
-            these = there[here]
+            these = there[seen.here]
             if weight <= 0.0 or not these.any():
                 continue
-            meant = shifted[here][these]
-            score = SCALE * (query[these] * vectors[meant]).sum(dim=1) - correction[meant]
-            loss = (torch.logaddexp(rest[these], score) - score).mean()
+            loss = seen.losses(vectors, shifted[seen.here][these], these).mean()
             total = total + weight * loss
             if k == 0:
                 first = float(loss.detach())
@@ -312,7 +318,52 @@ class Trainer:
         self.steps += 1
         if own.grad is not None:
             self._move(batch.items, own.grad, rate)
-        return first, len(target)
+        return first, len(seen.query)
+
+    def _compared(self, batch: _Sampled, vectors: torch.Tensor, log_chance: torch.Tensor) -> _Compared | None:
+        """What the net foresees, against the negatives. vectors: (M, d) of the batch's items; None: nothing comes next."""
+        out = self.net(vectors[batch.place[:, :-1]], batch.gaps[:, :-1], batch.kinds[:, :-1], batch.mask[:, :-1].long())
+        # Places with a next interaction, (B, n - 1). A click and the look that follows it are one choice.
+        again = (batch.place[:, 1:] == batch.place[:, :-1]) & (batch.kinds[:, 1:] != batch.kinds[:, :-1])
+        here = batch.mask[:, 1:] & ~again
+        if not here.any():
+            return None
+        query = out[here]  # (T, d)
+        correction = log_chance[batch.items] + math.log(NEGATIVES)
+        scores = SCALE * query @ vectors[batch.negatives].T - correction[batch.negatives]  # (T, N)
+        target = batch.place[:, 1:][here]
+        # A target that is among the negatives as well would count twice.
+        at = torch.full((len(batch.items),), -1)
+        at[batch.negatives] = torch.arange(len(batch.negatives))
+        hit = at[target]
+        twice = hit >= 0
+        scores = scores.index_put((torch.nonzero(twice)[:, 0], hit[twice]), torch.tensor(-1e9))
+        return _Compared(here, query, torch.logsumexp(scores, dim=1), correction)
+
+    def _held_out(
+        self,
+        behaviour: Behaviour,
+        log_chance: torch.Tensor,
+        pool: npt.NDArray[np.float64],
+        counts: npt.NDArray[np.float64],
+    ) -> float:
+        """Mean loss, nats, of the next interactions with items that were learnt from (`counts` above 0); NaN without any."""
+        rng = np.random.default_rng(self._seed)  # the same negatives after each epoch
+        lost, count = 0.0, 0
+        self.net.eval()
+        with torch.no_grad():
+            for these in self._batches(windows(behaviour), rng):
+                batch = self._sampled(behaviour, these, pool, rng)
+                own = torch.from_numpy(self.known)[batch.items] & (self.shape.unseen < 1.0)
+                vectors = self.vectors_of(batch.items, self.vectors[batch.items] * own[:, None])
+                seen = self._compared(batch, vectors, log_chance)
+                if seen is None:
+                    continue
+                target = batch.place[:, 1:][seen.here]
+                known = torch.from_numpy(counts > 0)[batch.items][target]
+                lost += float(seen.losses(vectors, target[known], known).sum())
+                count += int(known.sum())
+        return lost / count if count else float("nan")
 
     def _move(self, items: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
         """Adam on the vectors of a batch alone: the others have no gradient, and are most."""
@@ -324,8 +375,9 @@ class Trainer:
             self.vectors[items] -= rate * step
 
     def export(
-        self, folder: Path, *, data: str, created: str, metrics: dict[str, float], source: Source = UNKNOWN
-    ) -> Manifest:
+        self, folder: Path, *, data: str, created: str, metrics: dict[str, float], source: Source = UNKNOWN,
+        recipe: Recipe = UNTOLD,
+    ) -> Manifest:  # fmt: skip
         """Write graph, vectors, attributes and manifest into `folder` (made where it is missing)."""
         self.net.eval()
         weights = {name: value.detach().numpy() for name, value in self.net.state_dict().items()}
@@ -345,6 +397,7 @@ class Trainer:
             metrics=metrics,
             case=self._case(),
             source=source,
+            recipe=recipe,
         )
 
     def _case(self) -> Case:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from models import manifest, reference
 from models.history import ATTRIBUTES, GAPS, GRAPH, ITEMS, KINDS, LENGTH, SCALES, VECTORS, quantise_all
 from models.reference import Case
+from models.train.recipe import UNTOLD, Recipe
 
 Floats = npt.NDArray[np.float32]
 SCALE = 14.0  # of the product of two unit vectors, to logits
@@ -65,7 +66,7 @@ class _Builder:
 def export(
     folder: Path, shape: Shape, weights: Mapping[str, Floats], ids: npt.NDArray[np.int64], vectors: Floats, *, data: str,
     created: str, metrics: dict[str, float], case: Case, limits: str = LIMITS,
-    source: manifest.Source = manifest.UNKNOWN,
+    source: manifest.Source = manifest.UNKNOWN, recipe: Recipe = UNTOLD,
 ) -> manifest.Manifest:  # fmt: skip
     """Write graph, vectors and manifest into `folder` (made where it is missing).
 
@@ -82,7 +83,7 @@ def export(
     params: dict[str, Any] = {**shape._asdict(), "vocabulary": len(ids)}
     return manifest.write(
         folder, name="history", kind="history", created=created, data=data, metrics=metrics, params=params,
-        limits=limits, source=source,
+        limits=limits, source=source, recipe=recipe,
     )  # fmt: skip
 
 

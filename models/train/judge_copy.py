@@ -295,7 +295,7 @@ def main() -> int:
         told = manifest.load(given.folder, "copywriter")
         manifest.write(
             given.folder, name=told.name, kind=told.kind, created=told.created, data=told.data, metrics=told.metrics | found,
-            params=told.params, limits=told.limits,
+            params=told.params, limits=told.limits, recipe=told.recipe,
         )  # fmt: skip
     return 0
 

@@ -6,7 +6,7 @@ same constant leaves a softmax as it was, so dividing theta by the features' dev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from models import manifest, reference
 from models.phi import FEATURES, features_hash
 from models.ranker import GRAPH, HEAD, LINEAR, THETA
 from models.reference import Case
+from models.train.curve import Point, Progress, unheard
 from models.train.ranker_graph import Head, graph, head_graph
+from models.train.recipe import UNTOLD, Recipe
 from stream.signals import HALF_LIVES, HalfLives
 
 Floats = npt.NDArray[np.float32]
@@ -111,12 +113,11 @@ def fit(
     l2: float = 1e-3,
     batch: int = 256,
     seed: int = 1,
-    progress: Callable[[int, float], None] = lambda epoch, loss: None,
+    progress: Progress = unheard,
 ) -> Fit:
     """Adam on the mean cross-entropy plus `l2` |theta|^2 (standardised units); a tenth of the choices is held out.
 
-    progress gets the epoch, from 1, and the held-out loss in nats. Raises ValueError where there are fewer than 100
-    choices to learn from.
+    Raises ValueError where there are fewer than 100 choices to learn from.
     """
     n = len(choices.chosen)
     if n < 100:
@@ -135,10 +136,11 @@ def fit(
     loss = float("nan")
     for epoch in range(epochs):
         slope = rate * (1 - epoch / epochs)
-        order = rng.permutation(train)
+        order, learnt = rng.permutation(train), 0.0
         for at in range(0, len(order), batch):
             part = _batch(choices, order[at : at + batch], scale)
             p = part.probabilities(theta)
+            learnt -= float(np.log(p[part.chosen] + 1e-12).sum())
             p[part.chosen] -= 1.0
             gradient = p @ part.x / len(part.offers) + 2 * l2 * theta
             step += 1
@@ -146,7 +148,7 @@ def fit(
             second = 0.999 * second + 0.001 * gradient**2
             theta -= slope * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         loss = -float(np.concatenate([np.log(of.probabilities(theta)[of.chosen] + 1e-12) for of in tests]).mean())
-        progress(epoch + 1, loss)
+        progress(Point(epoch + 1, learnt / len(train), loss))
     features = len(FEATURES)
     return Fit(
         theta=(theta[:features] / scale).astype(np.float32)[:, None],
@@ -196,6 +198,7 @@ def export(
     limits: str = "",
     source: manifest.Source = manifest.UNKNOWN,
     half_lives: HalfLives = HALF_LIVES,
+    recipe: Recipe = UNTOLD,
 ) -> manifest.Manifest:
     """Write graph, theta, where there is one the MLP head, and the manifest into `folder` (made where it is missing).
 
@@ -246,4 +249,5 @@ def export(
             "theta": [round(float(v), 5) for v in fitted.theta[:, 0]],
             "half_lives": list(half_lives),  # of popularity, of transitions, s
         },
+        recipe=recipe,
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import copybook
 from models.copybook import PATIENCE, WORTH_WAITING, CopyBook, CopyText, segment_of
 from models.path import PagePath
-from stream.page import FOR_YOU, TRENDING
+from stream.slots import FOR_YOU, TRENDING
 from tests.unit.behaviour import NOW, record
 from tests.unit.test_path import path_of, run_of, views
 

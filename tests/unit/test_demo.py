@@ -10,10 +10,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from deploy.demo.audit import INVARIANTS, Rate, Readback, audit, click_rates, wilson
+from deploy.demo.audit import INVARIANTS, Readback, audit, click_rates
 from deploy.demo.screen import View, drawn, summary
 from deploy.demo.shop import TAXONOMY, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed, topic_of
+from deploy.rate import Rate, wilson
 from models.copybook import CopyBook
 from models.path import PagePath, Policy, popular_group
 from models.ranker import Ranker

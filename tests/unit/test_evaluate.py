@@ -10,7 +10,7 @@ import pytest
 import models.walk
 from deploy.cli import main
 from models.clickstream import Clicks
-from models.evaluate import Report, calibration_error, evaluate, ranks
+from models.evaluate import Calibration, Report, evaluate, ranks
 from models.train.clicks import gather
 from models.walk import Shop, walk
 
@@ -80,6 +80,8 @@ def test_the_figures_are_those_of_the_ranks() -> None:
         np.full(5, 0.5, np.float32),
         1.5,
         200.0,
+        "logit",
+        {},
     )
     assert report.figures(20) == {
         "HR@20": 60.0, "MRR@20": round(100 * (1 + 0.5 + 0.05) / 5, 3), "positions": 5, "recall_candidates": 80.0, "calibration_error": 30.0,
@@ -135,6 +137,8 @@ def test_the_command_prints_a_table_and_last_the_figures(tmp_path: Path, capsys:
 def test_probabilities_that_come_true_as_often_as_they_say_are_calibrated() -> None:
     rng = np.random.default_rng(1)
     sure = rng.random(40_000).astype(np.float32)
-    assert calibration_error(sure, rng.random(40_000) < sure) < 0.01
-    assert calibration_error(np.full(100, 0.9, np.float32), np.arange(100) < 50) == pytest.approx(0.4, abs=1e-3)
-    assert calibration_error(np.ones(3, np.float32), np.ones(3, np.bool_)) == 0.0
+    assert Calibration.of(sure, rng.random(40_000) < sure).error < 0.01
+    half = Calibration.of(np.full(100, 0.9, np.float32), np.arange(100) < 50)
+    assert half.error == pytest.approx(0.4, abs=1e-3)
+    assert half.positions.tolist() == [0] * 13 + [100, 0] and half.came[13] == 50 and half.said[13] == pytest.approx(90)
+    assert Calibration.of(np.ones(3, np.float32), np.ones(3, np.bool_)).error == 0.0

@@ -17,6 +17,7 @@ DOMAIN = (
     "signals",
     "retrieval",
     "rules",
+    "slots",
     "page",
 )
 FOREIGN = {"faust", "mode", "aiokafka", "onnxruntime", "onnx", "prometheus_client", "torch", "transformers"}

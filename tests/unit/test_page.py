@@ -16,11 +16,8 @@ from stream.catalog import Catalog
 from stream.events import CLICK, HIDE
 from stream.ids import key64
 from stream.page import (
-    BECAUSE,
-    FOR_YOU,
     POSITIONS,
     REASONS,
-    SLOTS,
     Homepage,
     Impression,
     PageHead,
@@ -35,6 +32,7 @@ from stream.page import (
 from stream.profile import blank, fold
 from stream.retrieval import Candidates, retrieve, retrieve_popular
 from stream.rules import UNIFORM_SHARE, PageRules, Placements, assemble, uniform
+from stream.slots import BECAUSE, FOR_YOU, SLOTS
 from tests.unit.behaviour import NOW, plain, row, rows
 from tests.unit.shop import catalog_of, item, signals_of
 

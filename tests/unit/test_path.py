@@ -12,11 +12,12 @@ from models.path import PagePath, Part, Policy, Step
 from models.phi import F, joint_features
 from models.ranker import Ranker
 from stream.events import Decoded, decode_run
-from stream.page import FOR_YOU, TRENDING, Homepage, unpacked_phi
+from stream.page import Homepage, unpacked_phi
 from stream.profile import PROFILE, blank, fold
 from stream.retrieval import retrieve
 from stream.serving import SERVING
 from stream.settings import SHIPPED_MODELS
+from stream.slots import FOR_YOU, TRENDING
 from tests.unit.behaviour import NOW, record, row, rows
 from tests.unit.shop import catalog_of, signals_of
 

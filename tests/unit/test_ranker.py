@@ -107,7 +107,7 @@ def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
         Choices(of[cut:], ends[1000:] - cut, chosen[1000:], at[cut:]),
     ]
     losses: list[float] = []
-    fitted = fit(Choices.joined(parts), progress=lambda epoch, loss: losses.append(loss))
+    fitted = fit(Choices.joined(parts), progress=lambda point: losses.append(point.held_out))
     assert len(losses) == 30 and losses[-1] == fitted.loss < losses[0]
     assert fitted.theta[:4, 0] == pytest.approx(hidden, abs=0.15)
     assert np.abs(fitted.theta[4:]).max() == 0, "features that never vary weigh nothing"

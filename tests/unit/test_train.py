@@ -95,6 +95,31 @@ def test_a_click_and_the_look_that_follows_it_are_one_choice() -> None:
 
 
 @needs_torch
+def test_what_is_held_out_is_judged_after_each_epoch_and_changes_nothing() -> None:
+    from models.train.history import Trainer
+    from models.train.history_graph import Shape
+
+    def trained(held_out: Behaviour | None) -> Trainer:
+        trainer = Trainer(Shop(ITEMS).catalog.items[: len(ITEMS)], Shape(width=16), rate=1e-2, batch=8)
+        trainer.learn(Behaviour.of_clicks(rounds(1, 400, 1)), 5, lambda line: None, held_out=held_out)
+        return trainer
+
+    judged, alone = trained(Behaviour.of_clicks(rounds(2, 200, 1))), trained(None)
+    assert (judged.vectors == alone.vectors).all() and judged.loss == alone.loss
+    assert [point.epoch for point in judged.curve] == [1, 2, 3, 4, 5]
+    assert [point.learnt for point in judged.curve] == [point.learnt for point in alone.curve]
+    assert np.isnan([point.held_out for point in alone.curve]).all()
+    assert judged.curve[-1].held_out < judged.curve[0].held_out - 0.1, "sessions of the same habits are foreseen better"
+    of_other_habits = trained(Behaviour.of_clicks(rounds(3, 200, 7)))
+    assert of_other_habits.curve[-1].held_out > judged.curve[-1].held_out + 0.5
+    strangers = Behaviour.of_clicks(Clicks(np.array([2]), np.array([0, 1], np.int32), np.arange(2.0)))
+    few = Trainer(Shop(ITEMS).catalog.items[: len(ITEMS)], Shape(width=16), seed=1)
+    few.learn(Behaviour.of_clicks(Clicks(np.array([3]), np.array([5, 6, 7], np.int32), np.arange(3.0))), 1, lambda line: None,
+              held_out=strangers)  # fmt: skip
+    assert np.isnan(few.curve[0].held_out), "of items that it was not trained on nothing is asked"
+
+
+@needs_torch
 def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> None:
     data = told(rounds(1, 700, 1), tmp_path / "clicks.tsv")
 

@@ -20,8 +20,13 @@ Add = Callable[..., argparse.ArgumentParser]
 def train(settings: Settings, given: argparse.Namespace) -> int:
     from deploy.train import train as fit
 
+    if given.impressions and not given.data:
+        from deploy.cli import connected
+
+        settings = connected(settings)
     for folder in fit(
-        given.what, given.data, given.out, settings.models_dir, shoppers=given.shoppers, looks=given.looks, seed=given.seed
+        given.what, given.data, given.out, settings, shoppers=given.shoppers, looks=given.looks, seed=given.seed,
+        catalog=given.catalog, impressions=given.impressions,
     ):  # fmt: skip
         made = load(folder, folder.name)
         print(f"{made.kind:10} {made.version}  {folder}")
@@ -61,7 +66,7 @@ def copy(settings: Settings, given: argparse.Namespace) -> int:
 
 def list_(settings: Settings, given: argparse.Namespace) -> int:
     for found in list_models(settings.models_dir):
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if "/" not in name)
         print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
     return 0
 
@@ -146,8 +151,11 @@ def _within(low: float, high: float) -> Callable[[str], float]:
 def add_commands(add: Add, count: Callable[[str], int]) -> None:
     """`add` makes a command's parser; `count` reads a whole number above 0."""
     p = add(
-        "train", train, "train models on a clickstream, or those that ship on simulated shoppers; goes on if it was stopped",
-        "shopwindow train all --data clicks.tsv.gz --out my-models",
+        "train", train,
+        "train models on a clickstream, on events or on impressions, or those that ship on simulated shoppers; goes on if it "
+        "was stopped",
+        "shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
+        "         shopwindow train ranker --impressions --out my-models",
     )  # fmt: skip
     p.add_argument("what", choices=(*KINDS, "all"))
     p.add_argument(
@@ -156,7 +164,13 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="SessionId, ItemId, Time; without: simulated shoppers",
+        help="a clickstream (SessionId, ItemId, Time) or JSON lines of events; without: simulated shoppers",
+    )
+    p.add_argument("--catalog", type=Path, metavar="FILE", help="items of the events, as `catalog load` takes them")
+    p.add_argument(
+        "--impressions",
+        action="store_true",
+        help="the ranker from what pages showed and the clicks on it: of the broker's topics, or JSON lines in --data",
     )
     p.add_argument(
         "--out",

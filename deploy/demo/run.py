@@ -26,11 +26,12 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.broker import Broker, BrokerError, free_port
-from deploy.clients import Outgoing, sender
+from deploy.clients import sender
 from deploy.demo.audit import Audit, Rate, Readback, accepted_events, audit, click_rates, wilson
 from deploy.demo.screen import Screen, View, summary
 from deploy.demo.shop import Item, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed, topic_of
+from deploy.files import Outgoing
 from deploy.leash import leashed, release
 from models.path import popular_group
 from stream.kafka import topics

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.clients import InputError, click_record, clickstream, event_records, opened
+from deploy.clients import click_record, clickstream
+from deploy.files import InputError, event_records, opened
 from stream.events import decode
 from tests.unit.behaviour import record
 

@@ -84,6 +84,7 @@ class Simulated(NamedTuple):
     looks: int  # at a page that was there
     clicked: int  # looks with a click
     events: list[bytes]  # all that was sent, JSON, in order of time
+    rows: Rows  # (n,) EVENT, the same decoded, topic by topic
     impressions: list[bytes]  # of all pages that were made, schema impression/1
 
 
@@ -104,7 +105,7 @@ def simulate(
     stored: dict[bytes, bytes] = {}
     pages: dict[bytes, tuple[dict[str, Any], Floats]] = {}
     made: list[tuple[Floats, list[int], list[tuple[int, int, bool]]]] = []
-    touched: list[Rows] = []
+    rows: list[Rows] = []
     told: list[bytes] = []
     impressions: list[bytes] = []
     offset = looked = clicked = 0
@@ -137,16 +138,18 @@ def simulate(
             assert not decoded.rejects, decoded.rejects[0]
             offsets = np.arange(offset, offset + len(records))
             offset += len(records)
-            touched.append(decoded.rows[np.isin(decoded.rows["kind"], TOUCHED) & (decoded.rows["item"] != 0)])
+            rows.append(decoded.rows)
             step = path.step(stored, decoded, offsets, now + PAUSE)
             stored.update((key, value) for key, value in step.changelog if value is not None)
             impressions.extend(value for _, value in step.impressions)
             for (key, value), phi in zip(step.pages, step.phi, strict=True):
                 pages[key] = json.loads(value), phi
             signals.apply(table.records(table.fold(topic, 0, step.activity)))
+    done = np.concatenate(rows)
+    touched = done[np.isin(done["kind"], TOUCHED) & (done["item"] != 0)]
     return Simulated(
-        _choices(made), catalog.items[: len(catalog)].copy(), _behaviour(np.concatenate(touched), catalog), looked,
-        clicked, told, impressions,
+        _choices(made), catalog.items[: len(catalog)].copy(), _behaviour(touched, catalog), looked, clicked, told, done,
+        impressions,
     )  # fmt: skip
 
 

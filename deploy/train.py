@@ -14,14 +14,16 @@ from deploy.train_data import data_kind, files_hash, read_catalog, read_events
 from deploy.train_impressions import range_of, train_on_impressions
 from models.clickstream import Clicks, read
 from models.eventlog import EventLog, items_of
+from models.history import History
 from models.manifest import Source
 from models.ranker import Ranker, Scorer
 from models.train.behaviour import Behaviour
+from models.train.clicks import offered
 from models.train.heads import fit_heads
-from models.train.judge import history_figures, ranker_figures
+from models.train.judge import next_figures, ranker_figures
 from models.train.ranker import Choices, export
 from models.train.resume import Arrays, Bench
-from models.walk import Shop
+from models.walk import Shop, walk
 from stream.logs import say
 from stream.settings import Settings
 
@@ -108,7 +110,7 @@ def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path,
         export(made[-1], fitted.logit, told, _now(), figures, fitted.head, RANKER_LIMITS + NEVER_SHOWN, source)
     if what in ("history", "all") and fitted.trainer is not None:
         made.append(out / "history")
-        figures = {"loss": fitted.trainer.loss, **history_figures(fitted.choices)}
+        figures = {"loss": fitted.trainer.loss, **next_figures(fitted.choices)}
         say_figures("history", figures)
         fitted.trainer.export(made[-1], data=told, created=_now(), metrics=figures, source=source)
     bench.clear()
@@ -158,10 +160,17 @@ def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -
     behaviour = Behaviour.joined([one for _, one in seen], shifts)
     trainer = Trainer(np.concatenate([items for items, _ in seen]), Shape(width=64, unseen=1.0), seed=seed)
     loss = trainer.learn(behaviour, EPOCHS, say, bench=bench)
+    told = f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}"
+    trainer.export(folder, created=_now(), metrics={"loss": loss}, data=told)
+    unseen = seed + SHOPS + ROUNDS
+    figures = {"loss": loss, **next_figures(_unseen(folder, shoppers, looks, unseen, bench))}
+    say_figures("history", figures)
     trainer.export(
-        folder, created=_now(), metrics={"loss": loss},
-        data=f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}",
-    )  # fmt: skip
+        folder,
+        created=_now(),
+        metrics=figures,
+        data=f"{told}; judged by what came next in a shop unseen, seed {unseen}",
+    )
     bench.clear()
     return folder
 
@@ -191,10 +200,34 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
         figures |= ranker_figures(choices, fitted, head, seed)
         say_figures("ranker", {"loss": fitted.loss, "uniform": fitted.uniform, **figures})
         told = f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}"
+        if turn == ROUNDS - 1:
+            unseen = seed + ROUNDS
+            score = head.score if head is not None else lambda phi, theta=fitted.theta: phi @ theta
+            next_ = next_figures(_unseen(history, shoppers, looks, unseen, bench), score)
+            say_figures("what comes next in an unseen shop", next_)
+            figures |= next_
+            told += f"; HR@20 and MRR@20 of what came next in a shop unseen, seed {unseen}"
         export(folder, fitted, told, _now(), figures, head, RANKER_LIMITS)
         scorer = Ranker(folder, "mlp")
     bench.clear()
     return folder
+
+
+def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, bench: Bench) -> Choices:
+    """What came next, of the later half of the shoppers of a simulated shop, whose signals have learnt from the others."""
+
+    def asked() -> Arrays:
+        one = simulate(Uniform(), shoppers, looks, seed)
+        log = EventLog.of_rows(one.rows, one.items)
+        shop = Shop([str(id) for id in one.items["id"].tolist()], one.items)
+        shop.history = None if history is None else History(history, shop.catalog)
+        half = len(log.ends) // 2
+        for _ in walk(shop, log, ask=False, learn=True, last=half):
+            pass
+        known = np.bincount(log.item[: log.ends[half - 1]] + 1, minlength=len(one.items) + 1)[1:]
+        return offered(walk(shop, log, ask=True, learn=True, first=half), log, known).arrays()
+
+    return Choices(**bench.once("unseen", asked))
 
 
 def _now() -> str:

@@ -176,7 +176,7 @@ def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], place: npt.N
     for prefix, name in there:
         say(
             f"  {name:12} loss {figures[prefix + 'loss']:.4f} nats, expected calibration error "
-            f"{figures[prefix + 'calibration_error']:.4f}, MRR@20 {figures[prefix + 'MRR@20']:.4f}, "
+            f"{figures[prefix + 'calibration_error']:.4f}, MRR among what was shown {figures[prefix + 'shown_MRR']:.4f}, "
             f"unbiased {figures[prefix + 'unbiased_MRR']:.4f}"
         )
     e = examination(place, max(TOLD_POSITIONS))

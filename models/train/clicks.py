@@ -70,7 +70,7 @@ def gather(
             known = np.bincount(
                 clicks.item[: clicks.ends[start - 1]] + 1 if start else [], minlength=len(shop.catalog) + 1
             )
-            gathered.append(_asked(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks, known[1:]))
+            gathered.append(offered(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks, known[1:]))
             if bench is not None:
                 bench.put(name, gathered[-1].arrays())
         if trainer is not None and end > start:
@@ -93,7 +93,7 @@ def _behaviour(clicks: Clicks | EventLog, first: int, last: int) -> Behaviour:
     return Behaviour.of_events(clicks, first, last)
 
 
-def _asked(positions: Iterator[Asked], clicks: Told, known: npt.NDArray[np.int64]) -> Choices:
+def offered(positions: Iterator[Asked], clicks: Told, known: npt.NDArray[np.int64]) -> Choices:
     """Of the positions whose next click is among the candidates, what was offered; float16. known (V,) clicks on each item."""
     phi: list[npt.NDArray[np.float16]] = [np.empty((0, F), np.float16)]
     chosen: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from stream.page import POSITIONS, SLOTS
 
 Rows = npt.NDArray[np.void]
 Bools = npt.NDArray[np.bool_]
+Phi = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.floating[Any]]
 K = 20  # places that count
 # What groups are made of, by field: the name of each kind, and where its spans begin, or what its codes mean.
@@ -38,8 +39,8 @@ class Judged:
         count = np.diff(choices.ends, prepend=0)
         self.starts, self._count = choices.ends - count, count
 
-    def scores_of(self, score: Any) -> Scores:
-        """(O,) of all offers; score: of phi (n, F) the scores (n, 1)."""
+    def scores_of(self, score: Callable[[Phi], Any]) -> Scores:
+        """(O,) of all offers; score: of phi (n, F) float32 the scores (n, 1)."""
         phi, step = self.choices.phi, 200_000
         return np.concatenate([score(phi[at : at + step].astype(np.float32))[:, 0] for at in range(0, len(phi), step)])
 
@@ -97,15 +98,20 @@ def _figures(rank: npt.NDArray[np.int64]) -> dict[str, float]:
 
 
 def ranker_figures(choices: Choices, fitted: Fit, head: Head | None, seed: int) -> dict[str, float]:
-    """Of both heads over what was held out; groups are those of the MLP where there is one, as it serves then."""
+    """Of both heads over what was held out; groups are those of the MLP where there is one, as it serves then.
+
+    Of choices among the some 40 items of a page the rank among 20 says little: then it is left out.
+    """
     rng = np.random.default_rng(seed)
     held = choices.held_out(rng)
     missed = choices.missed
     if missed is not None:
         missed = missed[rng.random(len(missed)) < HELD]
     judged = Judged(choices, held, missed)
-    figures: dict[str, float] = {}
-    heads: list[tuple[str, Any, Any]] = [("", lambda phi: phi @ fitted.theta, fitted.place)]
+    figures = {"held_out": float(held.sum() + (0 if missed is None else len(missed)))}
+    heads: list[tuple[str, Callable[[Phi], Any], npt.NDArray[np.float32]]] = [
+        ("", lambda phi: phi @ fitted.theta, fitted.place)
+    ]
     if head is not None:
         heads.append(("mlp_", head.score, head.place))
     for prefix, score, place in heads:
@@ -114,7 +120,11 @@ def ranker_figures(choices: Choices, fitted: Fit, head: Head | None, seed: int) 
         found = judged.found(scores)
         figures |= {prefix + name: value for name, value in found.items() if "/" not in name and name != "n"}
     figures |= {name: value for name, value in found.items() if "/" in name}
-    return {**figures, "held_out": float(held.sum() + (0 if missed is None else len(missed)))}
+    return figures if choices.position is None else _of_pages(figures)
+
+
+def _of_pages(figures: dict[str, float]) -> dict[str, float]:
+    return {name.replace(f"MRR@{K}", "shown_MRR"): value for name, value in figures.items() if f"HR@{K}" not in name}
 
 
 def fit_place(scores: Scores, choices: Choices, these: Bools) -> npt.NDArray[np.float32]:
@@ -170,14 +180,19 @@ def page_figures(choices: Choices, fitted: Fit, head: Head | None, serving: Scor
         figures[f"{prefix}loss"] = judged.loss(shares)
         figures[f"{prefix}calibration_error"] = judged.calibration_error(shares)
         found = judged.found(scores)
-        figures[f"{prefix}MRR@{K}"] = found[f"MRR@{K}"]
+        figures[f"{prefix}shown_MRR"] = found[f"MRR@{K}"]
         figures[f"{prefix}unbiased_MRR"] = _unbiased_mrr(judged, scores, models[-1][2])
-    return figures | {name: value for name, value in found.items() if "/MRR" in name or "/n" in name}
+    return figures | _of_pages({name: value for name, value in found.items() if "/" in name})
 
 
-def history_figures(choices: Choices) -> dict[str, float]:
-    """Of the history model alone, among the candidates of all choices: it has seen none of them when it was asked."""
+def next_figures(
+    choices: Choices, score: Callable[[Phi], Any] = lambda phi: phi[:, FORESEEN, None]
+) -> dict[str, float]:
+    """Of what comes next among the candidates, of all choices: none of them was learnt from.
+
+    score: of phi (n, F) the scores (n, 1); those of the history model alone where none are given.
+    """
     judged = Judged(choices, np.ones(len(choices.chosen), np.bool_), choices.missed)
-    found = judged.found(choices.phi[:, FORESEEN].astype(np.float32))
+    found = judged.found(judged.scores_of(score))
     positions = found.pop("n")
     return {**found, "positions": positions}

@@ -175,7 +175,7 @@ def test_what_serves_is_judged_beside_the_new_one_with_an_eye_of_its_own() -> No
     assert figures["unbiased_MRR"] > figures["served_unbiased_MRR"] + 0.05
     # What was clicked is near the top in part because it was: unweighted, the order of before looks better than it is.
     gain = figures["unbiased_MRR"] - figures["served_unbiased_MRR"]
-    assert gain > figures["MRR@20"] - figures["served_MRR@20"]
+    assert gain > figures["shown_MRR"] - figures["served_shown_MRR"]
     judged = Judged(choices, choices.held, None)
     sure = judged.shares(exact, place)
     assert judged.calibration_error(sure) < 0.06 < judged.calibration_error(judged.shares(4 * exact, place))

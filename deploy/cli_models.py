@@ -20,10 +20,6 @@ Add = Callable[..., argparse.ArgumentParser]
 def train(settings: Settings, given: argparse.Namespace) -> int:
     from deploy.train import train as fit
 
-    if given.impressions and not given.data:
-        from deploy.cli import connected
-
-        settings = connected(settings)
     for folder in fit(
         given.what, given.data, given.out, settings, shoppers=given.shoppers, looks=given.looks, seed=given.seed,
         catalog=given.catalog, impressions=given.impressions,
@@ -91,10 +87,21 @@ def card(found: Any) -> str:
         ("kind", found.kind), ("name", found.name), ("version", found.version), ("created", found.created),
         ("licence", found.licence), ("trained on", found.data), ("data", found.data_hash or "-"),
         ("from, to", ", ".join(found.data_range) if found.data_range else "-"), ("limits", found.limits or "-"),
-        *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items()),
+        *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items() if "/" not in name),
+        *((f"  {group}", told) for group, told in _groups(found.metrics).items()),
         *((f"  {name}", digest[:16]) for name, digest in found.files.items()),
     ]  # fmt: skip
     return "\n".join(f"{name:28} {value}" for name, value in rows)
+
+
+def _groups(metrics: dict[str, float]) -> dict[str, str]:
+    """Figures of each group on one line."""
+    found: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        group, _, metric = name.rpartition("/")
+        if group:
+            found.setdefault(group, []).append(f"{metric} {value:.5g}")
+    return {group: ", ".join(told) for group, told in found.items()}
 
 
 def verify(settings: Settings, given: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import msgspec
 from stream.catalog import ItemError, decode_item
 from stream.events import KINDS, TOPIC_KINDS
 
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how files of theirs begin
 _TOPIC_OF = {KINDS[kind]: topic for topic, kinds in TOPIC_KINDS.items() for kind in kinds}
 
 
@@ -41,7 +42,10 @@ def opened(path: str) -> Iterator[IO[str]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     with raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+        first = raw.read(len(ZSTD))
+        if first == ZSTD:
+            raise InputError(f"{path} is packed by zstd, which is not read here; unpack it first: zstd -d {path}")
+        packed = first[: len(GZIP)] == GZIP
         raw.seek(0)
         binary: Any = gzip.GzipFile(fileobj=raw) if packed else raw
         try:

@@ -52,8 +52,6 @@ def train(
     none is there, of the models that are served. Raises NoTorch, ClickstreamError, InputError, ValueError where there is
     too little to learn from.
     """
-    if find_spec("torch") is None:
-        raise NoTorch
     kind = data_kind(data) if data else None
     if impressions and what != "ranker":
         raise ValueError(
@@ -71,6 +69,8 @@ def train(
         raise ValueError("--catalog tells of the items of --data that holds events; leave it out here")
     if data and what == "copywriter":
         raise ValueError("a copywriter learns from generated texts, not from clicks; leave --data out")
+    if find_spec("torch") is None:
+        raise NoTorch
     if impressions:
         return [train_on_impressions(settings, data, out, seed, _now(), say)]
     if data:

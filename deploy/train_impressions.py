@@ -22,7 +22,7 @@ from models.train.heads import fit_heads
 from models.train.impressions import Join, Joined, PageClicks
 from models.train.judge import page_figures
 from models.train.ranker import Choices, examination, export
-from models.train.resume import Arrays, Bench
+from models.train.resume import FOLDER, Arrays, Bench
 from stream.events import Behaviour, EventError, decode
 
 if TYPE_CHECKING:
@@ -40,7 +40,11 @@ TOLD_POSITIONS = (1, 2, 5, 10, 20, 30)
 def train_on_impressions(
     settings: Settings, data: Sequence[Path], out: Path, seed: int, created: str, say: Say
 ) -> Path:
-    """Of files where there are some, else of the broker's topics. Raises InputError, NoBroker, LookupError, ValueError."""
+    """Of files where there are some, else of the broker's topics. Raises InputError, BrokerError, NoBroker, LookupError, ValueError."""
+    if not data:
+        from deploy.cli import connected
+
+        settings = connected(settings)
     folder = out / "ranker"
     inputs = f"impressions {files_hash(data) if data else f'{settings.broker} {settings.prefix}'} {seed}"
     bench = Bench(folder, inputs, say)
@@ -51,6 +55,10 @@ def train_on_impressions(
             say(f"{count:,} clicks are left out: {why}")
         return {"time": joined.time, **joined.choices.arrays()}
 
+    if not data and bench.get("choices") is not None:
+        say(
+            f"goes on with what was read from the topics before it was stopped; remove {folder / FOLDER} to read them anew"
+        )
     arrays = bench.once("choices", gathered)
     time = arrays.pop("time")
     choices = Choices(**arrays)

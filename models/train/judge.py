@@ -25,7 +25,7 @@ SPANS = {"before": ("steps before", (0, *LENGTHS)), "popularity": ("clicks on it
 CODES = {"slot": ("slot", SLOTS), "locale": ("locale", LOCALES), "explored": ("place", ("by score", "explored"))}
 NEWTON, RIDGE = 20, 1e-4  # steps, and what keeps weights of what never differs at 0
 CLIPPED = 10.0
-FEWEST = 20  # choices that a group's figures are worth telling of
+FEWEST = 10  # choices that a group's figures are worth telling of
 
 
 class Judged:

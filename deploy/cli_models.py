@@ -25,7 +25,8 @@ def train(settings: Settings, given: argparse.Namespace) -> int:
     from deploy.train import train as fit
 
     for folder in fit(
-        given.what, given.data, given.out, settings.models_dir, shoppers=given.shoppers, looks=given.looks, seed=given.seed
+        given.what, given.data, given.out, settings, shoppers=given.shoppers, looks=given.looks, seed=given.seed,
+        catalog=given.catalog, impressions=given.impressions,
     ):  # fmt: skip
         made = load(folder, folder.name)
         print(f"{made.kind:10} {made.version}  {folder}")
@@ -64,7 +65,7 @@ def copy(settings: Settings, given: argparse.Namespace) -> int:
 
 def list_(settings: Settings, given: argparse.Namespace) -> int:
     for found in list_models(settings.models_dir):
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if "/" not in name)
         print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
     return 0
 
@@ -89,10 +90,21 @@ def card(found: Any) -> str:
         ("kind", found.kind), ("name", found.name), ("version", found.version), ("created", found.created),
         ("licence", found.licence), ("trained on", found.data), ("data", found.data_hash or "-"),
         ("from, to", ", ".join(found.data_range) if found.data_range else "-"), ("limits", found.limits or "-"),
-        *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items()),
+        *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items() if "/" not in name),
+        *((f"  {group}", told) for group, told in _groups(found.metrics).items()),
         *((f"  {name}", digest[:16]) for name, digest in found.files.items()),
     ]  # fmt: skip
     return "\n".join(f"{name:28} {value}" for name, value in rows)
+
+
+def _groups(metrics: dict[str, float]) -> dict[str, str]:
+    """Figures of each group on one line."""
+    found: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        group, _, metric = name.rpartition("/")
+        if group:
+            found.setdefault(group, []).append(f"{metric} {value:.5g}")
+    return {group: ", ".join(told) for group, told in found.items()}
 
 
 def verify(settings: Settings, given: argparse.Namespace) -> int:
@@ -170,8 +182,11 @@ def _within(low: float, high: float) -> Callable[[str], float]:
 def add_commands(add: Add, count: Callable[[str], int]) -> None:
     """`add` makes a command's parser; `count` reads a whole number above 0."""
     p = add(
-        "train", train, "train models on a clickstream, or those that ship on simulated shoppers; goes on if it was stopped",
-        "shopwindow train all --data clicks.tsv.gz --out my-models",
+        "train", train,
+        "train models on a clickstream, on events or on impressions, or those that ship on simulated shoppers; goes on if it "
+        "was stopped",
+        "shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
+        "         shopwindow train ranker --impressions --out my-models",
     )  # fmt: skip
     p.add_argument("what", choices=(*KINDS, "all"))
     p.add_argument(
@@ -180,7 +195,13 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="SessionId, ItemId, Time; without: simulated shoppers",
+        help="a clickstream (SessionId, ItemId, Time) or JSON lines of events; without: simulated shoppers",
+    )
+    p.add_argument("--catalog", type=Path, metavar="FILE", help="items of the events, as `catalog load` takes them")
+    p.add_argument(
+        "--impressions",
+        action="store_true",
+        help="the ranker from what pages showed and the clicks on it: of the broker's topics, or JSON lines in --data",
     )
     p.add_argument(
         "--out",

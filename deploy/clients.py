@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import gzip
-import io
 import json
 import sys
 import threading
 import time
-import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import blake2b
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from stream.catalog import Catalog, ItemError, decode_item
-from stream.events import EARLIEST, KINDS, LATEST, TOPIC_KINDS
+from deploy.files import InputError, Outgoing, event_records, item_records, opened
+from stream.catalog import Catalog
+from stream.events import EARLIEST, LATEST
 from stream.ids import key64
 from stream.kafka.broadcast import read_table
 from stream.kafka.connect import client_options, connecting, partition_of
@@ -34,17 +31,6 @@ from stream.settings import Settings
 
 LARGEST = 1_000_000  # bytes of a record; the broker refuses 1 MiB with its envelope
 IN_FLIGHT = 5_000  # records sent and not yet acknowledged, at most
-_TOPIC_OF = {KINDS[kind]: topic for topic, kinds in TOPIC_KINDS.items() for kind in kinds}
-
-
-class InputError(ValueError):
-    """A file that cannot be used; the message says where and why."""
-
-
-class Outgoing(NamedTuple):
-    topic: str
-    key: bytes | None
-    value: bytes
 
 
 class Sender:
@@ -99,43 +85,6 @@ async def _need_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
             )
 
 
-@contextmanager
-def opened(path: str) -> Iterator[IO[str]]:
-    """A text file, gzip or plain, or stdin for "-". Raises InputError where it cannot be read."""
-    if path == "-":
-        yield io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape")
-        return
-    try:
-        raw = Path(path).open("rb")  # noqa: SIM115 - closed below, whichever wrapper reads it
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    with raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        binary: Any = gzip.GzipFile(fileobj=raw) if packed else raw
-        try:
-            yield io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is a damaged gzip file ({error})") from None
-
-
-def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
-    """Lines of JSON as records, unjudged: the worker validates. What does not parse goes to `clicks` without a key."""
-    for line in lines:
-        value = line.strip().encode("utf-8", "surrogateescape")
-        if not value:
-            continue
-        key, topic = None, "clicks"
-        try:
-            event = json.loads(value)
-            topic = _TOPIC_OF.get(event["type"], "clicks")
-            shopper = event["data"].get("user_id") or event["data"].get("anonymous_id")
-            key = shopper.encode("utf-8", "surrogatepass")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            pass
-        yield Outgoing(topic, key, value)
-
-
 async def _lines(path: str) -> AsyncIterator[str]:
     """Lines of a file, or of stdin as they come: a live pipe must neither hold back what was written nor Ctrl-C."""
     if path != "-":
@@ -179,22 +128,7 @@ async def load_catalog(settings: Settings, path: str, skip_bad: bool) -> tuple[i
 
     Raises InputError where an item is bad and `skip_bad` is False: then nothing is published.
     """
-    with opened(path) as file:
-        text = file.read()
-    values: list[bytes]
-    if text.lstrip().startswith("["):
-        try:
-            values = [msgspec.json.encode(item) for item in json.loads(text)]
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no JSON array ({error})") from None
-    else:
-        values = [line.encode("utf-8", "surrogateescape") for line in text.splitlines() if line.strip()]
-    good, problems = [], []
-    for number, value in enumerate(values, 1):
-        try:
-            good.append(Outgoing("catalog", decode_item(None, value).item_id.encode(), value))
-        except ItemError as error:
-            problems.append(f"item {number}: {error.message}")
+    good, problems = item_records(path)
     if problems and not skip_bad:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(f"{path}: {problems[0]}{more}; nothing was loaded, --skip-bad loads the good ones")

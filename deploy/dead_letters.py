@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from deploy.clients import InputError
+from deploy.files import InputError
 from models.copybook import CopyRequest, Refresh
 from stream.events import TOPIC_KINDS, decode_run
 from stream.kafka.broadcast import read_topic

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.clients import InputError
+from deploy.files import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = Path("deploy") / "replay_pages.py"

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from deploy.clients import InputError, Outgoing, read_log
+from deploy.clients import read_log
+from deploy.files import InputError, Outgoing
 from models.copybook import CopyBook
 from models.history import History
 from models.manifest import ManifestError

@@ -22,10 +22,12 @@ from models.path import PagePath, Policy
 from models.phi import FEATURES
 from models.ranker import Scorer
 from models.train.behaviour import Behaviour
+from models.train.impressions import ABOUT
 from models.train.ranker import Choices
 from stream.catalog import Catalog
-from stream.events import ADD, BUY, CLICK, VIEW, decode_run
+from stream.events import ADD, BUY, CLICK, LOCALES, VIEW, decode_run
 from stream.signals import ItemTable, Signals
+from stream.slots import SLOTS
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -81,6 +83,9 @@ class Simulated(NamedTuple):
     behaviour: Behaviour  # of the shoppers
     looks: int  # at a page that was there
     clicked: int  # looks with a click
+    events: list[bytes]  # all that was sent, JSON, in order of time
+    rows: Rows  # (n,) EVENT, the same decoded, topic by topic
+    impressions: list[bytes]  # of all pages that were made, schema impression/1
 
 
 def simulate(
@@ -99,8 +104,10 @@ def simulate(
     )  # fmt: skip
     stored: dict[bytes, bytes] = {}
     pages: dict[bytes, tuple[dict[str, Any], Floats]] = {}
-    made: list[tuple[Floats, list[int]]] = []
-    touched: list[Rows] = []
+    made: list[tuple[Floats, list[int], list[tuple[int, int, bool]]]] = []
+    rows: list[Rows] = []
+    told: list[bytes] = []
+    impressions: list[bytes] = []
     offset = looked = clicked = 0
     for turn in range(looks):
         now = START + turn * PAUSE
@@ -110,14 +117,18 @@ def simulate(
             page, phi = pages.get(key, (None, None))
             events = person.look(page, now + PAUSE * number / shoppers)
             for event in events:
-                sent[topic_of(event)].append((key, msgspec.json.encode(event), now + PAUSE))
+                told.append(msgspec.json.encode(event))
+                sent[topic_of(event)].append((key, told[-1], now + PAUSE))
             if page is not None and phi is not None:
                 looked += 1
-                order = {i["item_id"]: k for k, i in enumerate(i for s in page["slots"] for i in s["items"])}
+                shown = [(SLOTS.index(s["slot"]), i) for s in page["slots"] for i in s["items"]]
+                order = {item["item_id"]: k for k, (_, item) in enumerate(shown)}
                 taken = [order[e["data"]["items"][0]["item_id"]] for e in events if e["type"] == "select_item"]
                 clicked += bool(taken)
                 if taken:
-                    made.append((phi, taken))
+                    locale = LOCALES.index(person.locale)
+                    about = [(shown[at][0], locale, shown[at][1]["explored"]) for at in taken]
+                    made.append((phi, taken, about))
         for topic, records in sent.items():
             if not records:
                 continue
@@ -127,26 +138,30 @@ def simulate(
             assert not decoded.rejects, decoded.rejects[0]
             offsets = np.arange(offset, offset + len(records))
             offset += len(records)
-            touched.append(decoded.rows[np.isin(decoded.rows["kind"], TOUCHED) & (decoded.rows["item"] != 0)])
+            rows.append(decoded.rows)
             step = path.step(stored, decoded, offsets, now + PAUSE)
             stored.update((key, value) for key, value in step.changelog if value is not None)
+            impressions.extend(value for _, value in step.impressions)
             for (key, value), phi in zip(step.pages, step.phi, strict=True):
                 pages[key] = json.loads(value), phi
             signals.apply(table.records(table.fold(topic, 0, step.activity)))
+    done = np.concatenate(rows)
+    touched = done[np.isin(done["kind"], TOUCHED) & (done["item"] != 0)]
     return Simulated(
-        _choices(made), catalog.items[: len(catalog)].copy(), _behaviour(np.concatenate(touched), catalog), looked,
-        clicked,
+        _choices(made), catalog.items[: len(catalog)].copy(), _behaviour(touched, catalog), looked, clicked, told, done,
+        impressions,
     )  # fmt: skip
 
 
-def _choices(made: list[tuple[Floats, list[int]]]) -> Choices:
-    """made: phi (count, F) of what a page showed, and which of it was clicked."""
-    pairs = [(phi, column) for phi, taken in made for column in taken]
+def _choices(made: list[tuple[Floats, list[int], list[tuple[int, int, bool]]]]) -> Choices:
+    """made: phi (count, F) of what a page showed, which of it was clicked, and of each click what ABOUT says."""
+    pairs = [(phi, column) for phi, taken, _ in made for column in taken]
     return Choices(
         np.concatenate([phi for phi, _ in pairs]),
         np.cumsum([len(phi) for phi, _ in pairs], dtype=np.int64),
         np.array([column for _, column in pairs], np.int32),
         np.concatenate([np.arange(len(phi), dtype=np.int32) for phi, _ in pairs]),
+        about=np.array([row for _, _, about in made for row in about], ABOUT),
     )
 
 

@@ -1,10 +1,10 @@
-"""`shopwindow train`: fit models on a clickstream, or those that ship on simulated shoppers; go on where it was stopped."""
+"""`shopwindow train`: fit models on clicks, events or impressions, or those that ship on simulated shoppers; go on where it was stopped."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,19 +12,28 @@ import numpy as np
 
 from deploy.recipe import EPOCHS, ROUNDS, SHAPE, SHOPS, of_history, of_ranker
 from deploy.simulation import Uniform, simulate
+from deploy.train_data import data_kind, files_hash, read_catalog, read_events
+from deploy.train_impressions import range_of, train_on_impressions
 from models.clickstream import Clicks, read
+from models.eventlog import EventLog, items_of
+from models.history import History
 from models.manifest import Source
 from models.ranker import Ranker, Scorer
 from models.train.behaviour import Behaviour
-from models.train.ranker import Choices, Fit, export, fit
-from models.train.ranker_graph import Head
+from models.train.clicks import offered
+from models.train.heads import fit_heads
+from models.train.judge import next_figures, ranker_figures
+from models.train.ranker import Choices, export
 from models.train.recipe import made_here
 from models.train.resume import Arrays, Bench
+from models.walk import Shop, walk
 from stream.logs import say
+from stream.settings import Settings
 
 RANKER_LIMITS = (
     "Fitted on what the data's shoppers chose from what they were offered; of another shop it is a beginning."
 )
+NEVER_SHOWN = " What pages showed in vain is not in the data, so that features of it have no weight."
 
 
 class NoTorch(RuntimeError):
@@ -33,26 +42,47 @@ class NoTorch(RuntimeError):
 
 
 def train(
-    what: str, data: Sequence[Path], out: Path, served: Path, *, shoppers: int, looks: int, seed: int
-) -> list[Path]:
+    what: str, data: Sequence[Path], out: Path, settings: Settings, *, shoppers: int, looks: int, seed: int,
+    catalog: Path | None = None, impressions: bool = False,
+) -> list[Path]:  # fmt: skip
     """Train `what` (one of manifest.KINDS, or "all") into folders of that name in `out`; progress on stderr. -> the folders.
 
-    Without data, shoppers are simulated; a ranker alone then believes the history model in `out` or, where none is there,
-    of the models that are `served`. Raises NoTorch, ClickstreamError, ValueError where there is too little to learn from.
+    From data, a clickstream or a log of events beside which a catalogue may tell more of the items; from impressions, of
+    the broker or in data; else from simulated shoppers: a ranker alone then believes the history model in `out` or, where
+    none is there, of the models that are served. Raises NoTorch, ClickstreamError, InputError, ValueError where there is
+    too little to learn from.
     """
-    if find_spec("torch") is None:
-        raise NoTorch
+    kind = data_kind(data) if data else None
+    if impressions and what != "ranker":
+        raise ValueError(
+            f"impressions say what was chosen from pages, which teaches a ranker alone; train ranker, not {what}"
+        )
+    if kind == "impressions" and not impressions:
+        raise ValueError(
+            f"{', '.join(map(str, data))}: these are impressions; train ranker --impressions learns from them"
+        )
+    if impressions and kind == "clickstream":
+        raise ValueError(
+            "a clickstream knows no pages; with --impressions --data takes JSON lines of impressions and events"
+        )
+    if catalog is not None and (kind != "events" or impressions):
+        raise ValueError("--catalog tells of the items of --data that holds events; leave it out here")
     if data and what == "copywriter":
         raise ValueError("a copywriter learns from generated texts, not from clicks; leave --data out")
+    if find_spec("torch") is None:
+        raise NoTorch
+    if impressions:
+        return [train_on_impressions(settings, data, out, seed, _now(), say)]
     if data:
-        return _on_clicks(what, data, out, seed)
+        return _on_clicks(what, data, catalog, out, seed)
     made = []
     if what in ("history", "all"):
         made.append(_history_of_simulation(out / "history", shoppers, looks, seed))
     if what in ("copywriter", "all"):
         made.append(_copywriter(out / "copywriter", seed))
     if what in ("ranker", "all"):
-        history = next((path for path in (out / "history", served / "history") if path.is_dir()), None)
+        places = (out / "history", settings.models_dir / "history")
+        history = next((path for path in places if path.is_dir()), None)
         made.append(_ranker_of_simulation(out / "ranker", history, shoppers, looks, seed + SHOPS))
     return made
 
@@ -64,28 +94,56 @@ def _copywriter(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _on_clicks(what: str, data: Sequence[Path], out: Path, seed: int) -> list[Path]:
+def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path, seed: int) -> list[Path]:
     from models.train import clicks, half_lives
-    from models.walk import Shop
 
-    streams = read(data)
-    joined = streams.joined()
-    of, told = source(data, joined), f"{len(joined.item):,} clicks of {', '.join(p.name for p in data)}"
+    shop_with, log, told = _told(data, catalog)
+    of = source([*data, *([catalog] if catalog else [])], log)
     bench = Bench(out, f"{what} {of.hash} {seed}", say)
-    shop = Shop(streams.items, half_lives.chosen(streams.items, joined, say, bench))
-    fitted = clicks.train(shop, joined, say, seed=seed, bench=bench)
+    shop = shop_with(half_lives=half_lives.chosen(shop_with, log, say, bench))
+    fitted = clicks.train(shop, log, say, seed=seed, bench=bench)
     made = []
     if what in ("ranker", "all"):
         made.append(out / "ranker")
+        figures = ranker_figures(fitted.choices, fitted.logit, fitted.head, seed)
+        figures["choices"] = float(len(fitted.choices.chosen))
+        say_figures("ranker", figures)
         export(
-            made[-1], fitted.logit, told, _now(), {"choices": float(fitted.choices)}, fitted.head, RANKER_LIMITS, of,
+            made[-1], fitted.logit, told, _now(), figures, fitted.head, RANKER_LIMITS + NEVER_SHOWN, of,
             half_lives=shop.half_lives,
         )  # fmt: skip
     if what in ("history", "all") and fitted.trainer is not None:
         made.append(out / "history")
-        fitted.trainer.export(made[-1], data=told, created=_now(), metrics={"loss": fitted.trainer.loss}, source=of)
+        figures = {"loss": fitted.trainer.loss, **next_figures(fitted.choices)}
+        say_figures("history", figures)
+        fitted.trainer.export(made[-1], data=told, created=_now(), metrics=figures, source=of)
     bench.clear()
     return made
+
+
+def _told(data: Sequence[Path], catalog: Path | None) -> tuple[Callable[..., Shop], Clicks | EventLog, str]:
+    """What makes the shop, what was done in it, and that in a sentence."""
+    names = ", ".join(path.name for path in data)
+    if data_kind(data) == "clickstream":
+        streams = read(data)
+        clicks = streams.joined()
+        return partial(Shop, streams.items), clicks, f"{len(clicks.item):,} clicks of {names}"
+    known = None if catalog is None else read_catalog(catalog, say)
+    events = read_events(data, say)
+    items = items_of(events.rows, known)
+    log = EventLog.of_rows(events.rows, items)
+    told = f"{int((log.events['part'] == 0).sum()):,} events of {len(np.unique(log.shopper)):,} shoppers in {names}"
+    say(f"{told}: {len(log.ends):,} sessions, {int(log.choice.sum()):,} choices, {len(items):,} items")
+    return (
+        partial(Shop, [str(id) for id in items["id"].tolist()], items),
+        log,
+        told + (f", {events.bad:,} lines refused" if events.bad else ""),
+    )
+
+
+def say_figures(kind: str, figures: Mapping[str, float]) -> None:
+    """Those that are of all, not of a group."""
+    say(f"{kind}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "/" not in name))
 
 
 def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -> Path:
@@ -108,9 +166,14 @@ def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -
     behaviour = Behaviour.joined([one for _, one in seen], shifts)
     trainer = Trainer(np.concatenate([items for items, _ in seen]), SHAPE, seed=seed)
     loss = trainer.learn(behaviour, EPOCHS, say, bench=bench)
+    told = f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}"
+    trainer.export(folder, created=_now(), metrics={"loss": loss}, data=told)
+    unseen = seed + SHOPS + ROUNDS
+    figures = {"loss": loss, **next_figures(_unseen(folder, shoppers, looks, unseen, bench))}
+    say_figures("history", figures)
     trainer.export(
-        folder, created=_now(), metrics={"loss": loss}, recipe=made_here(of_history(shoppers, looks, seed)),
-        data=f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}",
+        folder, created=_now(), metrics=figures, recipe=made_here(of_history(shoppers, looks, seed)),
+        data=f"{told}; judged by what came next in a shop unseen, seed {unseen}",
     )  # fmt: skip
     bench.clear()
     return folder
@@ -119,7 +182,7 @@ def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -
 def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, looks: int, seed: int) -> Path:
     """In shops that the history model has not seen, as every shop will be one."""
     bench = Bench(
-        folder, f"ranker {shoppers} {looks} {seed} {_files_hash(sorted(history.iterdir()) if history else [])}", say
+        folder, f"ranker {shoppers} {looks} {seed} {files_hash(sorted(history.iterdir()) if history else [])}", say
     )
     recipe = made_here(of_ranker(shoppers, looks, seed, history))
     scorer: Scorer = Uniform()
@@ -136,40 +199,45 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
         rate = float(arrays.pop("clicked")) / max(1.0, float(arrays.pop("looks")))
         gathered.append(Choices(**arrays))
         choices = Choices.joined(gathered)
-        fitted, head = _fit(choices, seed)
-        say(
-            f"round {turn + 1} of {ROUNDS}: {len(gathered[-1].chosen):,} choices, {rate:.1%} of looks clicked; held-out loss "
-            f"{fitted.loss:.3f}, of the MLP {head.loss:.3f} (uniform {fitted.uniform:.3f}), first choice found {fitted.top1:.1%}"
-        )
-        export(
-            folder, fitted,
-            f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}",
-            _now(), {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}, head, RANKER_LIMITS,
-            recipe=recipe,
-        )  # fmt: skip
+        say(f"round {turn + 1} of {ROUNDS}: {len(gathered[-1].chosen):,} choices, {rate:.1%} of looks clicked")
+        fitted, head = fit_heads(choices, say, seed=seed, bench=bench, name=f"heads-{turn}")
+        figures = {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}
+        figures |= ranker_figures(choices, fitted, head, seed)
+        say_figures("ranker", {"loss": fitted.loss, "uniform": fitted.uniform, **figures})
+        told = f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}"
+        if turn == ROUNDS - 1:
+            unseen = seed + ROUNDS
+            score = head.score if head is not None else lambda phi, theta=fitted.theta: phi @ theta
+            next_ = next_figures(_unseen(history, shoppers, looks, unseen, bench), score)
+            say_figures("what comes next in an unseen shop", next_)
+            figures |= next_
+            told += f"; HR@20 and MRR@20 of what came next in a shop unseen, seed {unseen}"
+        export(folder, fitted, told, _now(), figures, head, RANKER_LIMITS, recipe=recipe)
         scorer = Ranker(folder, "mlp")
     bench.clear()
     return folder
 
 
-def _fit(choices: Choices, seed: int) -> tuple[Fit, Head]:
-    from models.train.head import fit_head
+def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, bench: Bench) -> Choices:
+    """What came next, of the later half of the shoppers of a simulated shop, whose signals have learnt from the others."""
 
-    return fit(choices, seed=seed), fit_head(choices, seed=seed)
+    def asked() -> Arrays:
+        one = simulate(Uniform(), shoppers, looks, seed)
+        log = EventLog.of_rows(one.rows, one.items)
+        shop = Shop([str(id) for id in one.items["id"].tolist()], one.items)
+        shop.history = None if history is None else History(history, shop.catalog)
+        half = len(log.ends) // 2
+        for _ in walk(shop, log, ask=False, learn=True, last=half):
+            pass
+        known = np.bincount(log.item[: log.ends[half - 1]] + 1, minlength=len(one.items) + 1)[1:]
+        return offered(walk(shop, log, ask=True, learn=True, first=half), log, known).arrays()
+
+    return Choices(**bench.once("unseen", asked))
 
 
-def source(data: Sequence[Path], clicks: Clicks) -> Source:
-    """Hash and range of times of the files, whose clicks are given."""
-    first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (clicks.time.min(), clicks.time.max()))
-    return Source(_files_hash(data), (first, last))
-
-
-def _files_hash(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            digest.update(path.read_bytes())
-    return "sha256:" + digest.hexdigest()
+def source(data: Sequence[Path], log: Clicks | EventLog) -> Source:
+    """Hash and range of times of the files of what was done."""
+    return Source(files_hash(data), range_of(log.time))
 
 
 def _now() -> str:

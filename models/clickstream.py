@@ -12,17 +12,33 @@ import io
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from stream.events import CLICK, EVENT
+
+Rows = npt.NDArray[np.void]
 COLUMNS = ("SessionId", "ItemId", "Time")
 GZIP = b"\x1f\x8b"
 
 
 class ClickstreamError(ValueError):
     """A file that is no clickstream; the message names file, line, column and value."""
+
+
+class Block(NamedTuple):
+    """Some sessions: n events of U shoppers, shopper by shopper, each in order of time, the parts of one event together."""
+
+    shopper: npt.NDArray[np.int64]  # (U,) numbers
+    who: npt.NDArray[np.int32]  # (n,) place of each event's shopper among them
+    wave: npt.NDArray[np.int32]  # (n,) how many of the shopper's events in the block come before it
+    number: npt.NDArray[np.int64]  # (n,) place among all events of the walk
+    events: Rows  # (n,) EVENT
+    asked: npt.NDArray[np.bool_]  # (n,) which are to be foreseen
+    before: npt.NDArray[np.int64]  # (n,) steps of its session before it
+    again: npt.NDArray[np.bool_]  # (U,) who will be seen in a later block
 
 
 class Clicks(NamedTuple):
@@ -41,6 +57,20 @@ class Clicks(NamedTuple):
         """First of the newest sessions that have so many clicks after their first, as near as may be."""
         following = np.cumsum(np.diff(self.ends, prepend=0)[::-1] - 1)
         return max(len(self.ends) - int(np.searchsorted(following, clicks)) - 1, 0)
+
+    def block(self, items: Rows, first: int, last: int) -> Block:
+        """Sessions `first` to `last` as events of shoppers who come but once. items: (V,) ITEM by the items' numbers."""
+        part = self.part(first, last)
+        lengths = np.diff(part.ends, prepend=0)
+        step = np.arange(len(part.item)) - np.repeat(part.starts, lengths)
+        number = np.arange(len(part.item)) + (self.ends[first - 1] if first else 0)
+        events: Any = np.zeros(len(part.item), EVENT)
+        events["id"], events["kind"], events["quantity"] = np.arange(1, len(part.item) + 1), CLICK, 1
+        events["item"], events["time"] = items["id"][part.item], part.time
+        return Block(
+            np.arange(first, last), np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), step.astype(np.int32),
+            number, events, step > 0, step, np.zeros(len(lengths), np.bool_),
+        )  # fmt: skip
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -133,7 +134,7 @@ def evaluate(
     Raises ValueError where there is too little to learn from.
     """
     began = perf_counter()
-    shop = Shop(items, half_lives.choose(items, train, say))
+    shop = Shop(items, half_lives=half_lives.choose(partial(Shop, items), train, say))
     fitted = clicks.train(shop, train, say, queries=queries, seed=seed, history=history)
     minutes = (perf_counter() - began) / 60
     with tempfile.TemporaryDirectory() as folder:

@@ -1,19 +1,18 @@
-"""A clickstream click by click through the fold, the candidates and phi that serve: what is known before each click."""
+"""Clicks and other events one by one through the fold, the candidates and phi that serve: what is known before each click."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from models.clickstream import Clicks
+from models.clickstream import Block
 from models.history import History
 from models.phi import NOT_FORESEEN, joint_features
 from stream.activity import fold_with_activity
 from stream.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
-from stream.events import CLICK, EVENT
 from stream.ids import key64
 from stream.profile import blank
 from stream.retrieval import NO_PROPOSALS, Candidates, retrieve
@@ -27,17 +26,27 @@ BLOCK = 64  # sessions that are ranked before the signals learn from them
 AT_ONCE = 4096  # sessions that are learnt from at once where none is ranked
 
 
-class Shop:
-    """A shop of which only clicks are known: items without texts by their number, and what signals have learnt."""
+def bare_items(ids: npt.NDArray[np.int64]) -> Rows:
+    """(n,) ITEM of which nothing is known but the ids (key64)."""
+    rows: Any = np.zeros(len(ids), ITEM)
+    rows["id"], rows["expires"], rows["present"], rows["flags"] = ids, np.inf, 1, PRODUCT | AVAILABLE | EN | ZH
+    return rows  # type: ignore[no-any-return]
 
-    def __init__(self, items: Sequence[str], half_lives: HalfLives = HALF_LIVES) -> None:
-        rows: Any = np.zeros(len(items), ITEM)
-        rows["id"] = [key64(id) for id in items]
-        rows["expires"], rows["present"], rows["flags"] = np.inf, 1, PRODUCT | AVAILABLE | EN | ZH
+
+class Shop:
+    """A shop as it was learnt of: items by their number, without texts; what signals have learnt; who was there before.
+
+    rows: (n,) ITEM of the items, where more is known of them than their ids.
+    """
+
+    def __init__(self, items: Sequence[str], rows: Rows | None = None, *, half_lives: HalfLives = HALF_LIVES) -> None:
+        if rows is None:
+            rows = bare_items(np.array([key64(id) for id in items], np.int64))
         self.catalog = Catalog.of_rows(rows, [fragment_of(id) for id in items])
         self.half_lives = half_lives
         self.signals = Signals(self.catalog, half_lives)
         self.history: History | None = None
+        self.shoppers: dict[int, Rows] = {}  # (1,) PROFILE by number, of those whom later sessions will see again
         self._table = ItemTable(half_lives)
         self._counted = 0  # rows of activity
 
@@ -49,6 +58,21 @@ class Shop:
         self.signals.set(self._table.rows_of(self._table.fold("clicks", 0, activity)))
 
 
+class Told(Protocol):
+    """What can be walked through: sessions in the order of their last events."""
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """(S,) where the events of each session end."""
+
+    @property
+    def item(self) -> npt.NDArray[np.int32]:
+        """(n,) the shop's row of each event's item; -1 for none."""
+
+    def block(self, items: Rows, first: int, last: int) -> Block:
+        """Sessions `first` to `last`, that one not included. items: (V,) ITEM of the shop."""
+
+
 class Asked(NamedTuple):
     """Positions of U sessions, and what the page would be made of."""
 
@@ -57,44 +81,46 @@ class Asked(NamedTuple):
     candidates: Candidates
     phi: Floats  # (U, C, F)
 
-    def targets(self, clicks: Clicks) -> npt.NDArray[np.int64]:
+    def targets(self, told: Told) -> npt.NDArray[np.int64]:
         """(U,) which candidate was clicked next; -1 where it is none."""
-        hit = self.candidates.rows == clicks.item[self.click][:, None]  # beyond the count rows are -1
+        hit = self.candidates.rows == told.item[self.click][:, None]  # beyond the count rows are -1
         return np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
 
 
-def walk(
-    shop: Shop, clicks: Clicks, *, ask: bool, learn: bool, first: int = 0, last: int | None = None
-) -> Iterator[Asked]:
-    """Sessions `first` to `last` click by click, a block of them at a time; with `ask`, what is known at each position.
+def walk(shop: Shop, told: Told, *, ask: bool, learn: bool, first: int = 0, last: int | None = None) -> Iterator[Asked]:
+    """Sessions `first` to `last` event by event, a block of them at a time; with `ask`, what is known at each position.
 
-    With `learn` the signals learn from a block once it has been walked through.
+    With `learn` the signals learn from a block once it has been walked through. Whoever refuses consent is neither asked
+    for nor learnt from, as in serving.
     """
-    last = len(clicks.ends) if last is None else last
-    block = BLOCK if ask else AT_ONCE
-    for start in range(first, last, block):
-        part = clicks.part(start, min(start + block, last))
-        begins, lengths = part.starts, np.diff(part.ends, prepend=0)
-        number = clicks.ends[start - 1] if start else 0  # of the block's first click
-        profiles = blank(len(lengths))
+    last = len(told.ends) if last is None else last
+    at_once = BLOCK if ask else AT_ONCE
+    for start in range(first, last, at_once):
+        block = told.block(shop.catalog.items, start, min(start + at_once, last))
+        profiles = blank(len(block.shopper))
+        for at, shopper in enumerate(block.shopper.tolist()):
+            if (known := shop.shoppers.pop(shopper, None)) is not None:
+                profiles[at] = known
         activity = []
-        for k in range(lengths.max()):
-            who = np.flatnonzero(lengths > k)
-            at = begins[who] + k
-            events: Any = np.zeros(len(who), EVENT)
-            events["id"], events["kind"], events["quantity"] = at + 1, CLICK, 1
-            events["item"], events["time"] = shop.catalog.items["id"][part.item[at]], part.time[at]
-            events["record"] = np.arange(len(who))
-            _, caused = fold_with_activity(profiles, who.astype(np.int32), events, at)
+        order = np.argsort(block.wave, kind="stable")
+        ends = np.cumsum(np.bincount(block.wave)).tolist()
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+            rows = order[begin:end]
+            asked = rows[block.asked[rows]] if ask else rows[:0]
+            asked = asked[profiles["consent"][block.who[asked]] >= 0]
+            if len(asked):
+                yield _ask(shop, rows_at(profiles, block.who[asked]), block.number[asked], block.before[asked])
+            events = rows_at(block.events, rows)
+            events["record"] = np.arange(len(rows))
+            _, caused = fold_with_activity(profiles, block.who[rows], events, block.number[rows])
             activity.append(caused)
-            asked = who[lengths[who] > k + 1]
-            if ask and len(asked):
-                yield _ask(shop, rows_at(profiles, asked), number + begins[asked] + k + 1, k + 1)
+        for at in np.flatnonzero(block.again).tolist():
+            shop.shoppers[int(block.shopper[at])] = profiles[at : at + 1].copy()
         if learn:
             shop.learn(np.concatenate(activity))
 
 
-def _ask(shop: Shop, profiles: Rows, click: npt.NDArray[np.int64], before: int) -> Asked:
+def _ask(shop: Shop, profiles: Rows, click: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> Asked:
     now = profiles["last_seen"].copy()
     leaders, history = shop.signals.leaders(float(now.max())), shop.history
     foresight = history.foresee(profiles) if history is not None else None
@@ -104,4 +130,4 @@ def _ask(shop: Shop, profiles: Rows, click: npt.NDArray[np.int64], before: int) 
     phi = joint_features(
         profiles, np.zeros(len(now), SERVING), now, candidates, shop.catalog, shop.signals, foreseen=foreseen
     )
-    return Asked(click, np.full(len(now), before), candidates, phi)
+    return Asked(click, before, candidates, phi)

@@ -26,11 +26,12 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.broker import Broker, BrokerError, free_port
-from deploy.clients import Outgoing, sender
+from deploy.clients import sender
 from deploy.demo.audit import Audit, Readback, accepted_events, audit, click_rates
 from deploy.demo.screen import Screen, View, summary
 from deploy.demo.shop import Item, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed, topic_of
+from deploy.files import Outgoing
 from deploy.leash import leashed, release
 from deploy.rate import Rate, wilson
 from models.path import popular_group

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.clickstream import Clicks
+from models.eventlog import EventLog
 from stream.events import CLICK
 
 
@@ -23,6 +24,14 @@ class Behaviour(NamedTuple):
     @classmethod
     def of_clicks(cls, clicks: Clicks) -> Behaviour:
         return cls(clicks.ends, clicks.item, clicks.time, np.full(len(clicks.item), CLICK, np.int8))
+
+    @classmethod
+    def of_events(cls, log: EventLog, first: int, last: int) -> Behaviour:
+        """Sessions `first` to `last`, those of a shopper as one; of whoever refused consent nothing."""
+        rows = log.touched(first, last)
+        shopper = log.events["shopper"][rows]
+        ends = np.flatnonzero(np.diff(shopper, append=shopper[-1:] ^ 1)) + 1
+        return cls(ends, log.item[rows], log.time[rows], log.events["kind"][rows].astype(np.int8))
 
     @classmethod
     def joined(cls, parts: Sequence[Behaviour], shifts: Sequence[int]) -> Behaviour:

@@ -1,4 +1,4 @@
-"""Fit all that foresees clicks on a clickstream: the history model, and the ranker's heads on what it and the signals say."""
+"""Fit all that foresees clicks on a clickstream or a log of events: the history model, and the ranker's heads on what it and the signals say."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from models.clickstream import Clicks
+from models.eventlog import EventLog
 from models.history import History
 from models.phi import F
 from models.train.behaviour import Behaviour
-from models.train.curve import Point, Progress
-from models.train.ranker import Choices, Fit, fit
+from models.train.curve import Point
+from models.train.heads import fit_heads
+from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
 from models.train.resume import Bench
-from models.walk import Asked, Shop, walk
+from models.walk import Asked, Shop, Told, walk
 
 if TYPE_CHECKING:
     from models.train.history import Trainer
@@ -30,11 +32,13 @@ NEWEST = 0.3  # of all sessions, at most so many of them
 EPOCHS, TUNING = 6, 2  # of the history model
 STAGES = 4  # in which it goes on learning from the newest sessions
 WITHOUT_TORCH = "torch is not installed, so there is neither a history model nor an MLP head, which foresee better: make setup-train"
+# Of a choice: steps of its session before it, clicks on its item in the sessions that were learnt from.
+ABOUT = np.dtype([("before", "i4"), ("popularity", "i4")])
 Say = Callable[[str], None]
 
 
 def gather(
-    shop: Shop, clicks: Clicks, say: Say, queries: int = QUERIES, trainer: Trainer | None = None,
+    shop: Shop, clicks: Clicks | EventLog, say: Say, queries: int = QUERIES, trainer: Trainer | None = None,
     bench: Bench | None = None,
 ) -> Choices:  # fmt: skip
     """Learn from all sessions; of the newest, with about `queries` positions, what was offered before each was learnt from.
@@ -48,7 +52,7 @@ def gather(
         pass
     say(f"signals of {first:,} sessions learnt")
     if trainer is not None and first:
-        seen, following = (Behaviour.of_clicks(clicks.part(*part)) for part in ((0, first), (first, len(clicks.ends))))
+        seen, following = _behaviour(clicks, 0, first), _behaviour(clicks, first, len(clicks.ends))
         trainer.start(seen)
         trainer.learn(seen, EPOCHS, say, bench=bench, held_out=following)
         trainer.learn(seen, TUNING, say, tune=True, bench=bench, held_out=following)
@@ -64,13 +68,16 @@ def gather(
         else:
             if trainer is not None and start:
                 shop.history = _served(trainer, shop)
-            gathered.append(offered(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks)[0])
+            known = np.bincount(
+                clicks.item[: clicks.ends[start - 1]] + 1 if start else [], minlength=len(shop.catalog) + 1
+            )
+            gathered.append(offered(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks, known[1:]))
             if bench is not None:
                 bench.put(name, gathered[-1].arrays())
         if trainer is not None and end > start:
-            trainer.learn(Behaviour.of_clicks(clicks.part(start, end)), TUNING, say, tune=True, bench=bench)
+            trainer.learn(_behaviour(clicks, start, end), TUNING, say, tune=True, bench=bench)
     if trainer is not None:
-        trainer.learn(Behaviour.of_clicks(clicks), TUNING, say, tune=True, bench=bench)
+        trainer.learn(_behaviour(clicks, 0, len(clicks.ends)), TUNING, say, tune=True, bench=bench)
         shop.history = _served(trainer, shop)
     choices = Choices.joined(gathered)
     if not len(choices.chosen):
@@ -80,20 +87,30 @@ def gather(
     return choices
 
 
-def offered(positions: Iterator[Asked], clicks: Clicks) -> tuple[Choices, int]:
-    """Of the positions whose next click is among the candidates, what was offered; float16. -> it, how many others."""
+def _behaviour(clicks: Clicks | EventLog, first: int, last: int) -> Behaviour:
+    """Of sessions `first` to `last`."""
+    if isinstance(clicks, Clicks):
+        return Behaviour.of_clicks(clicks.part(first, last))
+    return Behaviour.of_events(clicks, first, last)
+
+
+def offered(positions: Iterator[Asked], clicks: Told, known: npt.NDArray[np.int64]) -> Choices:
+    """Of the positions whose next click is among the candidates, what was offered; float16. known (V,) clicks on each item."""
     phi: list[npt.NDArray[np.float16]] = [np.empty((0, F), np.float16)]
     chosen: list[int] = []
-    missed = 0
+    about, found = [np.zeros(0, ABOUT)], [np.zeros(0, np.bool_)]
     for asked in positions:
+        rows: Any = np.zeros(len(asked.click), ABOUT)
+        rows["before"], rows["popularity"] = asked.before, known[clicks.item[asked.click]]
+        about.append(rows)
+        found.append(asked.targets(clicks) >= 0)
         for u, target in enumerate(asked.targets(clicks).tolist()):
-            if target < 0:
-                missed += 1
-            else:
+            if target >= 0:
                 phi.append(asked.phi[u, : asked.candidates.count[u]].astype(np.float16))
                 chosen.append(target)
     ends = np.cumsum([len(offers) for offers in phi[1:]], dtype=np.int64)
-    return Choices(np.concatenate(phi), ends, np.array(chosen, np.int32)), missed
+    all_about, hit = np.concatenate(about), np.concatenate(found)
+    return Choices(np.concatenate(phi), ends, np.array(chosen, np.int32), about=all_about[hit], missed=all_about[~hit])
 
 
 class Fitted(NamedTuple):
@@ -101,13 +118,13 @@ class Fitted(NamedTuple):
 
     logit: Fit
     head: Head | None
-    choices: int
+    choices: Choices
     trainer: Trainer | None  # of the history model
     curves: dict[str, list[Point]]  # of each, by name
 
 
 def train(
-    shop: Shop, clicks: Clicks, say: Say, *, queries: int = QUERIES, seed: int = 1, history: bool = True,
+    shop: Shop, clicks: Clicks | EventLog, say: Say, *, queries: int = QUERIES, seed: int = 1, history: bool = True,
     bench: Bench | None = None,
 ) -> Fitted:  # fmt: skip
     """Train the shop's history model, if wanted and torch is there, and fit the heads.
@@ -126,21 +143,8 @@ def train(
     choices = gather(shop, clicks, say, queries, trainer, bench)
     say(f"{len(choices.chosen):,} choices gathered")
     curves: dict[str, list[Point]] = {"logit": [], "MLP": [], "history model": trainer.curve if trainer else []}
-
-    def told(name: str) -> Progress:
-        def tell(point: Point) -> None:
-            curves[name].append(point)
-            say(f"{name}, epoch {point.epoch}: held-out loss {point.held_out:.4f} nats")
-
-        return tell
-
-    logit = fit(choices, seed=seed, progress=told("logit"))
-    head = None
-    if torch:
-        from models.train.head import fit_head
-
-        head = fit_head(choices, seed=seed, progress=told("MLP"))
-    return Fitted(logit, head, len(choices.chosen), trainer, curves)
+    logit, head = fit_heads(choices, say, seed=seed, bench=bench, curves=curves)
+    return Fitted(logit, head, choices, trainer, curves)
 
 
 def _served(trainer: Trainer, shop: Shop) -> History:

@@ -1,4 +1,4 @@
-"""Fit the small MLP head by gradient descent on the listwise cross-entropy.
+"""Fit the small MLP head by gradient descent on the listwise cross-entropy, positions handled as in `ranker`.
 
 Inputs are standardised for the descent; means and deviations are folded into the weights afterwards. Needs torch:
 `make setup-train`.
@@ -12,22 +12,26 @@ import torch
 from torch.nn import functional
 
 from models.train.curve import Point, Progress, unheard
-from models.train.ranker import Choices, features_scale, ragged
+from models.train.ranker import NO_PLACE, PLACES, Choices, features_scale, position_features, ragged
 from models.train.ranker_graph import NARROW, WIDE, Head
+
+EPOCHS = 8
 
 
 class _Net(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, places: int) -> None:
+        """places: features of a position that are scored beside the net; 0 where there was no page."""
         super().__init__()
         self.linear = torch.nn.Linear(features, 1, bias=False)
         self.first, self.second = torch.nn.Linear(features, WIDE), torch.nn.Linear(WIDE, NARROW)
         self.last = torch.nn.Linear(NARROW, 1, bias=False)
+        self.place = torch.nn.Parameter(torch.zeros(places))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(O, F) -> (O,)."""
+    def forward(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """(O, F) and (O, places) -> (O,)."""
         hidden = functional.relu(self.first(x))
         hidden = functional.relu(self.second(hidden))
-        return (self.linear(x) + self.last(hidden))[:, 0]
+        return (self.linear(x) + self.last(hidden))[:, 0] + position @ self.place
 
 
 def _losses(scores: torch.Tensor, count: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -39,23 +43,29 @@ def _losses(scores: torch.Tensor, count: torch.Tensor, chosen: torch.Tensor) -> 
 
 
 def fit_head(
-    choices: Choices, *, epochs: int = 8, rate: float = 3e-3, decay: float = 1e-3, batch: int = 128, seed: int = 1,
+    choices: Choices, *, epochs: int = EPOCHS, rate: float = 3e-3, decay: float = 1e-3, batch: int = 128, seed: int = 1,
     progress: Progress = unheard,
 ) -> Head:  # fmt: skip
-    """AdamW at a rate that falls to nothing; a tenth of the choices is held out."""
+    """AdamW at a rate that falls to nothing, less the choices that are held out."""
     torch.set_num_threads(1)  # sums of several threads come in another order, and the artefact with them
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    held = rng.random(len(choices.chosen)) < 0.1
+    held = choices.held_out(rng)
     train, test = np.flatnonzero(~held), np.flatnonzero(held)
     scale, mean = features_scale(choices.phi, rng)
-    net = _Net(choices.phi.shape[1])
+    net = _Net(choices.phi.shape[1], PLACES if choices.position is not None else 0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
 
     def losses(these: npt.NDArray[np.int64]) -> torch.Tensor:
         offers, count, chosen = ragged(choices, these)
         x = (choices.phi[offers].astype(np.float32) - mean) / scale
-        return _losses(net(torch.from_numpy(x)), torch.from_numpy(count), torch.from_numpy(chosen))
+        position = (
+            position_features(choices.position[offers])
+            if choices.position is not None
+            else np.zeros((len(x), 0), np.float32)
+        )
+        scores = net(torch.from_numpy(x), torch.from_numpy(position))
+        return _losses(scores, torch.from_numpy(count), torch.from_numpy(chosen))
 
     steps, done, loss = epochs * -(-len(train) // batch), 0, float("nan")
     for epoch in range(epochs):
@@ -78,4 +88,5 @@ def fit_head(
         np.ascontiguousarray(of["linear.weight"].T / scale[:, None], np.float32),
         np.ascontiguousarray(first, np.float32), (of["first.bias"] - mean @ first).astype(np.float32),
         np.ascontiguousarray(of["second.weight"].T), of["second.bias"], np.ascontiguousarray(of["last.weight"].T), loss,
+        of["place"] if choices.position is not None else NO_PLACE,
     )  # fmt: skip

@@ -1,5 +1,11 @@
 """Fit theta by gradient descent on the listwise cross-entropy of what was chosen among what was offered, and export it.
 
+Of what a page showed, P(i | one click) = e(k_i) exp(s_i) / sum_j e(k_j) exp(s_j): s is the score and e(k) how likely the
+eye comes to position k, the examination of the position-based model (Richardson et al., 2007; Craswell et al., 2008) in
+McFadden's conditional logit (1974). log e is a sum of weighted features of the position, fitted with theta and left out
+of what is served. The order of a page depends on phi alone, so that, given phi, a position tells of the eye and not of
+the item; the item that is drawn by chance stands where its score would not have put it, which tells the two apart.
+
 Inputs are standardised for the descent, and theta is handed back for raw phi: a shift of every candidate's score by the
 same constant leaves a softmax as it was, so dividing theta by the features' deviation is all there is to undo.
 """
@@ -23,6 +29,9 @@ from models.train.recipe import UNTOLD, Recipe
 from stream.signals import HALF_LIVES, HalfLives
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.void]
+HELD = 0.1  # of the choices are held out
+EPOCHS = 30
 SAMPLE = 400_000  # offers that the features' deviations are taken of
 
 
@@ -33,6 +42,13 @@ class Choices(NamedTuple):
     ends: npt.NDArray[np.int64]  # (N,) where the offers of each end
     chosen: npt.NDArray[np.int32]  # (N,) which of its offers
     position: npt.NDArray[np.int32] | None = None  # (O,) 0-based rank on a page; None where there was no page
+    held: npt.NDArray[np.bool_] | None = None  # (N,) to judge by; None: a tenth by chance
+    about: Rows | None = None  # (N,) what groups of them are made of, a field for each kind of group
+    missed: Rows | None = None  # (M,) the same of choices of what was not offered
+
+    def held_out(self, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """(N,) True for those that a fit whose generator is new judges by."""
+        return rng.random(len(self.chosen)) < HELD if self.held is None else self.held
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Those that there are, by name: what `Choices(**...)` takes."""
@@ -41,13 +57,21 @@ class Choices(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[Choices]) -> Choices:
         shift = np.cumsum([0, *(len(part.phi) for part in parts[:-1])])
-        positions = [part.position for part in parts if part.position is not None]
+        rest = {
+            name: np.concatenate(there)
+            for name in ("position", "held", "about", "missed")
+            if (there := [array for part in parts if (array := getattr(part, name)) is not None])
+        }
         return cls(
             np.concatenate([part.phi for part in parts]),
             np.concatenate([part.ends + at for part, at in zip(parts, shift, strict=True)]),
             np.concatenate([part.chosen for part in parts]),
-            np.concatenate(positions) if positions else None,
+            **rest,
         )
+
+
+PLACES = 4  # features of a position
+NO_PLACE = np.zeros(PLACES, np.float32)
 
 
 class Fit(NamedTuple):
@@ -55,12 +79,19 @@ class Fit(NamedTuple):
     loss: float  # mean cross-entropy on held-out choices, nats
     uniform: float  # the same for a model that knows nothing: mean log(count)
     top1: float  # share of held-out choices ranked first, position effects removed
+    place: Floats = NO_PLACE  # (PLACES,) weights of the position's features: log e(k) is their sum
 
 
-def _position_features(position: npt.NDArray[np.int32]) -> Floats:
+def position_features(position: npt.NDArray[np.int32]) -> Floats:
     """(O,) ranks to (O, 4): a shopper's eye prefers the top; without these theta would learn our own order."""
     p = position.astype(np.float32)
     return np.stack([np.log1p(p), p / 10.0, (p == 0).astype(np.float32), (p < 4).astype(np.float32)], axis=1)
+
+
+def examination(place: Floats, positions: int) -> Floats:
+    """(positions,) how likely the eye comes to each position, over how likely it comes to the first."""
+    log_e = position_features(np.arange(positions, dtype=np.int32)) @ place
+    return np.exp(log_e - log_e[0])  # type: ignore[no-any-return]
 
 
 class _Batch(NamedTuple):
@@ -93,7 +124,7 @@ def _batch(choices: Choices, these: npt.NDArray[np.int64], scale: Floats) -> _Ba
     offers, count, chosen = ragged(choices, these)
     x = choices.phi[offers].astype(np.float32) / scale
     if choices.position is not None:
-        x = np.concatenate([x, _position_features(choices.position[offers])], axis=1)
+        x = np.concatenate([x, position_features(choices.position[offers])], axis=1)
     return _Batch(x, np.cumsum(count) - count, count, chosen)
 
 
@@ -108,14 +139,14 @@ def features_scale(phi: npt.NDArray[np.floating[Any]], rng: np.random.Generator)
 def fit(
     choices: Choices,
     *,
-    epochs: int = 30,
+    epochs: int = EPOCHS,
     rate: float = 0.03,
     l2: float = 1e-3,
     batch: int = 256,
     seed: int = 1,
     progress: Progress = unheard,
 ) -> Fit:
-    """Adam on the mean cross-entropy plus `l2` |theta|^2 (standardised units); a tenth of the choices is held out.
+    """Adam on the mean cross-entropy plus `l2` |theta|^2 (standardised units), less the choices that are held out.
 
     Raises ValueError where there are fewer than 100 choices to learn from.
     """
@@ -125,7 +156,7 @@ def fit(
             f"{n} choices are too few to fit {len(FEATURES)} weights on: at least 100 are needed; give more data"
         )
     rng = np.random.default_rng(seed)
-    held = rng.random(n) < 0.1
+    held = choices.held_out(rng)
     train, test = np.flatnonzero(~held), np.flatnonzero(held)
     scale, _ = features_scale(choices.phi, rng)
     tests = [_batch(choices, test[at : at + batch], scale) for at in range(0, len(test), batch)]
@@ -155,6 +186,7 @@ def fit(
         loss=loss,
         uniform=float(np.concatenate([np.log(of.offers) for of in tests]).mean()),
         top1=float(np.concatenate([_found_first(of, theta[:features]) for of in tests]).mean()),
+        place=theta[features:] if choices.position is not None else NO_PLACE,
     )
 
 

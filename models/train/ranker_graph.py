@@ -20,6 +20,7 @@ class Head(NamedTuple):
     second_bias: Floats  # (NARROW,)
     last: Floats  # (NARROW, 1)
     loss: float  # mean cross-entropy on held-out choices, nats
+    place: Floats = np.zeros(0, np.float32)  # weights of the position's features, which are not served
 
     def score(self, phi: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(..., F) -> (..., 1) in double precision: what the graph is compared with."""

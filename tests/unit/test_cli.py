@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.clients import InputError, click_record, clickstream, event_records, opened
+from deploy.clients import click_record, clickstream
+from deploy.files import InputError, event_records, opened
 from stream.events import decode
 from tests.unit.behaviour import record
 
@@ -162,6 +163,9 @@ def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> No
             stream_of(f"SessionId,ItemId,Time\ns,i,1400000000\ns,i,{bad}\n")
     with pytest.raises(InputError, match="empty"):
         stream_of("\n")
+    (tmp_path / "a.zst").write_bytes(b"\x28\xb5\x2f\xfd...")
+    with pytest.raises(InputError, match="zstd -d"), opened(str(tmp_path / "a.zst")):
+        pass
     broken = tmp_path / "broken.gz"
     packed = bytearray(gzip.compress(bytes(range(256)) * 400))
     packed[len(packed) // 2] ^= 0xFF
@@ -172,3 +176,26 @@ def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> No
     torn.write_bytes(gzip.compress(b"x" * 1000)[:20])
     with pytest.raises(InputError, match="damaged gzip"), opened(str(torn)) as file:
         file.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["all", "--impressions"], "train ranker, not all"),
+        (["ranker", "--data", "pages.jsonl"], "train ranker --impressions learns from them"),
+        (["ranker", "--impressions", "--data", "clicks.tsv"], "JSON lines of impressions and events"),
+        (["ranker", "--data", "clicks.tsv", "--catalog", "items.jsonl"], "--catalog tells of the items"),
+        (["ranker", "--data", "clicks.tsv", "events.jsonl"], "files of one kind"),
+        (["copywriter", "--data", "events.jsonl"], "leave --data out"),
+        (["ranker", "--data", "none.jsonl"], "none.jsonl cannot be read"),
+    ],
+)
+def test_training_says_what_data_it_cannot_use(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pages.jsonl").write_text('{"schema":"impression/1"}\n')
+    Path("clicks.tsv").write_text("SessionId\tItemId\tTime\n1\ta\t5\n")
+    Path("events.jsonl").write_bytes(record(item="a")[1] + b"\n")
+    assert main(["train", *arguments]) == 1
+    assert told in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Half-lives: chosen by the data's own pace, kept beside the ranker that was fitted with them, taken over by what counts."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from models.train import half_lives
 from models.train.half_lives import choose, chosen
 from models.train.ranker import Fit, export
 from models.train.resume import Bench
+from models.walk import Shop
 from stream.signals import HALF_LIVES, HalfLives, ItemTable, Signals
 from tests.unit.shop import catalog_of
 from tests.unit.test_signals import seen
 
 ITEMS, EVERY = 40, 600.0  # s from session to session
+shop_with = partial(Shop, [str(k) for k in range(ITEMS)])
 
 
 def quiet(line: str) -> None: ...
@@ -38,7 +41,7 @@ def test_the_pace_of_the_data_decides(lasting: int, expected: int, monkeypatch: 
     monkeypatch.setattr(half_lives, "TRANSITIONS", (100, 100_000))
     monkeypatch.setattr(half_lives, "POPULARITY", ())
     told: list[str] = []
-    found = choose([str(k) for k in range(ITEMS)], fashions(3000, lasting), told.append, queries=1200)
+    found = choose(shop_with, fashions(3000, lasting), told.append, queries=1200)
     days = found.transitions / 86_400.0
     assert len(told) == 3, told
     # Where nothing ever changes, the longest of all or the one that is as good as that.
@@ -47,15 +50,15 @@ def test_the_pace_of_the_data_decides(lasting: int, expected: int, monkeypatch: 
 
 
 def test_few_clicks_leave_the_half_lives_of_every_shop() -> None:
-    assert choose(["a", "b"], fashions(100, 10), quiet) == HALF_LIVES
+    assert choose(shop_with, fashions(100, 10), quiet) == HALF_LIVES
 
 
 def test_a_training_that_goes_on_does_not_choose_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(half_lives, "choose", lambda *a: HalfLives((1.0, 2.0, 3.0), 4.0))
     bench = Bench(tmp_path, "inputs", quiet)
-    assert chosen([], fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
+    assert chosen(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
     monkeypatch.setattr(half_lives, "choose", lambda *a: pytest.fail("chosen again"))
-    assert chosen([], fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
+    assert chosen(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
 
 
 def test_a_ranker_brings_those_that_it_was_fitted_with(tmp_path: Path) -> None:

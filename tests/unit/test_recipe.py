@@ -21,6 +21,7 @@ from models.train import copywriter
 from models.train.copywriter import Plan
 from models.train.recipe import LIBRARIES, processor
 from models.train.shoptext import said, texts
+from stream import settings
 from stream.settings import SHIPPED_MODELS
 from tests.unit.test_train import needs_torch
 
@@ -136,7 +137,7 @@ def test_the_ranker_that_ships_is_what_training_gives(tmp_path: Path) -> None:
     from deploy.train import train
 
     shoppers, looks, seed = defaults()
-    train("ranker", [], tmp_path, SHIPPED_MODELS, shoppers=shoppers, looks=looks, seed=seed)
+    train("ranker", [], tmp_path, settings.load({}), shoppers=shoppers, looks=looks, seed=seed)
     assert_comes_to_the_same("ranker", tmp_path / "ranker", "loss")
     assert_comes_to_the_same("ranker", tmp_path / "ranker", "mlp_loss")
 
@@ -147,7 +148,7 @@ def test_the_history_model_that_ships_is_what_training_gives(tmp_path: Path) -> 
     from deploy.train import train
 
     shoppers, looks, seed = defaults()
-    train("history", [], tmp_path, SHIPPED_MODELS, shoppers=shoppers, looks=looks, seed=seed)
+    train("history", [], tmp_path, settings.load({}), shoppers=shoppers, looks=looks, seed=seed)
     assert_comes_to_the_same("history", tmp_path / "history", "loss")
 
 

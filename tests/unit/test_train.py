@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.simulation import Uniform, simulate
 from models.clickstream import Clicks, Clickstreams
 from models.manifest import load
 from models.phi import FORESEEN
@@ -94,6 +95,70 @@ def test_a_click_and_the_look_that_follows_it_are_one_choice() -> None:
     assert np.isnan(Trainer(items, Shape(width=8, heads=1, attributes=16)).learn(pairs, 1, lambda line: None))
 
 
+def shopwindow(*arguments: str) -> subprocess.Popen[str]:
+    code = "import sys; from deploy.cli import main; sys.exit(main())"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+@needs_torch
+def test_the_ranker_learns_from_impressions_and_comes_to_the_same_after_a_kill(tmp_path: Path) -> None:
+    one = simulate(Uniform(), 60, 20, seed=5)
+    data = tmp_path / "dump.jsonl"
+    data.write_bytes(b"\n".join([*one.impressions, *one.events]))
+
+    def start(out: str) -> subprocess.Popen[str]:
+        return shopwindow("train", "ranker", "--impressions", "--data", str(data), "--out", str(tmp_path / out))
+
+    whole = start("whole")
+    _, progress = whole.communicate()
+    assert whole.returncode == 0, progress
+    for told in (
+        "s left",
+        "that serves  loss",
+        "new MLP      loss",
+        "expected calibration error",
+        "judged by the newest",
+    ):
+        assert told in progress, progress
+    cut = start("cut")
+    kept = tmp_path / "cut" / "ranker" / FOLDER
+    deadline = time.monotonic() + 240
+    while not (kept / "heads-logit.npz").is_file():
+        assert cut.poll() is None and time.monotonic() < deadline, "it comes to the logit's end"
+        time.sleep(0.01)
+    cut.kill()
+    cut.communicate()
+    assert kept.is_dir(), "it was killed before its end"
+    again = start("cut")
+    _, progress = again.communicate()
+    assert again.returncode == 0 and "heads-logit was finished before" in progress, progress
+    found = load(tmp_path / "cut" / "ranker", "ranker")
+    assert found.version == load(tmp_path / "whole" / "ranker", "ranker").version and not kept.exists()
+    assert {"served_loss", "loss", "mlp_loss", "calibration_error", "place by score/shown_MRR"} <= set(found.metrics)
+    assert found.data_hash and found.data_range and found.data_range[0].startswith("2026-01-01")
+    assert all(check.good for check in verify(tmp_path / "cut" / "ranker"))
+
+
+@needs_torch
+def test_ranker_and_history_learn_from_events_and_their_cards_tell_of_groups(tmp_path: Path) -> None:
+    one = simulate(Uniform(), 60, 12, seed=6)
+    data = tmp_path / "events.jsonl"
+    data.write_bytes(b"\n".join([*one.events, b"no event"]))
+    made = []
+    for out in ("one", "two"):
+        run = shopwindow("train", "all", "--data", str(data), "--out", str(tmp_path / out))
+        _, progress = run.communicate()
+        assert run.returncode == 0, progress
+        assert f"line {len(one.events) + 1}" in progress and "1 of" in progress and "s left" in progress
+        made.append([load(tmp_path / out / kind, kind) for kind in ("ranker", "history")])
+    assert [found.version for found in made[0]] == [found.version for found in made[1]]
+    for found in made[0]:
+        assert {"HR@20", "MRR@20"} <= set(found.metrics), found.metrics
+        assert any(name.startswith("steps before") and name.endswith("/HR@20") for name in found.metrics)
+        assert "1 lines refused" in found.data and found.limits and found.data_hash
+    assert "calibration_error" in made[0][0].metrics and "mlp_HR@20" in made[0][0].metrics
+
+
 @needs_torch
 def test_what_is_held_out_is_judged_after_each_epoch_and_changes_nothing() -> None:
     from models.train.history import Trainer
@@ -124,9 +189,7 @@ def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> 
     data = told(rounds(1, 700, 1), tmp_path / "clicks.tsv")
 
     def start(out: str) -> subprocess.Popen[str]:
-        code = "import sys; from deploy.cli import main; sys.exit(main())"
-        arguments = ["train", "all", "--data", str(data), "--out", str(tmp_path / out)]
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+        return shopwindow("train", "all", "--data", str(data), "--out", str(tmp_path / out))
 
     whole = start("whole")
     _, progress = whole.communicate()

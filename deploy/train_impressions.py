@@ -1,0 +1,207 @@
+"""`shopwindow train ranker --impressions`: from what pages showed and what was clicked on them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.files import InputError, event_records
+from deploy.train_data import IMPRESSION, Bad, files_hash, numbered
+from models.manifest import ManifestError, Source
+from models.ranker import HEAD, Ranker
+from models.train.heads import fit_heads
+from models.train.impressions import Join, Joined, PageClicks
+from models.train.judge import page_figures
+from models.train.ranker import Choices, examination, export
+from models.train.resume import FOLDER, Arrays, Bench
+from stream.events import Behaviour, EventError, decode
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+Say = Callable[[str], None]
+TOGETHER = 256  # choices that are scored at once
+LIMITS = (
+    "Fitted on what shoppers chose among what their pages showed: of items that pages never showed it knows what the "
+    "features carry over. Examination is taken to depend on the position alone."
+)
+TOLD_POSITIONS = (1, 2, 5, 10, 20, 30)
+
+
+def train_on_impressions(
+    settings: Settings, data: Sequence[Path], out: Path, seed: int, created: str, say: Say
+) -> Path:
+    """Of files where there are some, else of the broker's topics. Raises InputError, BrokerError, NoBroker, LookupError, ValueError."""
+    if not data:
+        from deploy.cli import connected
+
+        settings = connected(settings)
+    folder = out / "ranker"
+    inputs = f"impressions {files_hash(data) if data else f'{settings.broker} {settings.prefix}'} {seed}"
+    bench = Bench(folder, inputs, say)
+
+    def gathered() -> Arrays:
+        joined = from_files(data, say) if data else asyncio.run(from_topics(settings, say))
+        for why, count in sorted(joined.lost.items()):
+            say(f"{count:,} clicks are left out: {why}")
+        return {"time": joined.time, **joined.choices.arrays()}
+
+    if not data and bench.get("choices") is not None:
+        say(
+            f"goes on with what was read from the topics before it was stopped; remove {folder / FOLDER} to read them anew"
+        )
+    arrays = bench.once("choices", gathered)
+    time = arrays.pop("time")
+    choices = Choices(**arrays)
+    if len(choices.chosen):
+        say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
+    fitted, head = fit_heads(choices, say, seed=seed, bench=bench)
+    figures = page_figures(choices, fitted, head, _serving(settings, choices, say))
+    _tell(time[choices.held], figures, (fitted if head is None else head).place, say)
+    export(
+        folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {', '.join(p.name for p in data) or 'the topics'}", created,
+        {"choices": float(len(choices.chosen)), **figures}, head, LIMITS,
+        Source(files_hash(data) if data else _digest(choices), range_of(time)),
+    )  # fmt: skip
+    bench.clear()
+    return folder
+
+
+def from_files(paths: Sequence[Path], say: Say) -> Joined:
+    """JSON lines: impressions, and the events that tell of the clicks on them, in any file and order. Raises InputError."""
+    bad = Bad(say)
+    found = PageClicks()
+    for event in _events(paths, bad):
+        found.add(event)
+    clicks, lost = found.taken()
+    join = Join(clicks, bad.add)
+    for path in paths:
+        for number, line in numbered(path):
+            if IMPRESSION in line[:80]:
+                join.add(f"{path} line {number}", line.strip().encode("utf-8", "surrogateescape"))
+    if bad.count:
+        say(f"{bad.count:,} lines were refused and left out")
+    return _some(join.joined(), lost, f"{', '.join(map(str, paths))}")
+
+
+def _events(paths: Sequence[Path], bad: Bad) -> Iterator[Behaviour]:
+    for path in paths:
+        for number, line in numbered(path):
+            if IMPRESSION in line[:80]:
+                continue
+            for record in event_records([line]):
+                try:
+                    yield decode(record.value, record.key, record.topic)
+                except EventError as error:
+                    bad.add(f"{path} line {number}", error.message)
+
+
+async def from_topics(settings: Settings, say: Say) -> Joined:
+    """Of the topics as far as they go now: clicks first, so that of all impressions only their pages are kept."""
+    from stream.kafka.broadcast import read_topic
+
+    found, refused = PageClicks(), 0
+    for topic in ("clicks", "privacy"):  # in privacy stands who refused consent
+        async for record in read_topic(settings, topic, _reading(topic, say)):
+            try:
+                found.add(decode(record.value, record.key, topic))
+            except EventError:
+                refused += 1
+    if refused:
+        say(f"{refused:,} records are no events and left out; shopwindow dead-letters list tells why")
+    clicks, lost = found.taken()
+    bad = Bad(say)
+    join = Join(clicks, bad.add)
+    async for record in read_topic(settings, "impressions", _reading("impressions", say)):
+        join.add(f"impressions partition {record.partition} offset {record.offset}", record.value)
+    if bad.count:
+        say(f"{bad.count:,} impressions were refused and left out")
+    return _some(join.joined(), lost, f"the topics clicks and impressions at {settings.broker}")
+
+
+def _some(joined: Joined, lost: Counter[str], where: str) -> Joined:
+    """With all that is left out. Raises InputError where nothing is left to learn from."""
+    lost = joined.lost + lost
+    if len(joined.time):
+        return joined._replace(lost=lost)
+    why = "; ".join(f"{count:,} clicks: {reason}" for reason, count in sorted(lost.items()))
+    raise InputError(
+        f"{where}: no click on an item of a page that an impression tells of ({why or 'no clicks at all'}); a storefront "
+        "is to say data.attribution.page_id in its select_item events"
+    )
+
+
+def _reading(topic: str, say: Say) -> Callable[[int, int], None]:
+    """Progress each tenth of a topic, where it takes some seconds."""
+    began, told = perf_counter(), 0
+
+    def progress(read: int, total: int) -> None:
+        nonlocal told
+        spent = perf_counter() - began
+        if total and spent > 2.0 and 10 * read // total > told:
+            told = 10 * read // total
+            say(f"{topic}: {read:,} of {total:,} records read, {spent / read * (total - read):.0f} s left")
+
+    return progress
+
+
+def _serving(settings: Settings, choices: Choices, say: Say) -> npt.NDArray[np.float64] | None:
+    """(O,) logarithms of what the ranker that serves now says of the offers; None where none does."""
+    folder = settings.models_dir / "ranker"
+    try:
+        served = Ranker(folder, settings.head if (folder / HEAD).is_file() else "logit")
+    except ManifestError as error:
+        say(f"the new ranker is compared with none that serves: {error}")
+        return None
+    say(f"compared with the {settings.head} of {folder}, {served.version[:19]}")
+    scores = np.empty(len(choices.phi))
+    count = np.diff(choices.ends, prepend=0).astype(np.int32)
+    for at in range(0, len(count), TOGETHER):
+        these = slice(at, at + TOGETHER)
+        start, end = choices.ends[at] - count[at], choices.ends[these][-1]
+        filled = np.arange(count[these].max())[None, :] < count[these][:, None]
+        phi = np.zeros((*filled.shape, choices.phi.shape[1]), np.float32)
+        phi[filled] = choices.phi[start:end]
+        scores[start:end] = np.log(served.score(phi, count[these])[filled] + 1e-30)
+    return scores
+
+
+def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], place: npt.NDArray[np.float32], say: Say) -> None:
+    """held: times of the held-out clicks. place: of the head that serves by default."""
+    first, last = range_of(held)
+    say(f"judged by the newest {len(held):,} clicks, {first} to {last}; per click, with each one's own examination:")
+    names = {"served_": "that serves", "": "new logit", "mlp_": "new MLP"}
+    there = [(prefix, name) for prefix, name in names.items() if f"{prefix}loss" in figures]
+    for prefix, name in there:
+        say(
+            f"  {name:12} loss {figures[prefix + 'loss']:.4f} nats, expected calibration error "
+            f"{figures[prefix + 'calibration_error']:.4f}, MRR among what was shown {figures[prefix + 'shown_MRR']:.4f}, "
+            f"unbiased {figures[prefix + 'unbiased_MRR']:.4f}"
+        )
+    e = examination(place, max(TOLD_POSITIONS))
+    say("examination by position: " + ", ".join(f"{k}: {e[k - 1]:.2f}" for k in TOLD_POSITIONS))
+    best = there[-1][0]
+    if figures.get("served_loss", np.inf) < figures[best + "loss"]:
+        say("the new ranker foresees these clicks worse than the one that serves; keep that one, or learn from more")
+
+
+def range_of(time: npt.NDArray[np.float64]) -> tuple[str, str]:
+    first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (time.min(), time.max()))
+    return first, last
+
+
+def _digest(choices: Choices) -> str:
+    """Of all that was learnt from."""
+    digest = hashlib.sha256()
+    for name, array in sorted(choices.arrays().items()):
+        digest.update(name.encode() + array.tobytes())
+    return "sha256:" + digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Both heads of a ranker fitted on the same choices: the logit, and the MLP where torch is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.train import ranker
+from models.train.curve import Point, Progress
+from models.train.ranker import Choices, Fit
+from models.train.ranker_graph import Head
+from models.train.resume import Arrays, Bench
+
+Say = Callable[[str], None]
+
+
+def progress(what: str, epochs: int, say: Say, curve: list[Point]) -> Progress:
+    """Tells of each epoch its held-out loss, and how long the rest takes; the curve gets it too."""
+    began = perf_counter()
+
+    def told(point: Point) -> None:
+        curve.append(point)
+        left = (perf_counter() - began) / point.epoch * (epochs - point.epoch)
+        say(f"{what}, epoch {point.epoch} of {epochs}: held-out loss {point.held_out:.4f} nats, {left:.0f} s left")
+
+    return told
+
+
+def fit_heads(
+    choices: Choices, say: Say, *, seed: int, bench: Bench | None = None, name: str = "heads",
+    curves: dict[str, list[Point]] | None = None,
+) -> tuple[Fit, Head | None]:  # fmt: skip
+    """On a bench each is kept under `name`. `curves` gets the losses of "logit" and "MLP" by epoch.
+
+    Raises ValueError where there are too few choices.
+    """
+    drawn: dict[str, list[Point]] = {} if curves is None else curves
+
+    def told(what: str, epochs: int) -> Progress:
+        return progress(what, epochs, say, drawn.setdefault(what, []))
+
+    def kept(part: str, make: Callable[[], NamedTuple]) -> dict[str, Any]:
+        def made() -> Arrays:
+            return {field: np.asarray(value) for field, value in make()._asdict().items()}
+
+        arrays = made() if bench is None else bench.once(f"{name}-{part}", made)
+        return {field: value if value.ndim else float(value) for field, value in arrays.items()}
+
+    fitted = Fit(**kept("logit", lambda: ranker.fit(choices, seed=seed, progress=told("logit", ranker.EPOCHS))))
+    if find_spec("torch") is None:
+        return fitted, None
+    from models.train.head import EPOCHS, fit_head
+
+    return fitted, Head(**kept("mlp", lambda: fit_head(choices, seed=seed, progress=told("MLP", EPOCHS))))

@@ -1,0 +1,193 @@
+"""The ranker learns from what pages showed: the clicks find their pages, and the eye's bias is told from taste."""
+
+import base64
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from deploy.files import InputError
+from deploy.simulation import Uniform, simulate
+from deploy.train_impressions import from_files
+from models.phi import F, features_hash
+from models.train.heads import fit_heads
+from models.train.impressions import Join, PageClick, PageClicks
+from models.train.judge import Judged, fit_place, page_figures
+from models.train.ranker import Choices, examination, fit
+from stream.events import Behaviour
+from tests.unit.behaviour import NOW, record
+
+SLOPE = 0.3  # of the synthetic eye, in logits a position
+
+
+def event(*args: Any, **more: Any) -> Behaviour:
+    return msgspec.json.decode(record(*args, **more)[1], type=Behaviour)
+
+
+def on(page: str, **more: Any) -> dict[str, Any]:
+    return {"attribution": {"page_id": page, "slot": "for_you", "position": 1}, **more}
+
+
+def test_the_choices_of_impressions_are_those_that_pages_led_to(tmp_path: Path) -> None:
+    one = simulate(Uniform(), 12, 8, seed=3)
+    pages, events = tmp_path / "pages.jsonl", tmp_path / "events.jsonl"
+    pages.write_bytes(b"\n".join([*one.impressions, b'{"schema":"impression/1", torn']))
+    events.write_bytes(b"\n".join([*one.events, b"{", one.events[0]]))
+    said: list[str] = []
+    joined = from_files([pages, events], said.append)
+    mine, theirs = joined.choices, one.choices
+    assert len(mine.chosen) == len(theirs.chosen) > 20 and not joined.lost
+    assert (np.diff(joined.time) >= 0).all()
+
+    def told(choices: Choices) -> Counter[bytes]:
+        assert choices.position is not None and choices.about is not None
+        starts = choices.ends - np.diff(choices.ends, prepend=0)
+        return Counter(
+            choices.phi[start:end].astype(np.float16).tobytes() + choices.position[start:end].tobytes()
+            + bytes([chosen]) + about.tobytes()
+            for start, end, chosen, about in zip(starts, choices.ends, choices.chosen, choices.about, strict=True)
+        )  # fmt: skip
+
+    assert told(mine) == told(theirs)
+    assert mine.held is not None and mine.held.any() and not mine.held.all()
+    assert joined.time[mine.held].min() > joined.time[~mine.held].max(), "the newest are held out"
+    text = "\n".join(said)
+    assert f"{pages} line {len(one.impressions) + 1}: no impression" in text and "2 lines were refused" in text
+    backwards = tmp_path / "backwards.jsonl"
+    backwards.write_bytes(b"\n".join([*one.events[::-1], *one.impressions[::-1]]))
+    again = from_files([backwards], said.append).choices.arrays()
+    assert {k: v.tobytes() for k, v in again.items()} == {k: v.tobytes() for k, v in mine.arrays().items()}
+
+
+def impression(page: str, user: str = "u1", **more: Any) -> bytes:
+    phi = np.ones((2, F), np.float16)
+    words = -(-F // 2)
+    rows = [
+        b"\x01" + b"\xff" * (words // 8) + (bytes([(1 << words % 8) - 1]) if words % 8 else b"")
+        + np.resize(row, 2 * words).astype("<f2").tobytes()
+        for row in phi
+    ]  # fmt: skip
+    shown = [
+        {"item_id": f"i{k}", "kind": "product", "slot": "for_you", "position": k + 1, "score": 0.5, "propensity": 1.0,
+         "explored": k == 1}
+        for k in range(2)
+    ]  # fmt: skip
+    body = {
+        "schema": "impression/1", "page_id": page, "user_key": user, "version": 1, "time": "2026-01-01T00:00:00.000Z",
+        "ranker": "sha256:r", "features_hash": features_hash(), "phi": base64.b64encode(b"".join(rows)).decode(),
+        "items": shown, **more,
+    }  # fmt: skip
+    return json.dumps(body).encode()
+
+
+def test_clicks_without_their_page_are_counted_by_reason() -> None:
+    found = PageClicks()
+    for n, (user, page, item) in enumerate(
+        [("u1", "p1", "i0"), ("u1", "p1", "i0"), ("u2", "p1", "i1"), ("u1", "p1", "i9"), ("u1", "p2", "i0"),
+         ("u1", "p3", "i0"), ("u3", "p4", "i0"), ("u1", "p5", "i0")]
+    ):  # fmt: skip
+        found.add(event(user=user, id=str(n), item=item, time=NOW + n, **on(page)))
+    found.add(event(id="none", item="i0"))
+    found.add(event("view_homepage", user="u3", id="no", time=NOW + 99, consent={"personalization": False}))
+    clicks, lost = found.taken()
+    assert lost == {"they name no page": 1, "consent was refused": 1}
+    assert clicks[0] == PageClick(NOW, "p1", "u1", "i0", 0), "the first of two clicks on the same item"
+    bad: list[tuple[str, str]] = []
+    join = Join(clicks, lambda where, why: bad.append((where, why)))
+    join.add("1", impression("p1"))
+    join.add("2", impression("p2", features_hash="sha256:other"))
+    join.add("3", impression("p5", phi="AAAA"))
+    join.add("4", impression("p9"))
+    join.add("5", None)
+    joined = join.joined()
+    assert [where for where, _ in bad] == ["3", "5"] and "phi is 'AAAA'" in bad[0][1]
+    assert len(joined.time) == 1 and joined.choices.phi.shape == (2, F) and (joined.choices.phi == 1).all()
+    assert sum(joined.lost.values()) == 5
+    told = "\n".join(sorted(joined.lost))
+    for why in ("another shopper's", "does not show the item", "is not there", "features_hash sha256:other"):
+        assert why in told
+
+
+def test_without_a_click_on_a_page_it_says_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(b"\n".join([impression("p1"), record(item="i0")[1]]))
+    with pytest.raises(InputError, match=r"1 clicks: they name no page.*attribution\.page_id"):
+        from_files([path], lambda line: None)
+
+
+def biased(n: int, seed: int, logged: np.ndarray, true: np.ndarray) -> Choices:
+    """Pages of 20 items in the order of `logged` . phi, clicked by `true` . phi and an eye that comes to place k by exp(-SLOPE k)."""
+    rng = np.random.default_rng(seed)
+    phi = np.zeros((n, 20, F), np.float32)
+    phi[:, :, :6] = rng.normal(size=(n, 20, 6))
+    by_score = np.argsort(-(phi @ logged)[:, :, 0], axis=1)
+    # The last of the first six places is drawn by chance, as pages explore.
+    drawn = rng.integers(5, 20, n)
+    who = np.arange(n)
+    by_score[who, 5], by_score[who, drawn] = by_score[who, drawn], by_score[who, 5]
+    phi = phi[who[:, None], by_score]
+    worth = (phi @ true)[:, :, 0] - SLOPE * np.arange(20) + rng.gumbel(size=(n, 20))
+    newest = np.zeros(n, np.bool_)
+    newest[-n // 10 :] = True
+    return Choices(
+        phi.reshape(-1, F), np.arange(1, n + 1, dtype=np.int64) * 20, worth.argmax(axis=1).astype(np.int32),
+        np.tile(np.arange(20, dtype=np.int32), n), held=newest,
+    )  # fmt: skip
+
+
+def test_the_bias_of_the_eye_is_told_from_taste() -> None:
+    logged, true = np.zeros((F, 1), np.float32), np.zeros((F, 1), np.float32)
+    logged[:6, 0] = (1.5, 0.2, -0.5, 0.0, 0.8, 0.0)
+    true[:6, 0] = (0.5, 1.0, -0.5, 0.5, 0.0, -1.0)
+    choices = biased(12_000, 1, logged, true)
+    ours, naive = fit(choices, seed=1), fit(choices._replace(position=None), seed=1)
+    wrong, left = (np.abs(one.theta[:6, 0] - true[:6, 0]) for one in (naive, ours))
+    # What put items on top looks better than it is.
+    assert wrong.max() > 0.35 and naive.theta[4, 0] > 0.15, naive.theta[:6, 0]
+    assert left.max() < 0.08, ours.theta[:6, 0]
+    assert examination(ours.place, 20) == pytest.approx(np.exp(-SLOPE * np.arange(20)), abs=0.15)
+
+    def truth(scores: np.ndarray) -> float:
+        """How often the favourite of a page is what she likes best."""
+        best = (choices.phi @ true).reshape(-1, 20).argmax(axis=1)
+        return float((scores.reshape(-1, 20).argmax(axis=1) == best).mean())
+
+    assert truth(choices.phi @ ours.theta) > truth(choices.phi @ naive.theta) + 0.1
+    assert ours.loss < naive.loss - 0.05
+
+
+def test_what_serves_is_judged_beside_the_new_one_with_an_eye_of_its_own() -> None:
+    logged, true = np.zeros((F, 1), np.float32), np.zeros((F, 1), np.float32)
+    logged[:3, 0], true[:3, 0] = (1.5, 0.2, -0.5), (0.5, 1.0, -0.5)
+    choices = biased(4_000, 2, logged, true)
+    assert choices.held is not None
+    exact = (choices.phi @ true)[:, 0]
+    place = fit_place(exact, choices, ~choices.held)
+    assert examination(place, 20) == pytest.approx(np.exp(-SLOPE * np.arange(20)), abs=0.15)
+    new = fit(choices, seed=1)
+    figures = page_figures(choices, new, None, (choices.phi @ logged)[:, 0])
+    assert figures["held_out"] == 400 and figures["loss"] == pytest.approx(new.loss, abs=1e-3)
+    assert figures["loss"] < figures["served_loss"] - 0.1
+    assert figures["unbiased_MRR"] > figures["served_unbiased_MRR"] + 0.05
+    # What was clicked is near the top in part because it was: unweighted, the order of before looks better than it is.
+    gain = figures["unbiased_MRR"] - figures["served_unbiased_MRR"]
+    assert gain > figures["shown_MRR"] - figures["served_shown_MRR"]
+    judged = Judged(choices, choices.held, None)
+    sure = judged.shares(exact, place)
+    assert judged.calibration_error(sure) < 0.06 < judged.calibration_error(judged.shares(4 * exact, place))
+
+
+def test_both_heads_are_kept_on_a_bench(tmp_path: Path) -> None:
+    from models.train.resume import Bench
+
+    choices = biased(300, 3, np.ones((F, 1), np.float32), np.ones((F, 1), np.float32))
+    said: list[str] = []
+    first, _ = fit_heads(choices, said.append, seed=1, bench=Bench(tmp_path, "x", said.append))
+    assert any("s left" in line and "held-out loss" in line for line in said)
+    again, _ = fit_heads(choices, said.append, seed=1, bench=Bench(tmp_path, "x", said.append))
+    assert "heads-logit was finished before" in said
+    assert again.theta.tobytes() == first.theta.tobytes() and again.loss == first.loss

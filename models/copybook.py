@@ -48,8 +48,8 @@ TEXTS = 16_384
 # setting), so many at once, and none while all that there is room for hold. So whatever the number of items, they cost the
 # copywriters of a cluster TEXTS headlines in COPY_TTL, some three minutes of one core in an hour.
 NAMING_UNANSWERED = 32  # requests of either kind above which none is made that names an item
-NAMING_BURST = 8  # requests that may come at one moment
-NAMING_RATE = 5.0  # a second, unless set
+NAMING_BURST = 16  # requests that may come at one moment
+NAMING_RATE = 10.0  # a second, unless set
 WAITERS_OF_ONE = 2048  # pages that wait for one headline; the latest
 WAITERS = 65_536  # pages in all, of some 250 bytes
 WORTH_WAITING = 600.0  # s; a page that is older is left as it is

@@ -94,15 +94,14 @@ class CopyWorker:
             address = f"{self.settings.web_host}:{endpoint.port}"
             say(f"metrics at http://{address}/metrics")
             telling = Telling(self, lambda: FULL, address, self._copies)
-            tasks = [
-                asyncio.create_task(work) for work in (self._copies.run(), self._say_ready(telling, say), stop.wait())
-            ]
-            writing, _, told_to_stop = tasks
-            tasks.append(asyncio.create_task(telling.run()))
-            await asyncio.wait((writing, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
+            work = self._copies.run(), telling.run(), self._say_ready(telling, say), stop.wait()
+            tasks = [asyncio.create_task(one) for one in work]
+            *_, told_to_stop = tasks
+            while not told_to_stop.done():
+                done, _ = await asyncio.wait([t for t in tasks if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             self.should_stop = True
-            if writing.done():
-                writing.result()
             await telling.farewell()
         finally:
             for task in tasks:

@@ -170,7 +170,9 @@ class Settings:
     )
     copy: bool = _setting(True, _BOOL, "headlines by GPT-2; without it, templates")
     copy_items: float = _setting(
-        10.0, _real(0, 1000), "headlines that name an item: so many a second are asked for by a worker, at most; 0: none"
+        10.0,
+        _real(0, 1000),
+        "headlines that name an item: so many a second are asked for by a worker, at most; 0: none",
     )
     copy_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a generated headline is used for so long")
     copy_temperature: float = _setting(0.9, _real(0.05, 5), "sampling: below 1 plays safe, above 1 takes risks")

@@ -8,7 +8,6 @@ a member had taken and not committed is done again by the partition's next owner
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from stream.settings import Settings
 
 GOODBYE = 10.0  # s that each client may take to end; the brokers may be gone
-log = logging.getLogger(__name__)
 
 
 class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -37,6 +35,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._settings, self._topic, self._name = settings, topic, name
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
+        self.joined = False  # True while the group has given us an assignment, which may be empty
         self._taken: dict[
             TopicPartition, dict[int, float]
         ] = {}  # offset -> timestamp (s) of what is not done, in order
@@ -71,11 +70,6 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                 with suppress(TimeoutError, KafkaError):
                     await asyncio.wait_for(client.stop(), GOODBYE)
         self._forget()
-
-    @property
-    def joined(self) -> bool:
-        """True while the group has given us an assignment, which may be empty."""
-        return self._consumer is not None and self._consumer._subscription.subscription.assignment is not None
 
     def partitions(self) -> set[int]:
         """Numbers of those that are ours."""
@@ -150,6 +144,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         return min((next(iter(taken.values())) for taken in self._taken.values() if taken), default=None)
 
     def _forget(self) -> None:
+        self.joined = False
         self._taken.clear()
         self._next.clear()
         self._committed.clear()
@@ -159,4 +154,4 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._forget()
 
     async def on_partitions_assigned(self, assigned: object) -> None:
-        log.info("partitions %s of '%s' are ours", sorted(self.partitions()), self._topic)
+        self.joined = True

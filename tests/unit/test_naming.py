@@ -37,7 +37,7 @@ def answered(book: CopyBook, requests: Iterable[CopyRequest], at: float, line: s
     """Every request answered; a headline that names an item is `line` with its title. -> refreshes."""
     served: dict[bytes, Any] = {}
     for request in requests:
-        named = {"item": request.item, "title": request.titles[0]} if request.item else {}
+        named: dict[str, Any] = {"item": request.item, "title": request.titles[0]} if request.item else {}
         text = line.format(request.titles[0]) if named else f"Common {request.slot}"
         copy = CopyText(segment=request.segment, locale=request.locale, slot=request.slot, category=request.category,
                         text=text, created=at, ttl=HOUR, copywriter="sha256:v", **named)  # fmt: skip

@@ -46,7 +46,7 @@ TEXTS = 16_384
 # Each is a page to be made once more, at a stroke when the headline comes: 2,000 take a worker a second or two.
 # The same for headlines that name an item. They are bounded three ways: so many in a second are asked for by a worker (a
 # setting), so many at once, and none while all that there is room for hold. So whatever the number of items, they cost the
-# copywriters of a cluster TEXTS headlines in COPY_TTL, some three minutes of one core in an hour.
+# copywriters of a cluster TEXTS headlines in COPY_TTL, some seven minutes of one core in an hour.
 NAMING_UNANSWERED = 32  # requests of either kind above which none is made that names an item
 NAMING_BURST = 16  # requests that may come at one moment
 NAMING_RATE = 10.0  # a second, unless set

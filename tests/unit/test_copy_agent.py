@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka.errors import KafkaTimeoutError
 
 from agents import copy
 from agents.copy import Copies
@@ -14,6 +15,7 @@ from agents.scribe import ScribeRests
 from models.copybook import PATIENCE, CopyRequest, CopyText, naming_segment_of
 from models.copywriter import Copy
 from stream import metrics
+from stream.kafka.connect import NoBroker
 from stream.page import TRENDING
 from stream.settings import Settings
 from tests.unit.behaviour import NOW
@@ -169,6 +171,45 @@ def test_an_item_that_is_renamed_is_written_anew_at_once(clock: list[float]) -> 
     for title in ("Brass Lamp", "Brass Lamp", "Steel Lamp"):
         serve(copies, naming("SKU1", title, NOW))
     assert [text.title for text in desk.sent] == ["Brass Lamp", "Steel Lamp"]
+
+
+def test_beside_pages_a_failure_is_said_and_headlines_are_tried_again(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stumbling(Desk):
+        """A group that cannot be joined, then one that fails, then one that has a request."""
+
+        entered = 0
+
+        async def __aenter__(self) -> None:
+            self.entered += 1
+            if self.entered == 1:
+                raise NoBroker("no Kafka answers")
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def take(self, limit: int, seconds: float) -> list[Any]:
+            if self.entered == 2:
+                raise KafkaTimeoutError
+            if not self.asked:
+                return [request("c", NOW)]
+            await asyncio.Event().wait()
+            return []
+
+    desk = Stumbling()
+    monkeypatch.setattr(copy, "RETRY", 0.0)
+
+    async def scene() -> None:
+        work = asyncio.create_task(agent(desk).run_beside_pages())
+        async with asyncio.timeout(10):
+            while not desk.sent:
+                await asyncio.sleep(0)
+        work.cancel()
+
+    asyncio.run(scene())
+    assert desk.entered == 3 and [text.category for text in desk.sent] == ["c"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2 and "no Kafka answers" in said[0] and "tried again" in said[1]
 
 
 def test_garbage_goes_to_the_dead_letters_and_keeps_nobody_waiting(clock: list[float]) -> None:

@@ -111,7 +111,6 @@ class CopyWorker:
             await endpoint.stop()
 
     async def _say_ready(self, telling: Telling, say: Callable[[str], None]) -> None:
-        while not self.ready:
-            await asyncio.sleep(0.02)
+        await self._copies.group.joining()
         telling.tell_now()
         say(f"ready: {len(self._copies.group.partitions())} partitions of copy-requests")

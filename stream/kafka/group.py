@@ -22,7 +22,7 @@ from stream.kafka.topics import DEAD_LETTER_BYTES
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-GOODBYE = 10.0  # s that each client may take to end; the brokers may be gone
+GOODBYE = 3.0  # s that each client may take to end; the brokers may be gone
 
 
 class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -35,7 +35,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._settings, self._topic, self._name = settings, topic, name
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
-        self.joined = False  # True while the group has given us an assignment, which may be empty
+        self._joined = asyncio.Event()
         self._taken: dict[
             TopicPartition, dict[int, float]
         ] = {}  # offset -> timestamp (s) of what is not done, in order
@@ -70,6 +70,15 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                 with suppress(TimeoutError, KafkaError):
                     await asyncio.wait_for(client.stop(), GOODBYE)
         self._forget()
+
+    @property
+    def joined(self) -> bool:
+        """True while the group has given us an assignment, which may be empty."""
+        return self._joined.is_set()
+
+    async def joining(self) -> None:
+        """Return when it has."""
+        await self._joined.wait()
 
     def partitions(self) -> set[int]:
         """Numbers of those that are ours."""
@@ -144,14 +153,16 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         return min((next(iter(taken.values())) for taken in self._taken.values() if taken), default=None)
 
     def _forget(self) -> None:
-        self.joined = False
+        self._joined.clear()
         self._taken.clear()
         self._next.clear()
         self._committed.clear()
 
     async def on_partitions_revoked(self, revoked: object) -> None:
-        await self._commit()
-        self._forget()
+        try:
+            await self._commit()
+        finally:
+            self._forget()
 
     async def on_partitions_assigned(self, assigned: object) -> None:
-        self.joined = True
+        self._joined.set()

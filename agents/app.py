@@ -11,13 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from agents import copy, items, shopper, web
+from agents import items, shopper, web
+from agents.copy import Copies
+from agents.copy_worker import CopyWorker, copies_of, note_lag
 from agents.overload import Overload
-from agents.scribe import Sampling, Scribe, ScribeRests
+from agents.scribe import Scribe, ScribeRests
 from agents.telling import Telling
 from agents.together import beside_the_loop
 from agents.world import World, cancelled
-from models.copywriter import copywriter_of
 from models.history import History
 from models.manifest import ManifestError
 from models.path import PagePath, Policy, warm
@@ -89,14 +90,10 @@ class Worker:
             limit_bytes=items.RUN_BYTES, pace=items.PACE,
         )  # fmt: skip
         self.scribe: Scribe | None = None
-        if settings.copy:
-            sampling = Sampling(
-                settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens,
-                settings.copy_samples,
-            )  # fmt: skip
-            self.scribe = Scribe(copywriter_of(settings), sampling)
+        self.copies: Copies | None = None
+        if settings.copy and settings.role == "all":
+            self.scribe, self.copies = copies_of(settings)
             self.path.copywriter = self.scribe.version
-            self.app.listen(copy.TOPICS, copy.Copies(settings, self.scribe, out).live, limit=copy.RUN_RECORDS)
         self.watch = Watch(self.app)
         self._warm = False
         self._serving: asyncio.Future[Any] | None = None
@@ -132,13 +129,14 @@ class Worker:
         ours = self.app.partitions("clicks")
         self._serving = asyncio.ensure_future(self._batches(lambda: self.profiles.serve(ours, time.monotonic())))
 
-    async def _scribe_after_pages(self, scribe: Scribe) -> None:
-        """GPT-2 is loaded once pages go out, with templates for headlines: side by side they would wait for each other."""
+    async def _copies_after_pages(self, scribe: Scribe, copies: Copies) -> None:
+        """Headlines begin when GPT-2 is loaded, and GPT-2 is loaded once pages go out, with templates for headlines: side by side they would wait for each other."""
         ready = asyncio.Event()
         self.app.when_ready(ready.set)
         await ready.wait()
         with suppress(ScribeRests):  # it has said so, and is tried again
             await scribe.start()
+        await copies.run_beside_pages()
 
     def update_gauges(self) -> None:
         """Figures that are read when somebody asks."""
@@ -159,6 +157,8 @@ class Worker:
                 oldest[topic] = max(age, oldest.get(topic, 0.0))
             for topic, age in oldest.items():
                 metrics.LAG_SECONDS.labels(topic).set(age)
+            if self.copies is not None:
+                note_lag(self.copies)
             metrics.RECOVERING.set(self.app.recovery_remaining())
             metrics.FETCH_SILENCE.set(self.watch.longest)
             metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
@@ -175,16 +175,17 @@ class Worker:
             self._warm = True
             for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
                 tasks.append(asyncio.create_task(watch))
-            telling = Telling(self.app, lambda: self.overload.ladder.rung, f"{self.settings.web_host}:{endpoint.port}")
+            address = f"{self.settings.web_host}:{endpoint.port}"
+            telling = Telling(self.app, lambda: self.overload.ladder.rung, address, self.copies)
             tasks.append(asyncio.create_task(telling.run()))
             self.app.when_ready(telling.tell_now)
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
             self.app.when_ready(self._serve)
-            if self.scribe:
-                tasks.append(asyncio.create_task(self._scribe_after_pages(self.scribe)))
+            if self.scribe is not None and self.copies is not None:
+                tasks.append(asyncio.create_task(self._copies_after_pages(self.scribe, self.copies)))
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
-            say(f"metrics at http://{self.settings.web_host}:{endpoint.port}/metrics")
+            say(f"metrics at http://{address}/metrics")
             left = asyncio.Event()
             tasks.append(asyncio.create_task(_leave(stop, telling, left)))
             await serve(self.app, left)
@@ -221,7 +222,8 @@ def run(settings: Settings) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Worker(settings).run(stop, logs.say)
+        worker = CopyWorker(settings) if settings.role == "copy" else Worker(settings)
+        await worker.run(stop, logs.say)
 
     try:
         asyncio.run(until_told())

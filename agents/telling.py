@@ -10,25 +10,49 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
+from typing import TYPE_CHECKING, Protocol
 
 from aiokafka.errors import KafkaError
 
 from agents.overload import EVENTS
 from stream import metrics
-from stream.kafka.app import BatchApp
+from stream.kafka.outputs import Pair
 from stream.kafka.status import EVERY, TOPIC, WorkerStatus, encode
 from stream.ladder import RUNGS
+
+if TYPE_CHECKING:
+    from agents.copy import Copies
+    from stream.settings import Settings
 
 GOODBYE = 2.0  # s that a farewell may take; the broker may be gone
 LOOKS = 5  # over so many the rate is taken
 log = logging.getLogger(__name__)
 
 
+class Member(Protocol):
+    """Of whom is told: the app of a worker that makes pages, or one that only writes headlines."""
+
+    settings: Settings
+
+    @property
+    def started(self) -> bool: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def rebalancing(self) -> bool: ...
+    @property
+    def should_stop(self) -> bool: ...
+    def read_topics(self) -> set[str]: ...
+    def partitions(self, topic: str) -> set[int]: ...
+    def recovery_remaining(self) -> int: ...
+    async def tell(self, topic: str, record: Pair) -> None: ...
+
+
 class Telling:
     """Run it with `run`; `farewell` ends it and takes away what was told."""
 
-    def __init__(self, app: BatchApp, rung: Callable[[], int], metrics_at: str) -> None:
-        self._app, self._rung, self._metrics_at = app, rung, metrics_at
+    def __init__(self, app: Member, rung: Callable[[], int], metrics_at: str, copies: Copies | None = None) -> None:
+        self._app, self._rung, self._metrics_at, self._copies = app, rung, metrics_at, copies
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._done: deque[tuple[float, float]] = deque(maxlen=LOOKS)  # time, records
         self._most = 0  # changelog records that there were to read
@@ -60,7 +84,7 @@ class Telling:
                 await asyncio.wait_for(self._send(None), GOODBYE)
 
     async def _send(self, value: bytes | None) -> None:
-        await self._app.outputs.send(TOPIC, None, [(self.name.encode(), value)])
+        await self._app.tell(TOPIC, (self.name.encode(), value))
 
     def status(self) -> WorkerStatus:
         """As it is now; the rate is that since LOOKS calls ago."""
@@ -73,11 +97,14 @@ class Telling:
             events_per_s=round((done - before) / (now - since), 1) if now > since else 0.0,
             rung=RUNGS[self._rung()], recovery_remaining=remaining,
             recovery_share=round(1 - remaining / self._most, 4) if self._most else 1.0, metrics=self._metrics_at,
-            partitions={topic: sorted(numbers) for topic in sorted(self._topics()) if (numbers := self._app.partitions(topic))},
+            partitions=self._partitions(), role=self._app.settings.role,
         )  # fmt: skip
 
-    def _topics(self) -> set[str]:
-        return {name.removeprefix(self._app.settings.prefix) for name in self._app.lanes_of}
+    def _partitions(self) -> dict[str, list[int]]:
+        ours = {topic: self._app.partitions(topic) for topic in sorted(self._app.read_topics())}
+        if self._copies is not None:
+            ours["copy-requests"] = self._copies.group.partitions()
+        return {topic: sorted(numbers) for topic, numbers in ours.items() if numbers}
 
     def _state(self, remaining: int) -> str:
         if self._app.ready:

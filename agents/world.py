@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from agents.together import OffLoop
@@ -24,7 +25,7 @@ class World:
     def __init__(self, settings: Settings, half_lives: HalfLives) -> None:
         self.catalog = Catalog()
         self.signals = Signals(self.catalog, half_lives)
-        self.copies = CopyBook()
+        self.copies = CopyBook(settings.copy_items)
         self._broadcast = Broadcast(settings, TOPICS)
 
     @property
@@ -59,7 +60,7 @@ class World:
             elif topic == "item-signals":
                 self.signals.apply(records)
             else:
-                served |= self.copies.apply(records)
+                served |= self.copies.apply(records, time.time())
         return served
 
 

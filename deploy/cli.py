@@ -214,7 +214,7 @@ def redrive_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def status(settings: Settings, given: argparse.Namespace) -> int:
-    from deploy.status import look, status_text
+    from deploy.status import look, pages_are_made, status_text
 
     settings = connected(settings)
     while True:
@@ -223,7 +223,7 @@ def status(settings: Settings, given: argparse.Namespace) -> int:
             print("\x1b[2J\x1b[H", end="")
         print(json.dumps(seen) if given.json else status_text(seen), flush=True)
         if not given.watch:
-            return 0 if any(worker["state"] != "silent" for worker in seen["workers"]) else 1
+            return 0 if pages_are_made(seen) else 1
         time.sleep(WATCH_EVERY)
 
 
@@ -327,7 +327,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "worker",
         worker,
-        "run a worker: consume behaviour, publish pages",
+        "run a worker: consume behaviour, publish pages, write headlines; with SHOPWINDOW_ROLE one of both",
         "SHOPWINDOW_BROKER=kafka://127.0.0.1:9092 shopwindow worker",
     )
     p = add(

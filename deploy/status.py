@@ -14,6 +14,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from stream.kafka.broadcast import assign, connected, read_topic
 from stream.kafka.connect import bootstrap, client_options, connecting
 from stream.kafka.status import FORGOTTEN, SILENT, TOPIC, WorkerStatus, decode
+from stream.kafka.topics import copy_group
 from stream.settings import Settings
 
 SOURCES = ("clicks", "purchases", "privacy", "refreshes", "item-activity", "copy-requests")  # what workers commit
@@ -40,7 +41,7 @@ async def look(settings: Settings) -> dict[str, Any]:
             "worker": status.worker, "state": "silent" if now - at > SILENT else status.state,
             "told_seconds_ago": round(max(0.0, now - at), 1), "events_per_s": status.events_per_s, "rung": status.rung,
             "recovery_remaining": status.recovery_remaining, "recovery_share": status.recovery_share,
-            "metrics": status.metrics, "partitions": status.partitions,
+            "metrics": status.metrics, "partitions": status.partitions, "role": status.role,
         }
         for at, status in sorted(told.values(), key=lambda one: one[1].worker)
     ]  # fmt: skip
@@ -94,9 +95,12 @@ async def _committed(settings: Settings) -> dict[TopicPartition, int]:
             await admin.start()
         try:
             found = await admin.list_consumer_group_offsets(settings.app_id)
+            writers = await admin.list_consumer_group_offsets(copy_group(settings))
         except GroupCoordinatorNotAvailableError:
             return {}  # no group has ever been in this cluster
-        return {tp: int(meta.offset) for tp, meta in found.items()}
+        # In a cluster of before the workers' group has offsets of requests for copy too, which nobody moves any more.
+        of_pages = {tp: meta for tp, meta in found.items() if tp.topic != settings.prefix + "copy-requests"}
+        return {tp: int(meta.offset) for tp, meta in (of_pages | writers).items()}
     finally:
         await admin.close()
 
@@ -127,7 +131,6 @@ async def _oldest(
 def status_text(seen: Mapping[str, Any]) -> str:
     """For people, in at most 80 columns."""
     workers: Sequence[Mapping[str, Any]] = seen["workers"]
-    alive = sum(worker["state"] != "silent" for worker in workers)
     lines = [f"group {seen['app_id']} at {','.join(seen['brokers'])}"[:80]]
     if workers:
         lines += ["", f"{'WORKER':{WIDTH}} {'STATE':17} {'EVENTS/S':>9}  {'RUNG':15} PARTITIONS"]
@@ -140,12 +143,12 @@ def status_text(seen: Mapping[str, Any]) -> str:
             state += f" {worker['recovery_share']:.0%}"
         count = sum(map(len, worker["partitions"].values()))
         lines.append(
-            f"{_name(worker['worker'])} {state:17} {worker['events_per_s']:9,.0f}  {worker['rung']:15} {count:10d}"
+            f"{_name(worker['worker'])} {state:17} {worker['events_per_s']:9,.0f}  {_does(worker):15} {count:10d}"
         )
-    if not alive:
+    if not pages_are_made(seen):
         lines += [
             "",
-            "no worker is at work: start one with `shopwindow worker`. If one runs, look",
+            "no worker makes pages: start one with `shopwindow worker`. If one runs, look",
             "whether its SHOPWINDOW_APP_ID and SHOPWINDOW_PREFIX are those of this command.",
         ]
     behind = [row for row in seen["partitions"] if row["lag_records"]]
@@ -159,6 +162,15 @@ def status_text(seen: Mapping[str, Any]) -> str:
     others = len(seen["partitions"]) - len(behind)
     lines += ["", f"nothing waits in {'the other ' if behind else 'any of the '}{others} partitions"]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def pages_are_made(seen: Mapping[str, Any]) -> bool:
+    """True where a worker is at work that does more than to write headlines."""
+    return any(worker["state"] != "silent" and worker["role"] != "copy" for worker in seen["workers"])
+
+
+def _does(worker: Mapping[str, Any]) -> str:
+    return "headlines only" if worker["role"] == "copy" else str(worker["rung"])
 
 
 def _name(worker: str) -> str:

@@ -1,4 +1,9 @@
-"""The headlines that are there: generated ones by segment, a template where there is none, and who waits for which."""
+"""The headlines that are there: generated ones by segment, a template where there is none, and who waits for which.
+
+Of a slot there are up to three, the best that is there holds: one that names the item which leads the slot, one of the
+segment (everybody of one language, slot and interest), a template. The first is asked for only where the second is there,
+a few a second, and no page is made anew for it: there are far more items than segments.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ from stream.page import slot_head
 from stream.slots import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING
 
 ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
+# Slots whose headline may name the item that leads them. Who buys again knows what.
+NAMES_ITS_LEAD = frozenset((FOR_YOU, BECAUSE, TRENDING, CATEGORIES, FRESH))
 TEMPLATES = {
     "en": {
         FOR_YOU: "Picked for you",
@@ -38,6 +45,12 @@ UNANSWERED = 1024  # requests
 # 200 bytes each. More segments than that (languages x slots x categories) share the room, the newest texts have it.
 TEXTS = 16_384
 # Each is a page to be made once more, at a stroke when the headline comes: 2,000 take a worker a second or two.
+# The same for headlines that name an item. They are bounded three ways: so many in a second are asked for by a worker (a
+# setting), so many at once, and none while all that there is room for hold. So whatever the number of items, they cost the
+# copywriters of a cluster TEXTS headlines in COPY_TTL, some seven minutes of one core in an hour.
+NAMING_UNANSWERED = 32  # requests of either kind above which none is made that names an item
+NAMING_BURST = 16  # requests that may come at one moment
+NAMING_RATE = 10.0  # a second, unless set
 WAITERS_OF_ONE = 2048  # pages that wait for one headline; the latest
 WAITERS = 65_536  # pages in all, of some 250 bytes
 WORTH_WAITING = 600.0  # s; a page that is older is left as it is
@@ -50,7 +63,8 @@ class CopyRequest(msgspec.Struct, frozen=True):
     locale: str
     slot: str
     category: str
-    titles: list[str]  # of the leading items
+    titles: list[str]  # what it is to name: the title of `item`, or nothing
+    item: str = ""  # id of the item that leads the slot, where it is to be named
 
 
 class CopyText(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +79,8 @@ class CopyText(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float  # s
     copywriter: str
     logprob: float | None = None
+    item: str = ""  # id of the item that it names: it may stand above nothing but a slot that this item leads
+    title: str = ""  # of that item, as it is named
 
 
 class Refresh(msgspec.Struct, frozen=True):
@@ -83,9 +99,29 @@ def segment_of(locale: str, slot: int, category: str) -> str:
     return f"{locale}|{SLOTS[slot]}|{category if slot in ABOUT_A_CATEGORY else ''}"
 
 
+def naming_segment_of(locale: str, slot: int, item: str) -> str:
+    """Who shares a headline that names an item: readers of one language, of one slot that the item leads.
+
+    No segment without an item reads so, whatever its category is called.
+    """
+    return f"{locale}|{SLOTS[slot]}:{item}"
+
+
 class Title(NamedTuple):
     head: bytes  # the JSON of the slot up to its items
     missing: bool  # no headline of GPT-2 is there, and none was found impossible
+
+
+NOT_WRITTEN = Title(b"", True)
+
+
+class _Naming(NamedTuple):
+    """A headline that names an item, and what it was written from: where that has changed, it is none."""
+
+    until: float  # s
+    title: str
+    category: str
+    found: Title  # its head is empty where none passed the guard
 
 
 class _Waiting(NamedTuple):
@@ -98,10 +134,16 @@ class _Waiting(NamedTuple):
 class CopyBook:
     """Headlines by segment, kept as the JSON heads of their slots. Everything that it holds is bounded, see above."""
 
-    def __init__(self) -> None:
+    def __init__(self, naming_rate: float = NAMING_RATE) -> None:
+        """naming_rate: headlines that name an item asked for in a second, at most; 0: none at all."""
+        self.writer: str | None = None  # version of the copywriter that wrote the newest text
         # Each in the order of time, the oldest first, so that what is too old or too much is found at its front.
         self._texts: dict[str, tuple[float, bytes | None]] = {}  # segment -> until when, head (None: template)
+        self._naming: dict[str, _Naming] = {}  # by segment with an item
         self._asked: dict[str, float] = {}  # segment -> when it was asked for
+        self._asked_naming: dict[str, float] = {}  # the same of segments with an item
+        self._naming_rate, self._burst = naming_rate, float(NAMING_BURST) if naming_rate else 0.0
+        self._allowed, self._allowed_at = self._burst, 0.0  # so many of those requests at that time (s)
         self._waiting: dict[str, _Waiting] = {}  # by segment
         self._waiters = 0
 
@@ -109,9 +151,14 @@ class CopyBook:
         return len(self._texts)
 
     @property
+    def naming(self) -> int:
+        """Headlines that name an item, and news that there is none."""
+        return len(self._naming)
+
+    @property
     def unanswered(self) -> int:
         """Headlines that were asked for and have not come."""
-        return len(self._asked)
+        return len(self._asked) + len(self._asked_naming)
 
     @property
     def waiters(self) -> int:
@@ -125,6 +172,29 @@ class CopyBook:
             return Title(head, False)
         return Title(_TEMPLATE_HEADS[locale, slot], now >= until)
 
+    def naming_title(self, segment: str, category: str, title: str, now: float) -> Title:
+        """The headline of a segment with an item that names it by `title`, and speaks of `category`, at `now` (s).
+
+        Its head is empty where there is none. Whoever asks sees to it that the item leads the slot.
+        """
+        naming = self._naming.get(segment)
+        if naming is None or naming.title != title or naming.category != category or now >= naming.until:
+            return NOT_WRITTEN
+        return naming.found
+
+    def naming_room(self, now: float) -> int:
+        """How many headlines that name an item may be asked for at `now` (s); none where too many are unanswered."""
+        free = min(NAMING_UNANSWERED - self.unanswered, TEXTS - len(self._naming), int(self._allowance(now)))
+        return max(0, free)
+
+    def _allowance(self, now: float) -> float:
+        # Where the clock has been set back, it begins anew there.
+        return min(self._burst, self._allowed + max(0.0, now - self._allowed_at) * self._naming_rate)
+
+    def wants_naming(self, segment: str, now: float) -> bool:
+        """True where a headline that names an item has not been asked for a while ago."""
+        return not 0 <= now - self._asked_naming.get(segment, -PATIENCE) < PATIENCE
+
     def wants(self, segment: str, now: float, more: int = 0) -> bool:
         """True where a headline that is missing is to be asked for; `more` are about to be.
 
@@ -132,10 +202,13 @@ class CopyBook:
         """
         return len(self._asked) + more < UNANSWERED and not 0 <= now - self._asked.get(segment, -PATIENCE) < PATIENCE
 
-    def asked(self, segment: str, now: float) -> None:
-        """Note that the segment has been asked for."""
-        self._asked.pop(segment, None)
-        self._asked[segment] = now
+    def asked(self, segment: str, now: float, naming: bool = False) -> None:
+        """Note that the segment has been asked for; `naming`: that it has an item."""
+        asked = self._asked_naming if naming else self._asked
+        if naming:
+            self._allowed, self._allowed_at = self._allowance(now) - 1.0, now
+        asked.pop(segment, None)
+        asked[segment] = now
 
     def waits(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> None:
         """Note that a shopper's page, made for `trigger`, has a template for want of a headline."""
@@ -160,6 +233,10 @@ class CopyBook:
             self._served(next(iter(self._waiting)))
         while self._texts and (len(self._texts) > TEXTS or now >= self._texts[next(iter(self._texts))][0]):
             del self._texts[next(iter(self._texts))]
+        while self._asked_naming and not 0 <= now - self._asked_naming[next(iter(self._asked_naming))] < PATIENCE:
+            del self._asked_naming[next(iter(self._asked_naming))]
+        while self._naming and now >= self._naming[next(iter(self._naming))].until:
+            del self._naming[next(iter(self._naming))]
 
     def _served(self, segment: str) -> dict[bytes, tuple[str, float]]:
         """Who waited for the segment, who does no more."""
@@ -169,10 +246,11 @@ class CopyBook:
         self._waiters -= len(waiting.shoppers)
         return waiting.shoppers
 
-    def apply(self, records: Iterable[tuple[bytes, bytes | None]]) -> dict[bytes, Refresh]:
+    def apply(self, records: Iterable[tuple[bytes, bytes | None]], now: float = 0.0) -> dict[bytes, Refresh]:
         """Take in records of `copy`. -> of the shoppers who waited for a text that has come, what is to be refreshed.
 
-        A record that is no CopyText is left out: another version of the copy agent may write more.
+        A record that is no CopyText is left out, for another version of the copy agent may write more; so is a text whose
+        time is over at `now` (s).
         """
         served: dict[bytes, Refresh] = {}
         for key, value in records:
@@ -182,13 +260,19 @@ class CopyBook:
                 slot = SLOTS.index(copy.slot) if copy is not None else 0
             except (msgspec.MsgspecError, ValueError):
                 continue
-            self._asked.pop(segment, None)
+            for texts in (self._asked, self._asked_naming, self._texts, self._naming):
+                texts.pop(segment, None)
             waiting = self._served(segment)
-            self._texts.pop(segment, None)
-            if copy is None:
+            if copy is None or copy.created + copy.ttl <= now:
                 continue
-            head = None if copy.text is None else slot_head(slot, copy.text, "gpt2")
-            self._texts[segment] = (copy.created + copy.ttl, head)
+            self.writer = copy.copywriter
+            until, head = copy.created + copy.ttl, None if copy.text is None else slot_head(slot, copy.text, "gpt2")
+            if copy.item:
+                self._naming[segment] = _Naming(until, copy.title, copy.category, Title(head or b"", False))
+                if len(self._naming) > TEXTS:
+                    del self._naming[next(iter(self._naming))]
+                continue
+            self._texts[segment] = until, head
             if len(self._texts) > TEXTS:
                 del self._texts[next(iter(self._texts))]
             if head is not None:

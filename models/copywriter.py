@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from models import manifest
 from models.gpt2 import Drawn, Gpt2, Sampling
-from models.headline import END, LOCALES, TOPIC, Brief, Facts, Lexicon, brief, fill, guard
+from models.headline import END, LOCALES, TOPIC, Brief, Facts, Lexicon, brief, fill, guard, spoken_names
 from stream.ids import key64
 from stream.settings import Settings
 
@@ -82,11 +82,13 @@ class Copywriter:
         return told if self._reads_placeholders else Brief(fill(told.prompt, told.stands_for), {})
 
     def _best(self, facts: Facts, told: Brief, texts: Sequence[Drawn]) -> Copy | None:
-        """The likeliest that ended in time and may be shown."""
-        good = []
+        """The likeliest that ended in time and may be shown; where items may be named, of those that name one."""
+        good: list[tuple[bool, Copy]] = []
+        names = spoken_names(facts)
         for drawn in texts:
             text = fill(self._tokenizer.decode(drawn.ids).strip(), told.stands_for)
             if drawn.ended and guard(text, facts, self.lexicon) is None:
-                good.append(Copy(text, drawn.logprob))
+                good.append((any(name in text for name in names), Copy(text, drawn.logprob)))
         # The whole counts, not the mean of its tokens: a slip that is made good by many likely tokens is still a slip.
-        return max(good, key=lambda copy: copy.logprob, default=None)
+        best = max(good, key=lambda one: (one[0], one[1].logprob), default=None)
+        return None if best is None else best[1]

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models.copybook import ABOUT_A_CATEGORY, CopyBook, CopyRequest, Refresh, segment_of
+from models.copybook import (
+    ABOUT_A_CATEGORY,
+    NAMES_ITS_LEAD,
+    CopyBook,
+    CopyRequest,
+    Refresh,
+    naming_segment_of,
+    segment_of,
+)
 from models.history import Foresight, History
 from models.phi import NOT_FORESEEN, explain, features_hash, joint_features
 from models.ranker import Scorer, sound
@@ -28,7 +36,7 @@ from stream.profile import PROFILE, interests
 from stream.records import decode_records, encode_records, touched_at
 from stream.retrieval import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
 from stream.rows import rows_at
-from stream.rules import PageRules, Placements, assemble
+from stream.rules import PageRules, Placements, assemble, leads
 from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
 from stream.signals import ItemTable, Leaders, Signals
 from stream.slots import SLOTS
@@ -36,8 +44,12 @@ from stream.slots import SLOTS
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
 CHUNK = 64  # shoppers at a time: phi of 256 falls out of the cache
-TITLES = 3  # leading items that a headline is told of
+# Whether a slot's headline may name the item that leads it: only one of the interest that it speaks of.
+_NAMED = np.array(
+    [(2 if slot in ABOUT_A_CATEGORY else 1) if slot in NAMES_ITS_LEAD else 0 for slot in range(len(SLOTS))], np.int8
+)
 log = logging.getLogger(__name__)
+_NO_LEADS = [-1] * len(SLOTS)
 _NO_EVENT, _NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
@@ -173,7 +185,7 @@ class PagePath:
                 for segment in missing:
                     self.copies.waits(segment, key, trigger, generated_at)
                 for request in requests:
-                    self.copies.asked(request.segment, generated_at)
+                    self.copies.asked(request.segment, generated_at, bool(request.item))
         self.copies.forget(generated_at)
 
     def _publish(
@@ -252,7 +264,7 @@ class PagePath:
         step.modes.extend(head.mode for head in heads)
         pages = encode_pages(
             placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version,
-            None if foresight is None or self.history is None else self.history.version, self.copywriter,
+            None if foresight is None or self.history is None else self.history.version, self.copywriter or self.copies.writer,
             [*policy.rules.applied(), *([f"page_every:{shed.page_every:g}"] if shed.page_every else [])],
         )  # fmt: skip
         step.pages.extend(zip(batch.keys, pages, strict=True))
@@ -328,48 +340,67 @@ class PagePath:
         self, step: Step, batch: _Batch, placements: Placements, now: float, copy: bool
     ) -> tuple[list[bytes], npt.NDArray[np.int32]]:
         """The heads of the slots, and which of them each slot of each page takes; with `copy` what is missing is asked for."""
-        placed = placements.placed
+        copies = self.copies
         slot_of: list[list[int]] = []
         heads: dict[bytes, int] = {}
         # (locale, slot, category) -> place among the heads, whether it is missing
         titles: dict[tuple[int, int, str], tuple[int, bool]] = {}
-        categories, slots = self._interests(batch.profiles), placed["slot"].tolist()
-        wanted = {request.segment for requests in step.requests for request in requests}
+        interest, categories = self._interests(batch)
+        asked_before = [request for requests in step.requests for request in requests]
+        wanted = {request.segment for request in asked_before}
+        room = copies.naming_room(now) - sum(bool(request.item) for request in asked_before) if copy else 0
+        named = self._leads(placements, interest) if copies.naming or room > 0 else repeat(_NO_LEADS)
         who = zip(
-            categories, slots, placements.count.tolist(), batch.locales.tolist(), batch.personal.tolist(), strict=True
-        )
-        for i, (category, filled, count, code, personal) in enumerate(who):
-            locale, category = LOCALES[code], category if personal else ""
+            categories, placements.placed["slot"].tolist(), placements.count.tolist(), batch.locales.tolist(), named,
+            strict=False,
+        )  # fmt: skip
+        for category, filled, count, code, rows in who:
+            locale = LOCALES[code]
             mine = [-1] * len(SLOTS)
             missing: list[str] = []
             asked: list[CopyRequest] = []
             for slot in dict.fromkeys(filled[:count]):
                 about = code, slot, category if slot in ABOUT_A_CATEGORY else ""
                 if (known := titles.get(about)) is None:
-                    title = self.copies.title(locale, slot, category, now)
+                    title = copies.title(locale, slot, category, now)
                     known = titles[about] = heads.setdefault(title.head, len(heads)), title.missing
                 mine[slot], lacks = known
+                if rows[slot] >= 0:
+                    item, name = self.catalog.named(rows[slot], locale)
+                    segment = naming_segment_of(locale, slot, item)
+                    naming = copies.naming_title(segment, about[2], name, now)
+                    if naming.head:
+                        mine[slot] = heads.setdefault(naming.head, len(heads))
+                        continue
+                    # First the headline of many pages, then one of few.
+                    if (
+                        naming.missing and room > 0 and not lacks and segment not in wanted
+                        and copies.wants_naming(segment, now)
+                    ):  # fmt: skip
+                        room -= 1
+                        wanted.add(segment)
+                        asked.append(CopyRequest(segment, locale, SLOTS[slot], about[2], [name], item))
                 if lacks and copy:
                     segment = segment_of(locale, slot, category)
                     missing.append(segment)
-                    if segment not in wanted and self.copies.wants(segment, now, len(wanted)):
+                    if segment not in wanted and copies.wants(segment, now, len(wanted)):
                         wanted.add(segment)
-                        asked.append(self._request(segment, locale, slot, placed[i, :count]))
+                        asked.append(CopyRequest(segment, locale, SLOTS[slot], about[2], []))
             slot_of.append(mine)
             step.missing.append(missing)
             step.requests.append(asked)
         return list(heads), np.array(slot_of, np.int32)
 
-    def _interests(self, profiles: Rows) -> list[str]:
-        """The category that each shopper is about now: of the last half hour the strongest; "" where unknown."""
-        found = np.empty(len(profiles), np.int32)
-        interests(profiles, found)
-        return [self.catalog.names.get(key, "") if key else "" for key in found.tolist()]
+    def _interests(self, batch: _Batch) -> tuple[npt.NDArray[np.int32], list[str]]:
+        """What each page is about: of the last half hour the strongest category; 0 and "" where unknown or not personal."""
+        found = np.empty(len(batch.keys), np.int32)
+        interests(batch.profiles, found)
+        found *= batch.personal
+        return found, [self.catalog.names.get(key, "") if key else "" for key in found.tolist()]
 
-    def _request(self, segment: str, locale: str, slot: int, placed: Rows) -> CopyRequest:
-        lead = placed["row"][placed["slot"] == slot][:TITLES].tolist()
-        titles = [self.catalog.title(row, locale) for row in lead]
-        return CopyRequest(segment, locale, SLOTS[slot], segment.rsplit("|", 1)[1], titles)
+    def _leads(self, placements: Placements, interest: npt.NDArray[np.int32]) -> list[list[int]]:
+        rows: list[list[int]] = leads(placements, interest, _NAMED, self.catalog).tolist()
+        return rows
 
 
 def _shorn(policy: Policy, shed: Shed) -> Policy:

@@ -201,8 +201,15 @@ class Catalog:
 
     def title(self, row: int, locale: str) -> str:
         """In `locale`, else in the first language there is."""
-        title = self._items[row].title
-        return title if isinstance(title, str) else title.get(locale) or next(iter(title.values()))
+        return self.named(row, locale)[1]
+
+    def named(self, row: int, locale: str) -> tuple[str, str]:
+        """Id and title at once: the path asks for both, often. Raises KeyError as `item`."""
+        item = self._items[row]
+        title = item.title
+        if not isinstance(title, str):
+            title = title.get(locale) or next(iter(title.values()))
+        return item.item_id, title
 
     def __contains__(self, item_id: str) -> bool:
         row = self.index.get(key64(item_id))

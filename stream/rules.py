@@ -192,3 +192,29 @@ def assemble(
 
 
 assert len(_LAYOUT) == len(SLOTS) - 1
+
+
+@njit
+def _leads(placed, count, items, interest, named, out):  # type: ignore[no-untyped-def]
+    for u in range(placed.shape[0]):
+        out[u, :] = -1
+        slot = -1
+        for j in range(count[u]):
+            if placed[u, j].slot != slot:
+                slot, row = placed[u, j].slot, placed[u, j].row
+                if named[slot] == 1 or (named[slot] == 2 and interest[u] != 0 and items[row].category == interest[u]):
+                    out[u, slot] = row
+
+
+def leads(
+    placements: Placements, interest: npt.NDArray[np.int32], named: npt.NDArray[np.int8], catalog: Catalog
+) -> npt.NDArray[np.int32]:
+    """The items that slots begin with and that may be named above them.
+
+    interest (U,): key32 of the category that the page's headlines speak of, 0 for none; named (slots,): by slot 1 where
+    any item may be named, 2 where one of that category, 0 where none.
+    -> (U, slots) rows of the catalogue, -1 where the page has none.
+    """
+    out = np.empty((len(interest), len(SLOTS)), np.int32)
+    _leads(placements.placed, placements.count, catalog.items, interest, named, out)
+    return out

@@ -110,7 +110,10 @@ class Settings:
         "Kafka to use; without it the embedded broker serves",
     )  # fmt: skip
     prefix: str = _setting("", _TOPIC, "put before every topic's name")
-    app_id: str = _setting("shopwindow", _TOPIC, "name of the workers' consumer group")
+    app_id: str = _setting("shopwindow", _TOPIC, "name of the workers' consumer group; that of headlines ends in -copy")
+    role: str = _setting(
+        "all", _one_of("all", "pages", "copy"), "what a worker makes: pages, their headlines (copy), or both"
+    )
     partitions: int = _setting(8, _whole(1, 4096), "partitions of each topic")
     replication: int = _setting(1, _whole(1, 15), "replicas of each topic that is created")
     security_protocol: str = _setting(
@@ -166,6 +169,11 @@ class Settings:
         True, _BOOL, "GPT-2 over items proposes candidates and judges them, where the models have one"
     )
     copy: bool = _setting(True, _BOOL, "headlines by GPT-2; without it, templates")
+    copy_items: float = _setting(
+        10.0,
+        _real(0, 1000),
+        "headlines that name an item: so many a second are asked for by a worker, at most; 0: none",
+    )
     copy_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a generated headline is used for so long")
     copy_temperature: float = _setting(0.9, _real(0.05, 5), "sampling: below 1 plays safe, above 1 takes risks")
     copy_top_k: int = _setting(50, _whole(1, 50), "sampling: among so many likeliest tokens")
@@ -212,6 +220,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"SHOPWINDOW_SECURITY_PROTOCOL is {settings.security_protocol}, "
             "it needs SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD"
+        )
+    if settings.role == "copy" and not settings.copy:
+        problems.append(
+            "SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false: a worker that writes nothing but headlines would write "
+            "none; set one of them otherwise"
         )
     for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
         path = getattr(settings, name)

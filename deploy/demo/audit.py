@@ -23,6 +23,7 @@ INVARIANTS = (
     "impressions_match_pages",
     "malformed_in_dead_letters",
     "slot_probabilities_sum_to_one",
+    "headlines_name_what_leads_their_slot",
 )
 
 
@@ -35,6 +36,7 @@ class Readback(NamedTuple):
     dead_letters: Sequence[Any]
     catalog: Sequence[Any]
     profiles: Mapping[bytes, Any]  # PROFILE rows
+    copy: Sequence[Any]
 
 
 class Audit(NamedTuple):
@@ -61,6 +63,7 @@ def audit(read: Readback, malformed: Mapping[tuple[str, bytes], str]) -> Audit:
                 problems["slot_probabilities_sum_to_one"].append(
                     f"page {page['page_id']}, {slot['slot']}: scores sum to {total}"
                 )
+    _headlines(pages, read.copy, problems["headlines_name_what_leads_their_slot"])
     told = [f"{name}: {found[0]} ({len(found)} in all)" for name, found in problems.items() if found]
     events = sum(map(len, read.behaviour.values()))
     return Audit({name: not found for name, found in problems.items()}, told, events, len(accepted))
@@ -179,6 +182,23 @@ def _letters(records: Sequence[Any], malformed: Mapping[tuple[str, bytes], str],
             out.append(
                 f"{letter[1][:60]!r} of {letter[0]}: sent to fail as {malformed.get(letter)}, found {found.get(letter)}"
             )
+
+
+def _headlines(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[Any], out: list[str]) -> None:
+    """A headline that names an item stands above no slot but one that this item leads."""
+    common: set[str] = set()
+    named: dict[str, set[str]] = defaultdict(set)  # text -> the items that it names
+    for record in records:
+        copy = json.loads(record.value)
+        if copy["item"]:
+            named[copy["text"]].add(copy["item"])
+        else:
+            common.add(copy["text"])
+    for _, page in pages:
+        for slot in page["slots"]:
+            title, lead = slot["title"], slot["items"][0]["item_id"]
+            if title in named and title not in common and lead not in named[title]:
+                out.append(f"page {page['page_id']} has '{title}' above {slot['slot']}, which {lead} leads")
 
 
 def click_rates(events: Iterable[tuple[bytes, Behaviour]], group_of: Callable[[bytes], str]) -> dict[str, Rate]:

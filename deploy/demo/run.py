@@ -390,7 +390,7 @@ class Demo:
         rows = unpack([decode_record(value)[0] for value in profiles.values()], PROFILE, PROFILE_VERSION)
         return Readback(
             {topic: await whole(topic) for topic in ("clicks", "purchases")}, await whole("homepages"), await whole("impressions"),
-            await whole("dead-letters"), await whole("catalog"), dict(zip(profiles, rows, strict=True)),
+            await whole("dead-letters"), await whole("catalog"), dict(zip(profiles, rows, strict=True)), await whole("copy"),
         )  # fmt: skip
 
 

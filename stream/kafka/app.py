@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import faust
 
 from stream.kafka.connect import bootstrap, faust_credentials
-from stream.kafka.outputs import BATCH_BYTES, Outputs
+from stream.kafka.outputs import BATCH_BYTES, Outputs, Pair
 from stream.kafka.run import BatchMessage, PartitionLost, Run
 from stream.kafka.table import BatchRecovery, BatchTableManager, ExactTable
 from stream.kafka.topics import CHANGELOG_BYTES, WrongTopics, check
@@ -163,6 +163,14 @@ class BatchApp(faust.App):
             bool(self.started and self._assignment is not None and self.tables.actives_ready and not self.rebalancing)
             and not self.should_stop
         )
+
+    def read_topics(self) -> set[str]:
+        """The agents' topics (logical)."""
+        return {name.removeprefix(self.settings.prefix) for name in self.lanes_of}
+
+    async def tell(self, topic: str, record: Pair) -> None:
+        """Send a record to `topic` (logical), and wait for its acknowledgement."""
+        await self.outputs.send(topic, None, [record])
 
     def partitions(self, topic: str) -> set[int]:
         """Partitions of `topic` (logical) that are ours."""

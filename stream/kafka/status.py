@@ -27,6 +27,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     recovery_share: float  # of them that is done, 0 to 1
     metrics: str  # host:port of its endpoints
     partitions: dict[str, list[int]]  # topic (logical) -> those of this worker
+    role: str = "all"  # what it makes, as SHOPWINDOW_ROLE says it
 
 
 def encode(status: WorkerStatus) -> bytes:

@@ -33,6 +33,7 @@ class Topic(NamedTuple):
     name: str  # logical: the cluster's name is `settings.prefix` + name
     configs: Mapping[str, str]
     beside: bool  # True: partition p belongs to the owner of the shoppers of p, so its count must match
+    policies: frozenset[str] = frozenset()  # cleanup policies of clusters of before, which do as well
 
 
 def _kept(days: int) -> dict[str, str]:
@@ -63,7 +64,13 @@ TOPICS = (
     Topic("item-activity", _kept(1), False),
     Topic("item-signals", _compacted(max_message_bytes=str(CHANGELOG_BYTES)), False),
     Topic("copy-requests", _kept(1), False),
-    Topic("copy", _compacted(), False),
+    # A headline holds for an hour, unless set otherwise; those that name items are many, and come again when asked for.
+    Topic(
+        "copy",
+        {**_compacted(segment_ms=str(DAY // 4)), "cleanup.policy": "compact,delete", "retention.ms": str(DAY)},
+        False,
+        frozenset(("compact",)),
+    ),
     Topic("dead-letters", {**_kept(30), "max.message.bytes": str(DEAD_LETTER_BYTES)}, False),
     # Dated by the broker; see status.py. A worker that was killed is forgotten after a day.
     Topic(
@@ -79,6 +86,11 @@ TOPICS = (
     # Kept longer than the letters, and dated by the broker; see redrive.py.
     Topic("redrives", {**_kept(37), "message.timestamp.type": "LogAppendTime"}, False),
 )
+
+
+def copy_group(settings: Settings) -> str:
+    """Name of the consumer group of those who write headlines; that of those who make pages is the app's id."""
+    return f"{settings.app_id}-copy"
 
 
 async def create(settings: Settings) -> list[str]:
@@ -163,7 +175,7 @@ def _config_problems(name: str, topic: Topic, found: Mapping[str, str]) -> list[
     problems = []
     wanted = set(topic.configs["cleanup.policy"].split(","))
     policy = set(found.get("cleanup.policy", "").split(","))
-    if "compact" in wanted and (wanted != policy):
+    if "compact" in wanted and wanted != policy and policy != topic.policies:
         problems.append(
             f"topic '{name}' has cleanup.policy={','.join(sorted(policy))}, it needs {','.join(sorted(wanted))}; "
             "it holds the latest state of each key, which would be lost or grow for ever. Alter the topic."

@@ -124,8 +124,9 @@ async def test_every_command_and_the_worker_come_in_with_tls_and_a_password(secu
     assert "loaded 50 items" in command(settings, "catalog", "load", "-", input=shop).stdout
     events = b"\n".join(value for _, value in behaviour(random.Random(1), 60, 3) if value).decode()
     assert "sent 60 events" in command(settings, "send", "-", input=events).stdout
-    with worker(settings):
+    with worker(settings), worker(dataclasses.replace(settings, role="copy", copy=True)) as writer:
         await until_counted(settings, 60)
+        await writer.ready()
     assert "3 profiles" in command(settings, "profiles").stdout
     shown = command(settings, "settings").stdout
     assert "***" in shown and PASSWORD not in shown

@@ -64,6 +64,14 @@ async def test_a_table_that_would_be_deleted_or_events_that_would_be_compacted_a
 
 
 @scenario
+async def test_headlines_of_a_cluster_of_before_may_be_kept_for_ever(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await make(settings, "copy", 4, cleanup_policy="compact")
+    await topics.create(settings)
+    assert await topics.check(settings) == []
+
+
+@scenario
 async def test_a_topic_too_small_for_its_batches_is_a_problem(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await make(settings, "dead-letters", 4)

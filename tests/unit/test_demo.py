@@ -130,7 +130,7 @@ def run() -> tuple[Readback, dict[tuple[str, bytes], str]]:
     letter.headers = (("topic", bad.topic.encode()), ("error", bad.error.encode()))
     rows = unpack([decode_record(value)[0] for value in stored.values()], PROFILE, PROFILE_VERSION)
     catalogue = [record(key, value) for key, value in items]
-    read = Readback(sent, pages, impressions, [letter], catalogue, dict(zip(stored, rows, strict=True)))
+    read = Readback(sent, pages, impressions, [letter], catalogue, dict(zip(stored, rows, strict=True)), [])
     return read, {(bad.topic, bad.value): bad.error}
 
 
@@ -155,6 +155,10 @@ def test_every_invariant_fails_where_it_is_broken(run: tuple[Readback, dict[tupl
     def first(page: Any) -> Any:
         return page["slots"][0]["items"]
 
+    def named(page: Any) -> None:
+        page["slots"][0].update(title="Just in: Lamp", title_source="gpt2")
+
+    copy = record(b"en|trending:nobody", json.dumps({"item": "nobody", "text": "Just in: Lamp"}).encode())
     sold_out = next(item["item_id"] for item in SHOP if not item["available"])
     profiles = dict(read.profiles)
     profiles.pop(next(iter(profiles)))
@@ -165,6 +169,7 @@ def test_every_invariant_fails_where_it_is_broken(run: tuple[Readback, dict[tupl
         "versions_rise_by_one": read._replace(homepages=[*read.homepages[:9], *read.homepages[10:]]),
         "impressions_match_pages": read._replace(impressions=read.impressions[1:]),
         "malformed_in_dead_letters": read._replace(dead_letters=[]),
+        "headlines_name_what_leads_their_slot": changed_page(read, named)._replace(copy=[copy]),
         "slot_probabilities_sum_to_one": changed_page(read, lambda page: first(page)[0].update(score=0.9999)),
     }
     assert set(broken) == set(INVARIANTS)

@@ -54,6 +54,14 @@ def test_sasl_without_a_password_and_a_slow_heartbeat_are_contradictions() -> No
         assert part in str(told.value)
 
 
+def test_a_worker_of_nothing_but_headlines_must_be_allowed_to_write_them() -> None:
+    assert load({"SHOPWINDOW_ROLE": "copy"}).role == "copy"
+    with pytest.raises(SettingsError, match="SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false"):
+        load({"SHOPWINDOW_ROLE": "copy", "SHOPWINDOW_COPY": "false"})
+    with pytest.raises(SettingsError, match="SHOPWINDOW_ROLE is 'headlines', expected one of all, pages, copy"):
+        load({"SHOPWINDOW_ROLE": "headlines"})
+
+
 def test_secrets_are_masked_wherever_settings_are_shown() -> None:
     environ = {"SHOPWINDOW_SASL_PASSWORD": "hunter2"}
     rows = {row.name: row for row in describe(load(environ), environ)}

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 from agents import copy, items, shopper
 from agents.telling import Telling
@@ -15,7 +15,7 @@ def worker(**more: Any) -> dict[str, Any]:
     return {
         "worker": "host:1", "state": "ready", "told_seconds_ago": 1.0, "events_per_s": 81234.5, "rung": "no_exploration",
         "recovery_remaining": 0, "recovery_share": 1.0, "metrics": "127.0.0.1:6066",
-        "partitions": {"clicks": [0, 1], "refreshes": [0, 1]}, **more,
+        "partitions": {"clicks": [0, 1], "refreshes": [0, 1]}, "role": "all", **more,
     }  # fmt: skip
 
 
@@ -60,17 +60,25 @@ def test_a_worker_that_stopped_telling_is_silent_and_without_any_the_text_says_w
     assert "start one" in status_text(seen([], []))
 
 
+def test_a_worker_that_only_writes_headlines_makes_no_pages() -> None:
+    text = status_text(seen([worker(role="copy", partitions={"copy-requests": [0, 1, 2]})], []))
+    assert "headlines only" in text and "no worker makes pages: start one" in text
+    assert "start one" not in status_text(seen([worker(role="copy"), worker(role="pages")], []))
+    assert max(map(len, text.splitlines())) <= 80, text
+
+
 class App:
     """What of an app `Telling` looks at."""
 
     ready, rebalancing, started, should_stop = False, False, True, False
-    settings = SimpleNamespace(prefix="p-", app_id="shop")
-    lanes_of: ClassVar = {"p-clicks": None, "p-copy-requests": None}
+    settings = SimpleNamespace(prefix="p-", app_id="shop", role="pages")
     left = 200
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, bytes | None]] = []
-        self.outputs = self
+
+    def read_topics(self) -> set[str]:
+        return {"clicks", "refreshes"}
 
     def partitions(self, topic: str) -> set[int]:
         return {2, 0} if topic == "clicks" else set()
@@ -78,14 +86,15 @@ class App:
     def recovery_remaining(self) -> int:
         return self.left
 
-    async def send(self, topic: str, partition: int | None, records: list[tuple[bytes, bytes | None]]) -> None:
+    async def tell(self, topic: str, record: tuple[bytes, bytes | None]) -> None:
         assert topic == "worker-status"
-        self.sent += records
+        self.sent.append(record)
 
 
 def test_a_worker_tells_how_far_its_recovery_is_and_what_it_sheds() -> None:
     app = App()
-    telling = Telling(app, lambda: 1, "h:1")  # type: ignore[arg-type]
+    copies = SimpleNamespace(group=SimpleNamespace(partitions=lambda: {1, 0}))
+    telling = Telling(app, lambda: 1, "h:1", copies)  # type: ignore[arg-type]
     told = telling.status()
     assert (told.state, told.recovery_remaining, told.recovery_share) == ("recovering", 200, 0.0)
     app.left = 50
@@ -93,7 +102,8 @@ def test_a_worker_tells_how_far_its_recovery_is_and_what_it_sheds() -> None:
     app.left, app.ready = 0, True
     told = telling.status()
     assert (told.state, told.recovery_share, told.rung) == ("ready", 1.0, "no_copy")
-    assert told.partitions == {"clicks": [0, 2]} and told.app_id == "shop"
+    assert told.partitions == {"clicks": [0, 2], "copy-requests": [0, 1]}
+    assert (told.app_id, told.role) == ("shop", "pages")
 
 
 def test_the_rate_is_that_of_the_last_looks() -> None:

@@ -1,0 +1,168 @@
+"""A consumer group beside that of the workers, for work that keeps no table: what waits is taken as it comes, and a partition
+is committed up to its first record that is not done.
+
+Faust allows an app one group. In one of their own members come, go, lag and crash without a rebalance of the others; whatever
+a member had taken and not committed is done again by the partition's next owner, so that its effects must bear to come twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from stream.kafka.connect import client_options, connecting
+from stream.kafka.outputs import Output, Pair
+from stream.kafka.topics import DEAD_LETTER_BYTES
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+GOODBYE = 3.0  # s that each client may take to end; the brokers may be gone
+
+
+class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """A member that reads `topic` (logical) as one of the group `name`; use it as an async context.
+
+    Entering raises NoBroker. Records that a rebalance took away are not `held` any more.
+    """
+
+    def __init__(self, settings: Settings, topic: str, name: str) -> None:
+        self._settings, self._topic, self._name = settings, topic, name
+        self._consumer: AIOKafkaConsumer | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._joined = asyncio.Event()
+        self._taken: dict[
+            TopicPartition, dict[int, float]
+        ] = {}  # offset -> timestamp (s) of what is not done, in order
+        self._next: dict[TopicPartition, int] = {}  # offset after the last that was taken
+        self._committed: dict[TopicPartition, int] = {}
+
+    async def __aenter__(self) -> Self:
+        options = client_options(self._settings)
+        self._producer = AIOKafkaProducer(**options, acks="all", max_request_size=2 * DEAD_LETTER_BYTES)
+        self._consumer = AIOKafkaConsumer(
+            **options, group_id=self._name, enable_auto_commit=False, auto_offset_reset="earliest",
+            session_timeout_ms=int(self._settings.session_timeout * 1000),
+            heartbeat_interval_ms=int(self._settings.heartbeat * 1000),
+        )  # fmt: skip
+        try:
+            with connecting(self._settings):
+                await self._producer.start()
+                self._consumer.subscribe([self._settings.prefix + self._topic], listener=self)
+                await self._consumer.start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        consumer, producer, self._consumer, self._producer = self._consumer, self._producer, None, None
+        for client in (consumer, producer):
+            if client is not None:
+                with suppress(TimeoutError, KafkaError):
+                    await asyncio.wait_for(client.stop(), GOODBYE)
+        self._forget()
+
+    @property
+    def joined(self) -> bool:
+        """True while the group has given us an assignment, which may be empty."""
+        return self._joined.is_set()
+
+    async def joining(self) -> None:
+        """Return when it has."""
+        await self._joined.wait()
+
+    def partitions(self) -> set[int]:
+        """Numbers of those that are ours."""
+        return {tp.partition for tp in self._consumer.assignment()} if self._consumer is not None else set()
+
+    async def take(self, limit: int, seconds: float) -> list[Any]:
+        """What waits, `limit` records at most, as aiokafka has them; waits for `seconds` where nothing does."""
+        assert self._consumer is not None, "enter first"
+        found = await self._consumer.getmany(timeout_ms=int(seconds * 1000), max_records=limit)
+        for tp, records in found.items():
+            self._taken.setdefault(tp, {}).update((record.offset, record.timestamp / 1000) for record in records)
+            self._next[tp] = records[-1].offset + 1
+        return [record for records in found.values() for record in records]
+
+    def held(self, record: Any) -> bool:
+        """True where the record is ours and not done."""
+        return record.offset in self._taken.get(TopicPartition(record.topic, record.partition), ())
+
+    async def done(self, records: Iterable[Any], outputs: Sequence[Output] = ()) -> None:
+        """Send `outputs`, and when they are acknowledged commit what is done with `records`.
+
+        Raises the Kafka error of an output that is not taken. A commit that a rebalance overtakes is left out.
+        """
+        await self._send(outputs)
+        for record in records:
+            self._taken.get(TopicPartition(record.topic, record.partition), {}).pop(record.offset, None)
+        await self._commit()
+
+    async def send(self, topic: str, record: Pair) -> None:
+        """Send a record, and wait for its acknowledgement. Raises the Kafka error where there is none."""
+        await self._send([Output(topic, None, [record])])
+
+    async def _send(self, outputs: Sequence[Output]) -> None:
+        assert self._producer is not None, "enter first"
+        prefix, sent = self._settings.prefix, []
+        for output in outputs:
+            for at, (key, value) in enumerate(output.records):
+                headers = output.headers[at] if output.headers else None
+                sent.append(
+                    await self._producer.send(prefix + output.topic, value, key, output.partition, headers=headers)
+                )
+        await asyncio.gather(*sent)
+
+    async def _commit(self) -> None:
+        offsets = {tp: next(iter(self._taken.get(tp, ())), following) for tp, following in self._next.items()}
+        news = {tp: offset for tp, offset in offsets.items() if self._committed.get(tp) != offset}
+        if not news or self._consumer is None:
+            return
+        try:
+            await self._consumer.commit(news)
+        except (CommitFailedError, IllegalStateError):
+            return  # no more ours
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return  # the next commit says the same and more
+        self._committed.update(news)
+
+    def lag(self) -> dict[int, int]:
+        """Records not yet done, by partition; of those that have been fetched from."""
+        if self._consumer is None:
+            return {}
+        ends = {tp: self._consumer.highwater(tp) for tp in self._consumer.assignment()}
+        return {
+            tp.partition: max(0, end - self._next[tp]) + len(self._taken.get(tp, ()))
+            for tp, end in ends.items()
+            if end is not None and tp in self._next
+        }
+
+    def oldest(self) -> float | None:
+        """Timestamp (s) of the oldest record that is taken and not done; None where there is none."""
+        return min((next(iter(taken.values())) for taken in self._taken.values() if taken), default=None)
+
+    def _forget(self) -> None:
+        self._joined.clear()
+        self._taken.clear()
+        self._next.clear()
+        self._committed.clear()
+
+    async def on_partitions_revoked(self, revoked: object) -> None:
+        try:
+            await self._commit()
+        finally:
+            self._forget()
+
+    async def on_partitions_assigned(self, assigned: object) -> None:
+        self._joined.set()

@@ -16,8 +16,8 @@ from models.copybook import PATIENCE, CopyRequest, CopyText, naming_segment_of
 from models.copywriter import Copy
 from stream import metrics
 from stream.kafka.connect import NoBroker
-from stream.page import TRENDING
 from stream.settings import Settings
+from stream.slots import TRENDING
 from tests.unit.behaviour import NOW
 
 OFFSETS = itertools.count()

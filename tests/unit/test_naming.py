@@ -24,8 +24,9 @@ from models.copybook import (
 )
 from models.path import _NAMED, PagePath, Part, Step
 from stream.ids import key32
-from stream.page import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, PLACED, POSITIONS, TRENDING
+from stream.page import PLACED, POSITIONS
 from stream.rules import Placements, leads
+from stream.slots import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, TRENDING
 from tests.unit.behaviour import NOW, record
 from tests.unit.shop import catalog_of, item
 from tests.unit.test_path import path_of, run_of, views

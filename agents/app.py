@@ -130,7 +130,7 @@ class Worker:
         self._serving = asyncio.ensure_future(self._batches(lambda: self.profiles.serve(ours, time.monotonic())))
 
     async def _copies_after_pages(self, scribe: Scribe, copies: Copies) -> None:
-        """Headlines begin when GPT-2 is loaded, and GPT-2 is loaded once pages go out, with templates for headlines: side by side they would wait for each other."""
+        """GPT-2 is loaded once pages go out, with templates for headlines: side by side they would wait for each other."""
         ready = asyncio.Event()
         self.app.when_ready(ready.set)
         await ready.wait()

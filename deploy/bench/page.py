@@ -280,7 +280,10 @@ class Crowd:
 
 
 def headlines(shop: Shop) -> CopyBook:
-    """A headline for every segment: the copywriter has answered all. None names an item, which costs a page of a batch 2 to 3 us more."""
+    """A headline for every segment: the copywriter has answered all.
+
+    None names an item, which would cost a page of a batch 2 to 3 us more: the catalogue has no texts.
+    """
     book = CopyBook(naming_rate=0.0)
     names = [f"category {k}" for k in range(shop.categories)]
     for locale, templates in TEMPLATES.items():

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.train import ranker
+from models.train.progress import of_epochs
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
 from models.train.resume import Arrays, Bench
 
 Say = Callable[[str], None]
-
-
-def progress(what: str, epochs: int, say: Say) -> Callable[[int, float], None]:
-    """Tells of each epoch its held-out loss, and how long the rest takes."""
-    began = perf_counter()
-
-    def told(epoch: int, loss: float) -> None:
-        left = (perf_counter() - began) / epoch * (epochs - epoch)
-        say(f"{what}, epoch {epoch} of {epochs}: held-out loss {loss:.4f} nats, {left:.0f} s left")
-
-    return told
 
 
 def fit_heads(
@@ -41,10 +30,10 @@ def fit_heads(
         return {field: value if value.ndim else float(value) for field, value in arrays.items()}
 
     fitted = Fit(
-        **kept("logit", lambda: ranker.fit(choices, seed=seed, progress=progress("logit", ranker.EPOCHS, say)))
+        **kept("logit", lambda: ranker.fit(choices, seed=seed, progress=of_epochs("logit", ranker.EPOCHS, say)))
     )
     if find_spec("torch") is None:
         return fitted, None
     from models.train.head import EPOCHS, fit_head
 
-    return fitted, Head(**kept("mlp", lambda: fit_head(choices, seed=seed, progress=progress("MLP", EPOCHS, say))))
+    return fitted, Head(**kept("mlp", lambda: fit_head(choices, seed=seed, progress=of_epochs("MLP", EPOCHS, say))))

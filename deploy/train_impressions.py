@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from models.ranker import HEAD, Ranker
 from models.train.heads import fit_heads
 from models.train.impressions import Join, Joined, PageClicks
 from models.train.judge import page_figures
+from models.train.progress import of_stretch
 from models.train.ranker import Choices, examination, export
 from models.train.resume import FOLDER, Arrays, Bench
 from stream.events import Behaviour, EventError, decode
@@ -111,7 +111,7 @@ async def from_topics(settings: Settings, say: Say) -> Joined:
 
     found, refused = PageClicks(), 0
     for topic in ("clicks", "privacy"):  # in privacy stands who refused consent
-        async for record in read_topic(settings, topic, _reading(topic, say)):
+        async for record in read_topic(settings, topic, of_stretch(f"records of {topic} read", say)):
             try:
                 found.add(decode(record.value, record.key, topic))
             except EventError:
@@ -121,7 +121,7 @@ async def from_topics(settings: Settings, say: Say) -> Joined:
     clicks, lost = found.taken()
     bad = Bad(say)
     join = Join(clicks, bad.add)
-    async for record in read_topic(settings, "impressions", _reading("impressions", say)):
+    async for record in read_topic(settings, "impressions", of_stretch("records of impressions read", say)):
         join.add(f"impressions partition {record.partition} offset {record.offset}", record.value)
     if bad.count:
         say(f"{bad.count:,} impressions were refused and left out")
@@ -138,20 +138,6 @@ def _some(joined: Joined, lost: Counter[str], where: str) -> Joined:
         f"{where}: no click on an item of a page that an impression tells of ({why or 'no clicks at all'}); a storefront "
         "is to say data.attribution.page_id in its select_item events"
     )
-
-
-def _reading(topic: str, say: Say) -> Callable[[int, int], None]:
-    """Progress each tenth of a topic, where it takes some seconds."""
-    began, told = perf_counter(), 0
-
-    def progress(read: int, total: int) -> None:
-        nonlocal told
-        spent = perf_counter() - began
-        if total and spent > 2.0 and 10 * read // total > told:
-            told = 10 * read // total
-            say(f"{topic}: {read:,} of {total:,} records read, {spent / read * (total - read):.0f} s left")
-
-    return progress
 
 
 def _serving(settings: Settings, choices: Choices, say: Say) -> npt.NDArray[np.float64] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -87,15 +87,19 @@ class Asked(NamedTuple):
         return np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
 
 
-def walk(shop: Shop, told: Told, *, ask: bool, learn: bool, first: int = 0, last: int | None = None) -> Iterator[Asked]:
+def walk(
+    shop: Shop, told: Told, *, ask: bool, learn: bool, first: int = 0, last: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Asked]:  # fmt: skip
     """Sessions `first` to `last` event by event, a block of them at a time; with `ask`, what is known at each position.
 
     With `learn` the signals learn from a block once it has been walked through. Whoever refuses consent is neither asked
-    for nor learnt from, as in serving.
+    for nor learnt from, as in serving. progress gets how many sessions are done, and how many there are.
     """
     last = len(told.ends) if last is None else last
     at_once = BLOCK if ask else AT_ONCE
     for start in range(first, last, at_once):
+        progress(start - first, last - first)
         block = told.block(shop.catalog.items, start, min(start + at_once, last))
         profiles = blank(len(block.shopper))
         for at, shopper in enumerate(block.shopper.tolist()):

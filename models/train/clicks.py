@@ -19,6 +19,7 @@ from models.phi import F
 from models.train.behaviour import Behaviour
 from models.train.curve import Point
 from models.train.heads import fit_heads
+from models.train.progress import of_stretch
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
 from models.train.resume import Bench
@@ -48,7 +49,7 @@ def gather(
     asked as it will be in serving. Raises ValueError where no next click was among the candidates.
     """
     first = max(clicks.newest(queries), int((1 - NEWEST) * len(clicks.ends)))
-    for _ in walk(shop, clicks, ask=False, learn=True, last=first):
+    for _ in walk(shop, clicks, ask=False, learn=True, last=first, progress=of_stretch("sessions learnt", say)):
         pass
     say(f"signals of {first:,} sessions learnt")
     if trainer is not None and first:
@@ -71,7 +72,9 @@ def gather(
             known = np.bincount(
                 clicks.item[: clicks.ends[start - 1]] + 1 if start else [], minlength=len(shop.catalog) + 1
             )
-            gathered.append(offered(walk(shop, clicks, ask=True, learn=True, first=start, last=end), clicks, known[1:]))
+            progress = of_stretch(f"sessions of part {number + 1} of {STAGES} asked for", say)
+            asked = walk(shop, clicks, ask=True, learn=True, first=start, last=end, progress=progress)
+            gathered.append(offered(asked, clicks, known[1:]))
             if bench is not None:
                 bench.put(name, gathered[-1].arrays())
         if trainer is not None and end > start:

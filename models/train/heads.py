@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.train import ranker
 from models.train.curve import Point, Progress
+from models.train.progress import of_epochs
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
 from models.train.resume import Arrays, Bench
 
 Say = Callable[[str], None]
-
-
-def progress(what: str, epochs: int, say: Say, curve: list[Point]) -> Progress:
-    """Tells of each epoch its held-out loss, and how long the rest takes; the curve gets it too."""
-    began = perf_counter()
-
-    def told(point: Point) -> None:
-        curve.append(point)
-        left = (perf_counter() - began) / point.epoch * (epochs - point.epoch)
-        say(f"{what}, epoch {point.epoch} of {epochs}: held-out loss {point.held_out:.4f} nats, {left:.0f} s left")
-
-    return told
 
 
 def fit_heads(
@@ -41,7 +29,7 @@ def fit_heads(
     drawn: dict[str, list[Point]] = {} if curves is None else curves
 
     def told(what: str, epochs: int) -> Progress:
-        return progress(what, epochs, say, drawn.setdefault(what, []))
+        return of_epochs(what, epochs, say, drawn.setdefault(what, []))
 
     def kept(part: str, make: Callable[[], NamedTuple]) -> dict[str, Any]:
         def made() -> Arrays:

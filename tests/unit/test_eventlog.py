@@ -12,6 +12,7 @@ from deploy.files import InputError
 from deploy.train_data import data_kind, read_catalog, read_events
 from models.eventlog import EventLog, distinct, items_of
 from models.train.behaviour import Behaviour
+from models.train.progress import of_stretch
 from models.walk import Shop, walk
 from stream.activity import SESSION_GAP
 from stream.catalog import AVAILABLE, Catalog
@@ -80,6 +81,15 @@ def test_a_clickstream_that_is_told_as_events_teaches_the_same() -> None:
     assert {a.tobytes() for a in np.split(first.item, first.ends[:-1])} == {
         a.tobytes() for a in np.split(same.item, same.ends[:-1])
     }
+
+
+def test_a_long_walk_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.train.progress.PATIENCE", 0.0)
+    said: list[str] = []
+    progress = of_stretch("sessions learnt", said.append)
+    assert not list(walk(Shop(ITEMS), rounds(1, 200, 1), ask=False, learn=True, progress=progress))
+    assert [line.split(",")[0] for line in said] == [f"sessions learnt: {done} of 200" for done in (64, 128, 192)]
+    assert all(line.endswith("s left") for line in said)
 
 
 def test_a_shopper_who_comes_back_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

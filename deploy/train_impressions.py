@@ -66,7 +66,10 @@ def train_on_impressions(
         say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
     fitted, head = fit_heads(choices, say, seed=seed, bench=bench)
     figures = page_figures(choices, fitted, head, _serving(settings, choices, say))
-    _tell(time[choices.held], figures, (fitted if head is None else head).place, say)
+    e = examination((fitted if head is None else head).place, max(TOLD_POSITIONS))
+    eye = {k: float(e[k - 1]) for k in TOLD_POSITIONS}
+    _tell(time[choices.held], figures, eye, say)
+    figures |= {f"position {k}/examination": value for k, value in eye.items()}
     export(
         folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {', '.join(p.name for p in data) or 'the topics'}", created,
         {"choices": float(len(choices.chosen)), **figures}, head, LIMITS,
@@ -161,8 +164,8 @@ def _serving(settings: Settings, choices: Choices, say: Say) -> npt.NDArray[np.f
     return scores
 
 
-def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], place: npt.NDArray[np.float32], say: Say) -> None:
-    """held: times of the held-out clicks. place: of the head that serves by default."""
+def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], eye: dict[int, float], say: Say) -> None:
+    """held: times of the held-out clicks. eye: examination of positions, from 1, as the head that serves by default has it."""
     first, last = range_of(held)
     say(f"judged by the newest {len(held):,} clicks, {first} to {last}; per click, with each one's own examination:")
     names = {"served_": "that serves", "": "new logit", "mlp_": "new MLP"}
@@ -173,8 +176,7 @@ def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], place: npt.N
             f"{figures[prefix + 'calibration_error']:.4f}, MRR among what was shown {figures[prefix + 'shown_MRR']:.4f}, "
             f"unbiased {figures[prefix + 'unbiased_MRR']:.4f}"
         )
-    e = examination(place, max(TOLD_POSITIONS))
-    say("examination by position: " + ", ".join(f"{k}: {e[k - 1]:.2f}" for k in TOLD_POSITIONS))
+    say("examination by position: " + ", ".join(f"{k}: {value:.2f}" for k, value in eye.items()))
     best = there[-1][0]
     if figures.get("served_loss", np.inf) < figures[best + "loss"]:
         say("the new ranker foresees these clicks worse than the one that serves; keep that one, or learn from more")

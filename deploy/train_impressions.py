@@ -24,6 +24,7 @@ from models.train.progress import of_stretch
 from models.train.ranker import Choices, examination, export
 from models.train.resume import FOLDER, Arrays, Bench
 from stream.events import Behaviour, EventError, decode
+from stream.signals import HALF_LIVES
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -65,7 +66,8 @@ def train_on_impressions(
     if len(choices.chosen):
         say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
     fitted, head = fit_heads(choices, say, seed=seed, bench=bench)
-    figures = page_figures(choices, fitted, head, _serving(settings, choices, say))
+    served = _served(settings, say)
+    figures = page_figures(choices, fitted, head, None if served is None else _scores(served, choices))
     e = examination((fitted if head is None else head).place, max(TOLD_POSITIONS))
     eye = {k: float(e[k - 1]) for k in TOLD_POSITIONS}
     _tell(time[choices.held], figures, eye, say)
@@ -74,6 +76,7 @@ def train_on_impressions(
         folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {', '.join(p.name for p in data) or 'the topics'}", created,
         {"choices": float(len(choices.chosen)), **figures}, head, LIMITS,
         Source(files_hash(data) if data else _digest(choices), range_of(time)),
+        half_lives=HALF_LIVES if served is None else served.half_lives,
     )  # fmt: skip
     bench.clear()
     return folder
@@ -143,8 +146,8 @@ def _some(joined: Joined, lost: Counter[str], where: str) -> Joined:
     )
 
 
-def _serving(settings: Settings, choices: Choices, say: Say) -> npt.NDArray[np.float64] | None:
-    """(O,) logarithms of what the ranker that serves now says of the offers; None where none does."""
+def _served(settings: Settings, say: Say) -> Ranker | None:
+    """The ranker that serves now, whose pages taught and whose signals the new one will read; None where none does."""
     folder = settings.models_dir / "ranker"
     try:
         served = Ranker(folder, settings.head if (folder / HEAD).is_file() else "logit")
@@ -152,6 +155,11 @@ def _serving(settings: Settings, choices: Choices, say: Say) -> npt.NDArray[np.f
         say(f"the new ranker is compared with none that serves: {error}")
         return None
     say(f"compared with the {settings.head} of {folder}, {served.version[:19]}")
+    return served
+
+
+def _scores(served: Ranker, choices: Choices) -> npt.NDArray[np.float64]:
+    """(O,) logarithms of what it says of the offers."""
     scores = np.empty(len(choices.phi))
     count = np.diff(choices.ends, prepend=0).astype(np.int32)
     for at in range(0, len(count), TOGETHER):

@@ -16,7 +16,7 @@ from models.train.recipe import ingredients
 
 SHOPS = 3  # whose shoppers the history model learns from, at random pages
 EPOCHS = 8  # of it
-ROUNDS = 3  # of the ranker: the first looks at random pages, each after it at pages of what the one before taught
+ROUNDS = 6  # of the ranker: the first looks at random pages, each after it at pages of what the one before taught
 SHAPE = Shape(width=64, unseen=1.0)
 SHOPPERS, LOOKS = 40, 8  # of the short simulation
 

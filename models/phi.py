@@ -110,6 +110,15 @@ _NAMED: tuple[tuple[str, int | None], ...] = (
     ("foreseen_length", FITS),  # times log of the session's length
     ("foreseen_behind", None),  # log of the share over the best candidate's
     ("foreseen_unknown", None),  # the model has never seen the item: its share is that of its attributes
+    ("led_there", NEXT),  # log1p M[l, c]: how often one step led from the last item there
+    ("support", None),  # log1p(m[c]) / 5
+    ("touched_age", None),  # log1p hours since anybody touched it
+    # Alike for all candidates, so that they say nothing by themselves: an MLP weighs the others by them.
+    ("session_length", None),  # log1p interactions of the last half hour
+    ("session_items", None),  # log1p distinct items among the last
+    ("session_gap", None),  # log1p minutes between the last two interactions
+    ("last_support", None),  # log1p(m[l]) / 5
+    ("last_visits", None),  # log1p(n[l]) / 5
 )
 FEATURES = tuple(name for name, _ in _NAMED)
 F = len(FEATURES)
@@ -137,7 +146,7 @@ POPULAR_HOUR, BOUGHT_BY_MANY, IS_LAST, IN_THE_CART = (
 CATEGORY_0, BRAND_0, PRICE_0, SEARCHED = (
     _AT[n] for n in ("category_half_hour", "brand_half_hour", "price_distance", "searched")
 )
-TITLE_LAST, AGE, FORESEEN = _AT["title_last"], _AT["age"], _AT["foreseen"]
+TITLE_LAST, AGE, FORESEEN, LED_THERE = (_AT[n] for n in ("title_last", "age", "foreseen", "led_there"))
 
 
 @njit
@@ -198,8 +207,9 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
     marks = np.empty(_MARKS, np.uint8)
     limit = rows.shape[1]
     keys, places = np.empty(_PLACES, np.int32), np.empty(_PLACES, np.int32)
-    # Sums over the walk, before their logarithms: next last, strict, sum, second; together last, second, sum; hop, cart.
-    raw = np.zeros((limit, 9))
+    # Sums over the walk, before their logarithms: next last, strict, sum, second; together last, second, sum; hop, cart;
+    # strict uncut.
+    raw = np.zeros((limit, 10))
     its, figs, leads_back = np.empty(limit, items.dtype), np.empty(limit, figures.dtype), np.empty(limit, np.bool_)
     for u in range(rows.shape[0]):
         p, served, time, n = profiles[u], serving[u], now[u], count[u]
@@ -246,6 +256,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 if a == 0:
                     raw[at, 0] = follows
                     raw[at, 1] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
+                    raw[at, 9] = s.near_strict[j]
                     raw[at, 4] = together
                 elif a == 1:
                     raw[at, 3] = follows
@@ -305,7 +316,10 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             if p.recent_item[j] == 0 or time - p.recent_time[j] > 1800.0:
                 break
             length += 1
-        log_length = _log1p(np.float64(length))
+        log_length, log_items, log_gap = _log1p(np.float64(length)), _log1p(np.float64(r)), 0.0
+        newest = p.recent_item.shape[0] - 1
+        if p.recent_item[newest - 1] != 0:
+            log_gap = _log1p(max(0.0, p.recent_time[newest] - p.recent_time[newest - 1]) / 60.0)
         activity = 0.0
         for j in range(p.activity.shape[0]):
             activity += p.activity[j, 0]
@@ -489,6 +503,14 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 phi[i, k + 2] = phi[i, k] * log_length
                 phi[i, k + 3] = np.log((share + 1e-5) / (best_share + 1e-5))
                 phi[i, k + 4] = np.float32(unknown[row])
+            k = LED_THERE
+            if raw[c, 9] > 0.0:
+                phi[i, k] = _log1p(raw[c, 9])
+            if s.known != 0:
+                phi[i, k + 1] = _log1p(np.float64(s.strict_out)) / 5.0
+                phi[i, k + 2] = _log1p(max(0.0, time - s.time) / 3600.0)
+            phi[i, k + 3], phi[i, k + 4], phi[i, k + 5] = log_length, log_items, log_gap
+            phi[i, k + 6], phi[i, k + 7] = support, visits
 
 
 class Foreseen(NamedTuple):

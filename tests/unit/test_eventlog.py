@@ -85,6 +85,7 @@ def test_a_clickstream_that_is_told_as_events_teaches_the_same() -> None:
 
 def test_a_long_walk_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.train.progress.PATIENCE", 0.0)
+    monkeypatch.setattr("models.walk.AT_ONCE", 64)
     said: list[str] = []
     progress = of_stretch("sessions learnt", said.append)
     assert not list(walk(Shop(ITEMS), rounds(1, 200, 1), ask=False, learn=True, progress=progress))

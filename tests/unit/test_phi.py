@@ -279,6 +279,18 @@ def phi_in_words(
         x["foreseen_length"] = x["foreseen"] * log1p(length)
         x["foreseen_behind"] = np.log((chance + 1e-5) / (best + 1e-5))
         x["foreseen_unknown"] = float(unknown)
+
+    # How sure all that is.
+    if s["item"]:
+        x["support"], x["touched_age"] = log1p(float(s["strict_out"])) / 5, log1p(late / 3600)
+    if recent:
+        last = signals.rows[recent[0]]
+        near = [float(last["near_strict"][j]) for j, at in enumerate(signals.near_row[recent[0]].tolist()) if at == r]
+        x["led_there"] = log1p(sum(near)) if last["item"] else 0.0
+        x["last_support"], x["last_visits"] = log1p(float(last["strict_out"])) / 5, log1p(float(last["seen"])) / 5
+    x["session_length"], x["session_items"] = log1p(length), log1p(len(recent))
+    if p["recent_item"][-2]:
+        x["session_gap"] = log1p((p["recent_time"][-1] - p["recent_time"][-2]) / 60)
     return x
 
 

@@ -211,8 +211,10 @@ def test_what_is_put_in_is_not_read_again() -> None:
         ("3D printing", "en", "3D printing"),
         ("书法", "zh", "书法"),
         ("文房/书法", "zh", "书法"),
-        ("书法", "en", ""),  # a common word of the other language is nothing to its reader
-        ("falconry", "zh", ""),
+        ("书法", "en", ""),  # whoever reads English cannot read it
+        ("falconry", "zh", "falconry"),  # as shops write it: 为你推荐：cosplay
+        ("Home > Retro Computing", "zh", "Retro Computing"),
+        ("best sellers", "zh", ""),
         ("c-104512", "en", ""),
         ("42", "en", ""),
         ("> /", "en", ""),
@@ -221,5 +223,17 @@ def test_what_is_put_in_is_not_read_again() -> None:
         ("特价", "zh", ""),
     ],
 )
-def test_an_interest_is_said_in_the_language_of_the_page_or_not_at_all(category: str, locale: str, said: str) -> None:
+def test_an_interest_is_said_where_the_reader_of_the_page_can_read_it(category: str, locale: str, said: str) -> None:
     assert spoken_interest(category, locale) == said
+
+
+def test_an_interest_in_the_other_language_is_quoted_in_chinese_and_left_out_in_english() -> None:
+    facts = Facts("zh", "for_you", "falconry")
+    told = brief(facts, LEXICON)
+    assert told.stands_for == {TOPIC: "falconry"}
+    assert guard(fill("为你推荐：<topic>", told.stands_for), facts, LEXICON) is None
+    assert guard("为你推荐的好物", facts, LEXICON) == "off topic"
+    facts = Facts("en", "for_you", "书法")
+    assert TOPIC not in brief(facts, LEXICON).prompt
+    assert guard("Good things picked for you", facts, LEXICON) is None
+    assert guard("Good things from the world of 书法", facts, LEXICON) == "language"

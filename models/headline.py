@@ -147,22 +147,28 @@ class Lexicon:
             text = _any_of([interest]).sub(SIGNS["<name>"], text)
         phrases = self._phrases.get((facts.locale, category or ""), {})
         odd = None
-        for pattern in self._read(facts.locale, category or ""):
-            read = pattern.sub(lambda found: phrases[found[0].lower()], text)
+        for patterns in self._read(facts.locale, category or ""):
+            read = text
+            for pattern in patterns:
+                read = pattern.sub(lambda found: phrases[found[0].lower()], read)
             odd = next((pair for pair in neighbours(read, facts.locale) if pair not in turns), None)
             if odd is None:
                 return None
         return odd
 
-    def _read(self, locale: str, category: str) -> list[re.Pattern[str]]:
-        """Ways to find a category's phrases: "golden honey and syrups" is golden honey, or golden before honey and syrups."""
+    def _read(self, locale: str, category: str) -> list[list[re.Pattern[str]]]:
+        """Ways to find a category's phrases, each by patterns one after the other.
+
+        "Golden honey and syrups" is golden honey, or golden before honey and syrups; 多彩 is no word of 更多彩蛋.
+        """
         at = locale, category
         if at not in self._readings:
-            phrases = self._phrases.get(at, {})
-            likes = _any_of(phrase for phrase, sign in phrases.items() if sign == SIGNS["<like>"]).pattern
-            longest = _any_of(phrases).pattern
-            first = rf"(?:{likes})(?={' ' * (locale == 'en')}(?:{longest}))|{longest}"
-            self._readings[at] = [re.compile(pattern, re.I) for pattern in (longest, first)]
+            likes, others = {}, {}
+            for phrase, sign in self._phrases.get(at, {}).items():
+                (likes if sign == SIGNS["<like>"] else others)[phrase] = sign
+            like, other = _any_of(likes), _any_of(others)
+            before = rf"(?:{like.pattern})(?={' ' * (locale == 'en')}(?:{other.pattern}))"
+            self._readings[at] = [[other, like], [re.compile(before, re.I), other, like]]
         return self._readings[at]
 
 

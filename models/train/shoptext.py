@@ -163,6 +163,10 @@ def _signed(shape: str, locale: str) -> Iterator[str]:
     name, thing, use, like, item = SIGNS.values()
     ways = {**dict.fromkeys("tx", (name, thing)), **dict.fromkeys("nm", thing), **dict.fromkeys("ijk", item), "f": use}
     ways["a"] = (like + " " * (locale == "en"), "")
+    # Two things side by side may be what the topic is called: dumbbells and kettlebells.
+    for both in ("{n} and {m}", "{n}与{m}"):
+        if both in shape:
+            yield from _signed(shape.replace(both, "{t}"), locale)
     pieces = re.split(r"\[([^\]]*)\]", shape)
     for whole in product(*(piece.split("|") if at % 2 else (piece,) for at, piece in enumerate(pieces))):
         open_ = re.split(r"\{(\w)\}", "".join(whole).replace("{a} ", "{a}"))

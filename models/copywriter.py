@@ -42,7 +42,7 @@ class Copywriter:
 
     def __init__(
         self, folder: Path, *, temperature: float = 0.9, top_k: int = 50, top_p: float = 0.95, max_tokens: int = 50,
-        samples: int = 4,
+        samples: int = 8,
     ) -> None:  # fmt: skip
         self.manifest = manifest.load(folder, "copywriter")
         self._sampling, self._samples = Sampling(temperature, top_k, top_p, max_tokens), samples

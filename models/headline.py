@@ -98,7 +98,7 @@ class Lexicon:
                 for category, phrases in of.items():
                     into = self._phrases.setdefault((locale, category), {})
                     into.update((phrase.lower(), SIGNS[kind]) for phrase in phrases)
-        self._readings: dict[tuple[str, str], list[re.Pattern[str]]] = {}
+        self._readings: dict[tuple[str, str], list[list[re.Pattern[str]]]] = {}
         self._ids: dict[str, str] = {}
         for of in names.values():
             for category, called in of.items():
@@ -163,7 +163,8 @@ class Lexicon:
         """
         at = locale, category
         if at not in self._readings:
-            likes, others = {}, {}
+            likes: dict[str, str] = {}
+            others: dict[str, str] = {}
             for phrase, sign in self._phrases.get(at, {}).items():
                 (likes if sign == SIGNS["<like>"] else others)[phrase] = sign
             like, other = _any_of(likes), _any_of(others)

@@ -239,7 +239,7 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
     )
     p.add_argument("--max-length", type=_whole(4, 64), default=50, metavar="N", help="tokens at most (default 50)")
     p.add_argument(
-        "--samples", type=count, default=4, metavar="N", help="of which the likeliest good one is kept (default 4)"
+        "--samples", type=count, default=8, metavar="N", help="of which the likeliest good one is kept (default 8)"
     )
     p.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed, the same headline (default 1)")
     p = add("models", None, "list the models that are served, look at one, verify one", "shopwindow models list")

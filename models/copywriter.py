@@ -42,13 +42,14 @@ class Copywriter:
 
     def __init__(
         self, folder: Path, *, temperature: float = 0.9, top_k: int = 50, top_p: float = 0.95, max_tokens: int = 50,
-        samples: int = 4,
+        samples: int = 8,
     ) -> None:  # fmt: skip
         self.manifest = manifest.load(folder, "copywriter")
         self._sampling, self._samples = Sampling(temperature, top_k, top_p, max_tokens), samples
         params: dict[str, Any] = self.manifest.params
         # A model that was not trained on a shop's interests has no names for them.
-        self.lexicon = Lexicon(params["names"] or {locale: {} for locale in LOCALES}, params.get("nouns"))
+        known = params["names"] or {locale: {} for locale in LOCALES}
+        self.lexicon = Lexicon(known, *(params.get(part) for part in ("nouns", "uses", "likes", "turns")))
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._reads_placeholders = self._tokenizer.token_to_id(TOPIC) is not None
         self._ends = frozenset(params.get("ends") or [self._tokenizer.token_to_id(END)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 LOCALES = ("en", "zh")
@@ -49,7 +50,7 @@ _DANGLING = re.compile(
     r"\b(?:a|an|about|and|(?<!you )are|as|(?<!looked )(?<!look )at|by|for|from|(?<!just )(?<!come )in|into|is|(?<!you )like|of|on|or|our|the|their|to|(?<!start )with|your)$",
     re.I,
 )
-_ENDS_OPEN = tuple(",，、:：;；&-—·") + tuple("的和与从")
+ENDS_OPEN = tuple(",，、:：;；&-—·") + tuple("的和与从")
 _CLUMSY = re.compile(
     r"([\u3400-\u9fff]{2,})\1|  |[,.:;!?\-，。：；！？、]{2}| [,.:;!?]|[,;:](?=[A-Za-z'’])"
     r"|\ba (?=[aeiou](?!ne\b|ni|se|ur))|\ban (?=[bcdfgjklmnpqrstvwxyz])",
@@ -58,6 +59,9 @@ _CLUMSY = re.compile(
 _STUTTER = re.compile(r"\b(\w+) \1\b|([\u3400-\u9fff])\2\2", re.I)
 _ECHO = re.compile(r"\b(\w+ \w+ \w+)\b.*\b\1\b|([\u3400-\u9fff]{4,}).*\2", re.I)
 _GIVEN = "\ufffc"  # stands where a given name stood
+# What a phrase is to a headline, and the sign that stands for it while neighbours are looked at.
+SIGNS = dict(zip(("<name>", "<thing>", "<use>", "<like>", "<item>"), "\ue000\ue001\ue002\ue003\ue004", strict=True))
+_KINDS = {sign: kind for kind, sign in SIGNS.items()}
 
 
 class Facts(NamedTuple):
@@ -70,18 +74,31 @@ class Facts(NamedTuple):
 
 
 class Lexicon:
-    """What headlines call the interests that the model has learnt, by language.
+    """What headlines call the interests that the model has learnt, by language, and how they speak.
 
     names: locale -> category -> names, the first is the one that prompts use. nouns: locale -> category -> things that
-    belong to it. Both may be said in a headline on the category, and in no other.
+    belong to it. Both may be said in a headline on the category, and in no other. uses, likes: locale -> category -> what
+    its things are for, and what they are like. turns: locale -> the neighbours that `neighbours` may find; without them
+    whatever neighbours will do.
     """
 
     def __init__(
         self,
         names: Mapping[str, Mapping[str, Sequence[str]]],
         nouns: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        uses: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        likes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        turns: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         self.names = names
+        self._turns = {locale: frozenset(of) for locale, of in (turns or {}).items()}
+        self._phrases: dict[tuple[str, str], dict[str, str]] = {}
+        for parts, kind in ((likes, "<like>"), (uses, "<use>"), (names, "<name>"), (nouns, "<thing>")):
+            for locale, of in (parts or {}).items():
+                for category, phrases in of.items():
+                    into = self._phrases.setdefault((locale, category), {})
+                    into.update((phrase.lower(), SIGNS[kind]) for phrase in phrases)
+        self._readings: dict[tuple[str, str], list[list[re.Pattern[str]]]] = {}
         self._ids: dict[str, str] = {}
         for of in names.values():
             for category, called in of.items():
@@ -118,6 +135,49 @@ class Lexicon:
                 if (category := said_of.get(glue.join(parts[start:end]))) is not None:
                     return category
         return None
+
+    def odd(self, text: str, facts: Facts) -> str | None:
+        """Two neighbours in a headline that stand side by side in none that the model has read."""
+        turns = self._turns.get(facts.locale)
+        if turns is None:
+            return None
+        text = _any_of(spoken_names(facts)).sub(SIGNS["<item>"], text)
+        category = self.known(facts.category)
+        if category is None and (interest := spoken_interest(facts.category, facts.locale)):
+            text = _any_of([interest]).sub(SIGNS["<name>"], text)
+        phrases = self._phrases.get((facts.locale, category or ""), {})
+        odd = None
+        for patterns in self._read(facts.locale, category or ""):
+            read = text
+            for pattern in patterns:
+                read = pattern.sub(lambda found: phrases[found[0].lower()], read)
+            odd = next((pair for pair in neighbours(read, facts.locale) if pair not in turns), None)
+            if odd is None:
+                return None
+        return odd
+
+    def _read(self, locale: str, category: str) -> list[list[re.Pattern[str]]]:
+        """Ways to find a category's phrases, each by patterns one after the other.
+
+        "Golden honey and syrups" is golden honey, or golden before honey and syrups; 多彩 is no word of 更多彩蛋.
+        """
+        at = locale, category
+        if at not in self._readings:
+            likes: dict[str, str] = {}
+            others: dict[str, str] = {}
+            for phrase, sign in self._phrases.get(at, {}).items():
+                (likes if sign == SIGNS["<like>"] else others)[phrase] = sign
+            like, other = _any_of(likes), _any_of(others)
+            before = rf"(?:{like.pattern})(?={' ' * (locale == 'en')}(?:{other.pattern}))"
+            self._readings[at] = [[other, like], [re.compile(before, re.I), other, like]]
+        return self._readings[at]
+
+
+def neighbours(text: str, locale: str) -> list[str]:
+    """Each two words (Chinese characters) side by side in a headline with SIGNS in it, "^" and "$" at its ends."""
+    found = re.findall(r"[\w'’\-]+|[^\w\s]" if locale == "en" else r"\S", text.lower())
+    words = ["^", *(_KINDS.get(word, word) for word in found), "$"]
+    return [f"{first} {second}" for first, second in pairwise(words)]
 
 
 class Brief(NamedTuple):
@@ -168,20 +228,18 @@ def spoken_names(facts: Facts) -> list[str]:
 def spoken_interest(category: str, locale: str) -> str:
     """A category that the model does not know, as a headline may call it; "" where it may not.
 
-    Of a path such as "Home > Kitchen" it is the last part; of an id such as "bird-watching" its words.
+    Of a path such as "Home > Kitchen" it is the last part; of an id such as "bird-watching" its words. As with names, a
+    Chinese page quotes what is in Latin letters ("cosplay"), while an English one says nothing that its reader cannot read.
     """
     last = [part for part in re.split(r"[>/|]", category) if part.strip()]
-    text = re.sub(r"[_\-]+", " ", last[-1]) if last else ""
-    # Its language must be the page's, for unlike a name it is a common word.
-    chinese = _CHINESE.search(text) is not None
-    return _spoken(text, locale, LONGEST_TOPIC) if chinese == (locale == "zh") else ""
+    return _spoken(re.sub(r"[_\-]+", " ", last[-1]) if last else "", locale, LONGEST_TOPIC)
 
 
 def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
     """None where the headline may be shown, else the reason why not.
 
     Only what was given may be said: the interest, its things, the items' names; no number, price, offer or claim, no
-    other interest, in the right language and a whole sentence.
+    other interest, in the right language and a whole sentence, each two words of which are neighbours in what was learnt.
     """
     if not 4 <= len(text) <= LONGEST:
         return "length"
@@ -221,13 +279,15 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
         return "off topic"
     if (other := lexicon.other(rest, facts.locale)) is not None:
         return f"speaks of {other}"
+    if lexicon.odd(text, facts) is not None:
+        return "not how headlines speak"
     return None
 
 
 def _sentence(text: str, rest: str) -> bool:
     return not (
         text != text.strip()
-        or text.endswith(_ENDS_OPEN)
+        or text.endswith(ENDS_OPEN)
         or text[0] in ",.:;!?'’&-，。：；！？、”》·"
         or rest[0].islower()
         or re.search(r"[a-z\ufffc][A-Z]", rest)

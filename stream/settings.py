@@ -179,7 +179,7 @@ class Settings:
     copy_top_k: int = _setting(50, _whole(1, 50), "sampling: among so many likeliest tokens")
     copy_top_p: float = _setting(0.95, _real(0.01, 1), "sampling: among the likeliest tokens of this total probability")
     copy_max_tokens: int = _setting(50, _whole(4, 64), "length of a headline, at most")
-    copy_samples: int = _setting(4, _whole(1, 16), "headlines drawn, of which the likeliest good one is kept")
+    copy_samples: int = _setting(8, _whole(1, 16), "headlines drawn, of which the likeliest good one is kept")
     log_level: str = _setting("WARNING", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "what is logged to stderr")
     log_format: str = _setting("text", _one_of("text", "json"), "lines for people, or a JSON object a line")
 

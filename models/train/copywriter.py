@@ -31,16 +31,16 @@ from models.checkpoint import build
 from models.copywriter import GRAPH, TOKENIZER
 from models.headline import END, ITEMS, LOCALES, TOPIC, prefix, prompt
 from models.train.recipe import ingredients, made_here
-from models.train.shoptext import SLOTS, Pair, pairs, said, shapes, spoken, texts, topics
+from models.train.shoptext import SLOTS, Pair, language, pairs, shapes, spoken, texts, topics
 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
 VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
 CHINESE_WORDS = 1500  # tokens of more than one character, at most
-PRETRAINING, FINE_TUNING = 300, 1300  # steps: about 25 minutes of one core
-WINDOWS, WINDOW = 24, 64  # texts one behind the other are read in windows of so many tokens
-PAIRS = 40  # of each language a step
-CHUNK = 20  # pairs that are computed together: of about one length
-RATE, WARM_UP = 2e-3, 60
+PRETRAINING, FINE_TUNING = 300, 1900  # steps: about 25 minutes of one core
+WINDOWS, WINDOW = 12, 64  # texts one behind the other are read in windows of so many tokens
+PAIRS = 24  # of each language a step
+CHUNK = 24  # pairs that are computed together: of about one length
+RATE, WARM_UP = 1.8e-3, 100
 SAVE_SECONDS, SAY_SECONDS = 60.0, 15.0
 SOME = 30  # steps, and lines of each, that the recipe tells of
 HELD_OUT = 400  # pairs of each group that the perplexity is measured on
@@ -105,8 +105,7 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
             "n_head": HEADS,
             "n_positions": POSITIONS,
             "vocabulary": tokenizer.get_vocab_size(),
-            "names": said("names"),
-            "nouns": said("nouns"),
+            **language(),
             "plan": plan._asdict(),
         },
         recipe=made_here({**of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),

@@ -4,7 +4,8 @@ python -m models.train.judge_copy [FOLDER] [--segments 1000] [--write]
 
 A line is held to be grammatical where it parses by the grammar of all shapes, the held-out ones among them, or where each
 window of three words (of three Chinese characters) occurs in generated text; names, things and occasions are one word each.
-The second rule is what admits a sentence that is new; it overlooks what is wrong over a longer distance.
+The second rule is what admits a sentence that is new; it overlooks what is wrong over a longer distance. A shape's adjective
+may be missing, for no sentence needs it. Plurals that speak of a mass ("so many honey") are errors whatever the shape.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import random
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,8 @@ _HOSTILE = (
     "Lamp 💥 only $9",
     "全网最低价台灯 9折",
 )
+_LONG = {"en": "Alderway Hand-Thrown Serving Bowl, Large", "zh": "北山手工陶土上菜大碗与配套木勺礼盒装"}
+_BATCH = 32  # segments whose headlines are drawn together
 _PHRASE, _OCCASION, _ITEM = "\ue000", "\ue001", "\ue002"
 
 
@@ -66,6 +69,7 @@ class Line(NamedTuple):
     grammatical: bool = False
     on_topic: bool = False
     claims: bool = False
+    named: bool = False  # whether it says the name of an item
 
 
 def segments(n: int, seed: int) -> list[Segment]:
@@ -79,10 +83,10 @@ def segments(n: int, seed: int) -> list[Segment]:
         unknown = [(interest, slot, False) for interest in strangers for slot in SLOTS]
         for of, share in ((known, n // 2), (unknown, n - n // 2)):
             chosen = rng.sample(of, min(share, len(of)))
-            while len(chosen) < share:
-                chosen.append(rng.choice(of))
+            chosen = [chosen[at % len(chosen)] for at in range(share)]
             for at, (category, slot, is_known) in enumerate(chosen):
-                titles = tuple(_name(rng, locale) for _ in range(at % 4))
+                # What comes again comes with other items.
+                titles = tuple(_name(rng, locale) for _ in range((at + at // len(of)) % 4))
                 found.append(Segment(Facts(locale, slot, category, titles), is_known))
     return found
 
@@ -91,7 +95,10 @@ def _name(rng: random.Random, locale: str) -> str:
     kind = rng.random()
     if kind < 0.08:
         return rng.choice(_HOSTILE)
-    tongue = "en" if kind < 0.16 else locale  # English names stand in Chinese shops
+    if kind < 0.12:
+        return _LONG[locale]
+    # English names stand in Chinese shops, and are said; Chinese ones in English pages are not.
+    tongue = {"en": "zh", "zh": "en"}[locale] if kind < 0.2 else locale
     first, last = (rng.choice(part.split("|")) for part in _NAMES[tongue])
     name = f"{first} {last}" if tongue == "en" else first + last
     return f"{name} {rng.randint(2, 9)}" if kind > 0.85 else name
@@ -101,29 +108,35 @@ def judged(folder: Path, asked: Sequence[Segment], seed: int) -> list[Line]:
     """What the model of the folder writes on each segment, and what is to be said of it."""
     once, often = Copywriter(folder, samples=1), Copywriter(folder)
     lines: list[Line] = []
-    for at, segment in enumerate(asked):
-        first = once.write([segment.facts], seed)[0] is not None
-        copy = often.write([segment.facts], seed)[0]
-        line = Line(segment, None, first)
-        if copy is not None:
-            parses = does_parse(copy.text, segment.facts)
-            line = Line(
-                segment, copy.text, first, parses, parses or sounds_right(copy.text, segment.facts),
-                is_on_topic(copy.text, segment.facts), does_claim(copy.text, segment.facts),
-            )  # fmt: skip
-        lines.append(line)
-        if at % 50 == 49:
-            print(f"\r{at + 1} of {len(asked)} segments", end="", file=sys.stderr, flush=True)
+    for at in range(0, len(asked), _BATCH):
+        batch = [segment.facts for segment in asked[at : at + _BATCH]]
+        both = zip(asked[at : at + _BATCH], once.write(batch, seed), often.write(batch, seed), strict=True)
+        lines += [line_of(segment, copy and copy.text, first is not None) for segment, first, copy in both]
+        print(f"\r{len(lines)} of {len(asked)} segments", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return lines
 
 
+def line_of(segment: Segment, text: str | None, first: bool) -> Line:
+    """What is to be said of a headline, or of none."""
+    if text is None:
+        return Line(segment, None, first)
+    facts = segment.facts
+    return Line(
+        segment, text, first, does_parse(text, facts), is_grammatical(text, facts), is_on_topic(text, facts),
+        does_claim(text, facts), any(name in text for name in spoken_names(facts)),
+    )  # fmt: skip
+
+
 def metrics(lines: Sequence[Line]) -> dict[str, float]:
-    """Shares by language and group; of the lines where not said otherwise, first_sample and passed of the segments."""
+    """Shares by language and group; of the lines where not said otherwise, first_sample and passed of the segments.
+
+    Each segment is of two groups: known or unknown, and with items or without.
+    """
     found: dict[str, float] = {}
     for locale in LOCALES:
-        for group, known in (("known", True), ("unknown", False)):
-            mine = [line for line in lines if line.segment.facts.locale == locale and line.segment.known == known]
+        for group, belongs in _GROUPS.items():
+            mine = [line for line in lines if line.segment.facts.locale == locale and belongs(line.segment)]
             written = [line for line in mine if line.text is not None]
             shares = {
                 "first_sample": (sum(line.first for line in mine), len(mine)),
@@ -132,11 +145,20 @@ def metrics(lines: Sequence[Line]) -> dict[str, float]:
                 "grammatical": (sum(line.grammatical for line in written), len(written)),
                 "parses": (sum(line.parses for line in written), len(written)),
                 "distinct": (len({line.text for line in written}), len(written)),
+                "named": (sum(line.named for line in written), len(written)),
             }
             at = f"{locale}.{group}."
             found |= {at + name: round(part / whole, 4) if whole else 0.0 for name, (part, whole) in shares.items()}
             found |= {at + "segments": len(mine), at + "claims": sum(line.claims for line in written)}
     return found
+
+
+_GROUPS: dict[str, Callable[[Segment], bool]] = {
+    "known": lambda segment: segment.known,
+    "unknown": lambda segment: not segment.known,
+    "with_items": lambda segment: bool(segment.facts.titles),
+    "without_items": lambda segment: not segment.facts.titles,
+}
 
 
 def is_on_topic(text: str, facts: Facts) -> bool:
@@ -154,6 +176,25 @@ def does_claim(text: str, facts: Facts) -> bool:
     for name in [*spoken_names(facts), spoken_interest(facts.category, facts.locale)]:
         rest = rest.replace(name, " ") if name else rest
     return BANNED.search(text) is not None or re.search(r"[\d%$€£¥￥]", rest) is not None
+
+
+def is_grammatical(text: str, facts: Facts) -> bool:
+    return (does_parse(text, facts) or sounds_right(text, facts)) and not counts_a_mass(text, facts)
+
+
+def counts_a_mass(text: str, facts: Facts) -> bool:
+    """True where English speaks of a mass as of several: "so many golden honey", "these furniture"."""
+    interest = _interest(facts)
+    if facts.locale != "en" or interest is None:
+        return False
+    own = sorted(_own("en", interest, "names") + _own("en", interest, "nouns"), key=len, reverse=True)
+    counted = re.compile(rf"\b(?:these|those|many|few)(?: [\w\-]+)?? ({'|'.join(map(re.escape, own))})\b", re.I)
+    return any(_is_mass(found[1]) for found in counted.finditer(text))
+
+
+def _is_mass(name: str) -> bool:
+    """Whether an English name has no plural: "honey", "running gear", not "lamps" or "tales of magic"."""
+    return not name.endswith(("s", "mice", "penne")) and re.search(r"s (?:for|on|of|to|that) ", name) is None
 
 
 def does_parse(text: str, facts: Facts) -> bool:
@@ -221,23 +262,31 @@ def _grammar(locale: str) -> list[re.Pattern[str]]:
     """A pattern for each shape."""
     like = {quality for of in topics()[0].values() for quality in of[locale].qualities}
     like |= {quality for of in LIKE.values() for quality in of}
-    quality = "(?:" + "|".join(map(re.escape, sorted(like, key=len, reverse=True))) + ")" + "的" * (locale == "zh")
-    put = {**dict.fromkeys("tnmx", _PHRASE), "f": _OCCASION, "a": quality, **dict.fromkeys("ijk", _ITEM)}
+    quality = "(?:" + "|".join(map(re.escape, sorted(like, key=len, reverse=True))) + ")"
+    short = "(?:" + "|".join(sorted(re.escape(one) for one in like if len(one) == 2)) + ")"
+    put = {**dict.fromkeys("tnmx", _PHRASE), "f": _OCCASION, **dict.fromkeys("ijk", _ITEM)}
+    # A word of two characters needs no 的 of its own after another.
+    put |= (
+        {"a": f"(?:{quality} )?"}
+        if locale == "en"
+        else {"a": f"(?:{quality}的)?", "的a": f"的(?:{quality}的|{short})?"}
+    )
     patterns = []
     for (of, slot), of_slot in shapes().items():
         for shape in of_slot if of == locale and slot != "text" else ():
             # "New ideas in {t}": what is an occasion of some topic is masked wherever it stands.
             text = _occasions(locale).sub(_OCCASION, shape.text.lower())
-            pieces = re.split(r"(\[[^\]]*\]|\{\w\})", text)
+            text = text.replace("{a} ", "{a}") if locale == "en" else text.replace("的{a}", "{的a}")
+            pieces = re.split(r"(\[[^\]]*\]|\{\w+\})", text)
             patterns.append(re.compile("".join(_pattern(piece, put) for piece in pieces)))
     return patterns
 
 
 def _pattern(piece: str, put: dict[str, str]) -> str:
     if piece.startswith("{"):
-        return put[piece[1]]
+        return put[piece[1:-1]]
     if piece.startswith("["):
-        ways = (re.split(r"(\{\w\})", way) for way in piece[1:-1].split("|"))
+        ways = (re.split(r"(\{\w+\})", way) for way in piece[1:-1].split("|"))
         return "(?:" + "|".join("".join(_pattern(part, put) for part in way) for way in ways) + ")"
     return re.escape(piece)
 

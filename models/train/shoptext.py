@@ -10,11 +10,12 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
-from models.headline import BANNED, ITEMS, LOCALES, TOPIC, Lexicon
+from models.headline import BANNED, ENDS_OPEN, ITEMS, LOCALES, SIGNS, TOPIC, Lexicon, neighbours
 
 SLOTS = ("for_you", "because_you_viewed", "in_your_categories", "trending", "fresh", "buy_again")
 _OF_A_TOPIC, _OF_ITEMS = frozenset("txnmfa"), "ijk"
@@ -23,6 +24,7 @@ _NEEDS_KNOWLEDGE = frozenset("tnmfa")
 LIKE = {"en": ("lovely", "thoughtful", "charming", "well-chosen", "fine"), "zh": ("贴心", "心动", "讨喜", "耐看")}
 _OWN_LIKE = 0.8
 _SPECIFIC = 0.6  # of the headlines on a topic that is known: at least so many say more than its name
+_NAMING = 0.7  # of the headlines whose prompt tells of items: so many name some
 # Interests that the model does not know, as words, so that it learns to copy: made of these.
 _HEADS = ("", "making", "gear", "supplies", "craft", "kits", "books", "art")
 _SYLLABLES = ("bra", "cor", "del", "fen", "gal", "hum", "jor", "kel", "lim", "mar", "nov", "ost", "pel", "quin", "rus", "sil",
@@ -113,11 +115,72 @@ def _lines(name: str) -> list[str]:
 @cache
 def lexicon() -> Lexicon:
     """What the model that is trained on this calls what it knows."""
-    return Lexicon(said("names"), said("nouns"))
+    return Lexicon(**language())
+
+
+def language() -> dict[str, Any]:
+    """All parts of the lexicon, as they stand in a model's manifest."""
+    return {**_phrases(), "turns": turns()}
+
+
+def _phrases() -> dict[str, dict[str, dict[str, list[str]]]]:
+    likes = said("qualities")
+    for locale, of in likes.items():
+        for category, own in of.items():
+            both = dict.fromkeys([*own, *LIKE[locale]])
+            of[category] = list(both) if locale == "en" else [form for like in both for form in _forms(like)]
+    return {"names": said("names"), "nouns": said("nouns"), "uses": said("occasions"), "likes": likes}
+
+
+def _forms(like: str) -> list[str]:
+    """A Chinese quality as it stands before a thing: a short one needs no 的."""
+    return [like + "的", like] if len(like) == 2 else [like + "的"]
+
+
+def turns() -> dict[str, list[str]]:
+    """locale -> the neighbours of all headlines (`headline.neighbours`), sorted."""
+    found = {}
+    for locale in LOCALES:
+        texts = {
+            text
+            for (of, slot), of_slot in shapes().items()
+            for shape in (of_slot if of == locale and slot != "text" else ())
+            for text in _signed(shape.text, locale)
+        }
+        # What a shape says of itself may be a phrase of some topic too: 心动 is a quality, and a word of headlines.
+        pairs = {pair for text in texts for pair in neighbours(text, locale)}
+        for sign, phrase in _all_phrases(locale):
+            inside = re.compile(rf"\b{re.escape(phrase)}\b" if locale == "en" else re.escape(phrase), re.I)
+            for text in texts:
+                if phrase in text.lower():
+                    pairs.update(neighbours(inside.sub(sign, text), locale))
+        found[locale] = sorted(pairs)
+    return found
+
+
+def _signed(shape: str, locale: str) -> Iterator[str]:
+    """All that a shape may become, with signs for what it leaves open. A thing may stand for a name, not the reverse."""
+    name, thing, use, like, item = SIGNS.values()
+    ways = {**dict.fromkeys("tx", (name, thing)), **dict.fromkeys("nm", thing), **dict.fromkeys("ijk", item), "f": use}
+    ways["a"] = (like + " " * (locale == "en"), "")
+    # Two things side by side may be what the topic is called: dumbbells and kettlebells.
+    for both in ("{n} and {m}", "{n}与{m}"):
+        if both in shape:
+            yield from _signed(shape.replace(both, "{t}"), locale)
+    pieces = re.split(r"\[([^\]]*)\]", shape)
+    for whole in product(*(piece.split("|") if at % 2 else (piece,) for at, piece in enumerate(pieces))):
+        open_ = re.split(r"\{(\w)\}", "".join(whole).replace("{a} ", "{a}"))
+        yield from map("".join, product(*(ways[piece] if at % 2 else (piece,) for at, piece in enumerate(open_))))
+
+
+def _all_phrases(locale: str) -> list[tuple[str, str]]:
+    """(sign, phrase in small letters) of all topics."""
+    parts = zip(SIGNS.values(), ("names", "nouns", "uses", "likes"), strict=False)
+    return [(sign, phrase.lower()) for sign, part in parts for of in _phrases()[part][locale].values() for phrase in of]
 
 
 def said(part: str) -> dict[str, dict[str, list[str]]]:
-    """locale -> category -> the part ("names" or "nouns") of its words."""
+    """locale -> category -> the part ("names", "nouns", "occasions" or "qualities") of its words."""
     return {locale: {id_: list(getattr(of[locale], part)) for id_, of in topics()[0].items()} for locale in LOCALES}
 
 
@@ -138,21 +201,14 @@ def _pair(rng: random.Random, locale: str, slot: str, held_out: bool) -> Pair | 
     # Half of the slots speak of the shopper's interest, half mostly of nothing in particular.
     about = slot in SLOTS[:3]
     # To name what it does not know is soon learnt; what is to be said of each topic takes most of the time.
-    kind = rng.choices(("known", "unknown", "words", "none"), (77, 11, 4, 8) if about else (67, 9, 3, 21))[0]
-    items = rng.choices((0, 1, 2, 3), (40, 15, 15, 30))[0]
-    naming = items > 0 and rng.random() < 0.5
-    fitting = [
-        shape
-        for shape in shapes()[locale, slot]
-        if shape.held_out == held_out
-        and shape.items <= items
-        and (shape.items > 0) == naming
-        and (shape.of_a_topic if kind == "known" else shape.of_any_interest if kind != "none" else not shape.of_a_topic)
-    ]
+    kind = rng.choices(("known", "unknown", "words", "none"), (81, 8, 3, 8) if about else (70, 7, 3, 20))[0]
+    items = rng.choices((0, 1, 2, 3), (50, 25, 10, 15))[0]
+    naming = items > 0 and rng.random() < _NAMING
+    fitting, specific = _fitting(locale, slot, kind, items, naming, held_out)
     if not fitting:
         return None
     if kind == "known" and rng.random() < _SPECIFIC:
-        fitting = [shape for shape in fitting if not shape.of_any_interest] or fitting
+        fitting = specific or fitting
     category, topic = "", ""
     if kind == "known":
         category = rng.choice(list(topics()[0]))
@@ -167,6 +223,22 @@ def _pair(rng: random.Random, locale: str, slot: str, held_out: bool) -> Pair | 
         words = Words(())
     headline = spoken(rng, rng.choice(fitting).text, locale, words)
     return Pair(locale, slot, topic, items, headline, category, held_out)
+
+
+@cache
+def _fitting(
+    locale: str, slot: str, kind: str, items: int, naming: bool, held_out: bool
+) -> tuple[list[Shape], list[Shape]]:
+    """The shapes for a prompt, and of them those that say more of a topic than its name."""
+    fitting = [
+        shape
+        for shape in shapes()[locale, slot]
+        if shape.held_out == held_out
+        and shape.items <= items
+        and (shape.items > 0) == naming
+        and (shape.of_a_topic if kind == "known" else shape.of_any_interest if kind != "none" else not shape.of_a_topic)
+    ]
+    return fitting, [shape for shape in fitting if not shape.of_any_interest]
 
 
 def unseen_slot(category: str) -> str:
@@ -195,16 +267,20 @@ def spoken(rng: random.Random, shape: str, locale: str, words: Words) -> str:
         put["n"], put["m"] = rng.sample(words.nouns, 2)
         put["f"] = rng.choice(words.occasions)
     if words.names:
-        # "The things for hikers corner" is none, nor are "things for hikers for long views" or "power banks: power banks".
-        put["x"] = rng.choice([name for name in words.names if not name.startswith("things ")])
+        # "The bags for every day corner" is none, nor are "things for hikers for long views" or "power banks: power banks".
+        put["x"] = rng.choice([name for name in words.names if " for " not in name])
         things = [put[slot] for slot in "nm" if f"{{{slot}}}" in text]
-        named = [name for name in words.names if "{f}" not in text or " for " not in name]
+        # Nor "rich things for painters".
+        plain = [name for name in words.names if "{a} {t}" not in text or not name.startswith("things ")]
+        named = [name for name in plain if "{f}" not in text or " for " not in name]
         put["t"] = rng.choice([name for name in named if not any(thing in name for thing in things)] or named)
     if words.nouns:
         near = put["n"] if "{a}{n}" in text.replace(" ", "") else put["t"]
-        own = [quality for quality in words.qualities if quality not in near]
-        quality = rng.choice(own if own and rng.random() < _OWN_LIKE else LIKE[locale])
-        put["a"] = quality + "的" if locale == "zh" else quality
+        own, any_ = ([like for like in of if like not in near] for of in (words.qualities, LIKE[locale]))
+        quality = rng.choice(own if own and rng.random() < _OWN_LIKE else any_)
+        # One 的 will do: 你会喜欢的柔软毛线. Longer words must have their own.
+        bare = locale == "en" or ("的{a}" in text and len(quality) == 2)
+        put["a"] = quality if bare else quality + "的"
     text = text.format_map(put)
     return text if text.startswith("<") else text[0].upper() + text[1:]
 
@@ -218,7 +294,7 @@ def invented(rng: random.Random, locale: str) -> str:
             word = f"{word} {head}".strip()
         else:
             word = "".join(rng.sample(_characters(), rng.choice((2, 2, 3, 4))))
-        if BANNED.search(word) is None and lexicon().other(word, locale) is None:
+        if BANNED.search(word) is None and not word.endswith(ENDS_OPEN) and lexicon().other(word, locale) is None:
             return word
 
 

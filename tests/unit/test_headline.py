@@ -211,8 +211,10 @@ def test_what_is_put_in_is_not_read_again() -> None:
         ("3D printing", "en", "3D printing"),
         ("书法", "zh", "书法"),
         ("文房/书法", "zh", "书法"),
-        ("书法", "en", ""),  # a common word of the other language is nothing to its reader
-        ("falconry", "zh", ""),
+        ("书法", "en", ""),  # whoever reads English cannot read it
+        ("falconry", "zh", "falconry"),  # as shops write it: 为你推荐：cosplay
+        ("Home > Retro Computing", "zh", "Retro Computing"),
+        ("best sellers", "zh", ""),
         ("c-104512", "en", ""),
         ("42", "en", ""),
         ("> /", "en", ""),
@@ -221,5 +223,64 @@ def test_what_is_put_in_is_not_read_again() -> None:
         ("特价", "zh", ""),
     ],
 )
-def test_an_interest_is_said_in_the_language_of_the_page_or_not_at_all(category: str, locale: str, said: str) -> None:
+def test_an_interest_is_said_where_the_reader_of_the_page_can_read_it(category: str, locale: str, said: str) -> None:
     assert spoken_interest(category, locale) == said
+
+
+def test_an_interest_in_the_other_language_is_quoted_in_chinese_and_left_out_in_english() -> None:
+    facts = Facts("zh", "for_you", "falconry")
+    told = brief(facts, LEXICON)
+    assert told.stands_for == {TOPIC: "falconry"}
+    assert guard(fill("为你推荐：<topic>", told.stands_for), facts, LEXICON) is None
+    assert guard("为你推荐的好物", facts, LEXICON) == "off topic"
+    facts = Facts("en", "for_you", "书法")
+    assert TOPIC not in brief(facts, LEXICON).prompt
+    assert guard("Good things picked for you", facts, LEXICON) is None
+    assert guard("Good things from the world of 书法", facts, LEXICON) == "language"
+
+
+SPOKEN = Lexicon(
+    LEXICON.names,
+    {"en": {"kitchen": ["ladles"], "lighting": []}, "zh": {"kitchen": ["汤勺"], "lighting": []}},
+    {"en": {"kitchen": ["home cooking"], "lighting": ["late reading"]}, "zh": {"kitchen": ["下厨时光"], "lighting": []}},
+    {"en": {"kitchen": ["copper", "copper kitchenware"], "lighting": []}, "zh": {"kitchen": ["实用的", "实用"]}},
+    {
+        "en": ["^ <name>", "<name> for", "for <use>", "^ <like>", "<like> <name>", "<use> $", "^ start", "start with",
+               "with <item>", "<item> $", "explore <name>", "^ explore", "<name> $", "so many", "^ so", "many <thing>",
+               "<thing> $"],
+        "zh": ["^ 为", "为 <use>", "<use> 挑", "挑 选", "选 的", "的 <like>", "<like> <thing>", "<thing> $"],
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "locale", "category", "titles", "odd"),
+    [
+        ("Kitchenware for home cooking", "en", "kitchen", (), None),
+        ("Copper kitchenware for home cooking", "en", "kitchen", (), None),  # however its words are told apart
+        ("Start with Oak Bench", "en", "kitchen", ("Oak Bench",), None),
+        ("Explore falconry", "en", "falconry", (), None),
+        ("So many ladles", "en", "kitchen", (), None),
+        ("So many kitchenware", "en", "kitchen", (), "many <name>"),
+        ("Kitchenware for late reading", "en", "kitchen", (), "for late"),  # which is what lamps are for
+        ("Kitchenware for home", "en", "kitchen", (), "for home"),
+        ("Kitchenware for ladles", "en", "kitchen", (), "for <thing>"),
+        ("Home cooking for kitchenware", "en", "kitchen", (), "^ <use>"),
+        ("为下厨时光挑选的实用汤勺", "zh", "kitchen", (), None),
+        ("为汤勺挑选的实用汤勺", "zh", "kitchen", (), "为 <thing>"),
+        ("为时光挑选的实用汤勺", "zh", "kitchen", (), "为 时"),
+    ],
+)
+def test_words_stand_side_by_side_only_where_they_did_in_what_was_learnt(
+    text: str, locale: str, category: str, titles: tuple[str, ...], odd: str | None
+) -> None:
+    assert SPOKEN.odd(text, Facts(locale, "for_you", category, titles)) == odd
+    assert LEXICON.odd(text, Facts(locale, "for_you", category, titles)) is None, (
+        "a model without turns says what it likes"
+    )
+
+
+def test_the_guard_refuses_what_is_odd() -> None:
+    facts = Facts("en", "for_you", "kitchen")
+    assert guard("Kitchenware for home cooking", facts, SPOKEN) is None
+    assert guard("Kitchenware for home", facts, SPOKEN) == "not how headlines speak"

@@ -8,9 +8,12 @@ from models.headline import ITEMS, TOPIC, Facts, fill
 from models.train.judge_copy import (
     Line,
     Segment,
+    counts_a_mass,
     does_claim,
     does_parse,
+    is_grammatical,
     is_on_topic,
+    line_of,
     metrics,
     segments,
     sounds_right,
@@ -38,6 +41,8 @@ def test_every_shape_parses_the_held_out_ones_too() -> None:
         ("From the world of", "en", "lighting"),
         ("为安静的夜晚的挑选灯具", "zh", "lighting"),
         ("灯具的的世界", "zh", "lighting"),
+        ("柔软毛线，与你很合拍的", "zh", "knitting"),
+        ("Soft for quiet evenings", "en", "lighting"),
     ],
 )
 def test_what_is_not_grammatical_is_not_held_to_be(text: str, locale: str, category: str) -> None:
@@ -85,5 +90,48 @@ def test_shares_are_of_the_segments_or_of_the_lines() -> None:
     found = metrics(lines)
     assert {name.rsplit(".", 1)[1]: value for name, value in found.items() if name.startswith("en.known")} == {
         "first_sample": 0.25, "passed": 0.5, "on_topic": 1.0, "grammatical": 1.0, "parses": 0.5, "distinct": 0.5,
-        "segments": 4, "claims": 0,
+        "named": 0.0, "segments": 4, "claims": 0,
     }  # fmt: skip
+    assert found["en.without_items.segments"] == 4
+    assert found["en.with_items.segments"] == found["zh.known.segments"] == 0
+
+
+def test_segments_with_items_are_counted_apart() -> None:
+    bare, told = (Segment(Facts("en", "for_you", "lighting", titles), known=True) for titles in ((), ("Oak Lamp",)))
+    lines = [line_of(bare, "Soft lamps", True), line_of(told, "Start with Oak Lamp", True), line_of(told, None, False)]
+    found = metrics(lines)
+    assert (found["en.with_items.segments"], found["en.with_items.passed"], found["en.with_items.named"]) == (2, 0.5, 1)
+    assert (found["en.without_items.segments"], found["en.without_items.named"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "category", "wrong"),
+    [
+        ("So many golden honey to discover", "honey", True),
+        ("So many honey to discover", "honey", True),
+        ("Those furniture, once again", "furniture", True),
+        ("So many honeycombs to discover", "honey", False),
+        ("So many lamps to discover", "lighting", False),
+        ("We hope you like these sturdy denim jackets", "denim", False),  # denim is a mass, its jackets are not
+        ("We hope you like these sturdy denim", "denim", True),
+        ("Even more golden honey to discover", "honey", False),
+    ],
+)
+def test_a_mass_is_not_counted(text: str, category: str, wrong: bool) -> None:
+    facts = Facts("en", "in_your_categories", category)
+    assert counts_a_mass(text, facts) == wrong
+    if wrong:
+        assert not is_grammatical(text, facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "locale", "category"),
+    [
+        ("Next to what you viewed: headphones and speakers for music lovers", "en", "audio"),  # without its adjective
+        ("为冬日夜晚挑选的柔软毛线", "zh", "knitting"),
+        ("为冬日夜晚挑选的柔软的毛线", "zh", "knitting"),
+        ("为冬日夜晚挑选的毛线", "zh", "knitting"),
+    ],
+)
+def test_an_adjective_may_be_missing_or_short(text: str, locale: str, category: str) -> None:
+    assert does_parse(text, Facts(locale, "for_you", category))

@@ -72,7 +72,8 @@ def test_what_was_trained_is_a_model_that_can_be_loaded(small: None, tmp_path: P
     pytest.importorskip("torch", reason="training needs torch: make setup-train")
     written = train(tmp_path, Plan(seed=1, pretraining=1, fine_tuning=1))
     assert manifest.load(tmp_path, "copywriter") == written
-    assert set(written.files) == {"gpt2.onnx", "tokenizer.json", "reference.npz"}
+    assert set(written.files) == {"gpt2.onnx", "reference.npz", "tokenizer.json"}
     assert isinstance(written.recipe, dict) and len(written.recipe["first_losses"]) == 4
+    assert set(written.params["turns"]) == {"en", "zh"}, "the guard is told how headlines speak"
     assert {f"{locale}.perplexity.held_out_topics" for locale in ("en", "zh")} <= set(written.metrics)
     assert len(Copywriter(tmp_path).write([Facts("en", "for_you", "lighting")], 1)) == 1

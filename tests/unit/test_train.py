@@ -100,6 +100,17 @@ def shopwindow(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
 
 
+def kill_at(training: subprocess.Popen[str], piece: Path) -> None:
+    """Kill it once this piece is finished, before its end."""
+    deadline = time.monotonic() + 240
+    while not piece.is_file():
+        assert training.poll() is None and time.monotonic() < deadline, f"it comes to {piece.name}"
+        time.sleep(0.01)
+    training.kill()
+    training.communicate()
+    assert piece.is_file(), "it was killed before its end"
+
+
 @needs_torch
 def test_the_ranker_learns_from_impressions_and_comes_to_the_same_after_a_kill(tmp_path: Path) -> None:
     one = simulate(Uniform(), 60, 20, seed=5)
@@ -120,15 +131,8 @@ def test_the_ranker_learns_from_impressions_and_comes_to_the_same_after_a_kill(t
         "judged by the newest",
     ):
         assert told in progress, progress
-    cut = start("cut")
     kept = tmp_path / "cut" / "ranker" / FOLDER
-    deadline = time.monotonic() + 240
-    while not (kept / "heads-logit.npz").is_file():
-        assert cut.poll() is None and time.monotonic() < deadline, "it comes to the logit's end"
-        time.sleep(0.01)
-    cut.kill()
-    cut.communicate()
-    assert kept.is_dir(), "it was killed before its end"
+    kill_at(start("cut"), kept / "heads-logit.npz")
     again = start("cut")
     _, progress = again.communicate()
     assert again.returncode == 0 and "heads-logit was finished before" in progress, progress
@@ -195,15 +199,8 @@ def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> 
     _, progress = whole.communicate()
     assert whole.returncode == 0, progress
     assert "s left" in progress and "finished before" not in progress
-    cut = start("cut")
     kept = tmp_path / "cut" / FOLDER
-    deadline = time.monotonic() + 240
-    while not (kept / "choices-1.npz").is_file():
-        assert cut.poll() is None and time.monotonic() < deadline, "it comes to its second part"
-        time.sleep(0.01)
-    cut.kill()
-    cut.communicate()
-    assert kept.is_dir(), "it was killed before its end"
+    kill_at(start("cut"), kept / "choices-1.npz")
     again = start("cut")
     _, progress = again.communicate()
     assert again.returncode == 0 and "finished before" in progress, progress

@@ -94,6 +94,11 @@ def examination(place: Floats, positions: int) -> Floats:
     return np.exp(log_e - log_e[0])  # type: ignore[no-any-return]
 
 
+def _scores(x: Floats, theta: Floats) -> Floats:
+    """(O,). A product by BLAS sums in another order with other threads, and gives another artefact."""
+    return np.einsum("of,f->o", x, theta)  # type: ignore[no-any-return]
+
+
 class _Batch(NamedTuple):
     """Some choices, ready for the descent; O offers in all."""
 
@@ -104,7 +109,7 @@ class _Batch(NamedTuple):
 
     def probabilities(self, theta: Floats) -> Floats:
         """Softmax among the offers of each choice. (O,)"""
-        scores = self.x @ theta
+        scores = _scores(self.x, theta)
         shares = np.exp(scores - np.repeat(np.maximum.reduceat(scores, self.starts), self.offers))
         return shares / np.repeat(np.add.reduceat(shares, self.starts), self.offers)  # type: ignore[no-any-return]
 
@@ -173,7 +178,7 @@ def fit(
             p = part.probabilities(theta)
             learnt -= float(np.log(p[part.chosen] + 1e-12).sum())
             p[part.chosen] -= 1.0
-            gradient = p @ part.x / len(part.offers) + 2 * l2 * theta
+            gradient = np.einsum("o,of->f", p, part.x) / len(part.offers) + 2 * l2 * theta
             step += 1
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
@@ -202,7 +207,7 @@ def cross_entropy(theta: Floats, choices: Choices, batch: int = 256) -> float:
 
 def _found_first(batch: _Batch, theta: Floats) -> npt.NDArray[np.bool_]:
     """(B,) True where no other offer scores as high as what was chosen."""
-    scores = batch.x[:, : len(theta)] @ theta
+    scores = _scores(batch.x[:, : len(theta)], theta)
     reached = np.add.reduceat((scores >= np.repeat(scores[batch.chosen], batch.offers)).astype(np.int64), batch.starts)
     return reached == 1  # type: ignore[no-any-return]
 

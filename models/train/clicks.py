@@ -106,8 +106,9 @@ def offered(positions: Iterator[Asked], clicks: Told, known: npt.NDArray[np.int6
         rows: Any = np.zeros(len(asked.click), ABOUT)
         rows["before"], rows["popularity"] = asked.before, known[clicks.item[asked.click]]
         about.append(rows)
-        found.append(asked.targets(clicks) >= 0)
-        for u, target in enumerate(asked.targets(clicks).tolist()):
+        targets = asked.targets(clicks)
+        found.append(targets >= 0)
+        for u, target in enumerate(targets.tolist()):
             if target >= 0:
                 phi.append(asked.phi[u, : asked.candidates.count[u]].astype(np.float16))
                 chosen.append(target)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from stream.catalog import TITLE_BITS, Catalog, showable
 from stream.ids import find
 from stream.jit import njit
+from stream.leaders import Leaders
 from stream.page import (
     GEN_ANCHOR,
     GEN_BOUGHT,
@@ -21,7 +22,7 @@ from stream.page import (
     GEN_TOGETHER,
 )
 from stream.profile import CART, TOP, is_hidden
-from stream.signals import NEAR, Leaders, Signals
+from stream.signals import NEAR, Signals
 
 Rows = npt.NDArray[np.void]
 CANDIDATES = 256

@@ -15,6 +15,7 @@ DOMAIN = (
     "records",
     "catalog",
     "signals",
+    "leaders",
     "retrieval",
     "rules",
     "slots",

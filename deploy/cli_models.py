@@ -146,11 +146,11 @@ def evaluate(settings: Settings, given: argparse.Namespace) -> int:
 
 def _told(given: argparse.Namespace, files: Sequence[Clicks]) -> dict[str, str]:
     """What was asked and of which data, for the report."""
-    from deploy.train import source
+    from deploy.train_data import source_of
 
     told = {"command": given.command, "history model": "no" if not given.history else "yes, where torch is installed"}
     for name, path, clicks in zip(("train", "test"), (given.train, given.test), files, strict=True):
-        of = source([path], clicks)
+        of = source_of([path], clicks.time)
         told[name] = f"{path.name}: {len(clicks.item):,} clicks in {len(clicks.ends):,} sessions"
         told[f"{name}, times"] = " to ".join(of.range or ())
         told[f"{name}, hash"] = of.hash or ""

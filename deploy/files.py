@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import msgspec
-
 from stream.catalog import ItemError, decode_item
 from stream.events import KINDS, TOPIC_KINDS
 
@@ -33,23 +31,24 @@ class Outgoing(NamedTuple):
 
 @contextmanager
 def opened(path: str) -> Iterator[IO[str]]:
-    """A text file, gzip or plain, or stdin for "-". Raises InputError where it cannot be read."""
+    """A text file or pipe, gzip or plain, or stdin for "-". Raises InputError where it cannot be read.
+
+    It is UTF-8, with or without a mark at its beginning; bytes that are not come through as lone surrogates.
+    """
     if path == "-":
-        yield io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape")
+        yield io.TextIOWrapper(sys.stdin.buffer, "utf-8-sig", "surrogateescape")
         return
     try:
         raw = Path(path).open("rb")  # noqa: SIM115 - closed below, whichever wrapper reads it
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     with raw:
-        first = raw.read(len(ZSTD))
-        if first == ZSTD:
+        first = raw.peek(len(ZSTD))
+        if first.startswith(ZSTD):
             raise InputError(f"{path} is packed by zstd, which is not read here; unpack it first: zstd -d {path}")
-        packed = first[: len(GZIP)] == GZIP
-        raw.seek(0)
-        binary: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        binary: Any = gzip.GzipFile(fileobj=raw) if first.startswith(GZIP) else raw
         try:
-            yield io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
+            yield io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path} is a damaged gzip file ({error})") from None
 
@@ -71,6 +70,11 @@ def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
         yield Outgoing(topic, key, value)
 
 
+def _item_json(item: Any) -> bytes:
+    """Of whatever JSON knows, so that `decode_item` may say what is wrong with it."""
+    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
 def item_records(path: str) -> tuple[list[Outgoing], list[str]]:
     """The good items of a file, JSON lines or one array, and what is wrong with the others. Raises InputError."""
     with opened(path) as file:
@@ -78,11 +82,12 @@ def item_records(path: str) -> tuple[list[Outgoing], list[str]]:
     values: list[bytes]
     if text.lstrip().startswith("["):
         try:
-            values = [msgspec.json.encode(item) for item in json.loads(text)]
+            values = [_item_json(item) for item in json.loads(text)]
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no JSON array ({error})") from None
     else:
-        values = [line.encode("utf-8", "surrogateescape") for line in text.splitlines() if line.strip()]
+        # Not `splitlines`: a JSON string may hold other ends of lines than these.
+        values = [line.encode("utf-8", "surrogateescape") for line in text.split("\n") if line.strip()]
     good, problems = [], []
     for number, value in enumerate(values, 1):
         try:

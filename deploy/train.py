@@ -12,12 +12,11 @@ import numpy as np
 
 from deploy.recipe import EPOCHS, ROUNDS, SHAPE, SHOPS, of_history, of_ranker
 from deploy.simulation import Uniform, simulate
-from deploy.train_data import data_kind, files_hash, read_catalog, read_events
-from deploy.train_impressions import range_of, train_on_impressions
+from deploy.train_data import data_kind, files_hash, read_catalog, read_events, source_of
+from deploy.train_impressions import train_on_impressions
 from models.clickstream import Clicks, read
 from models.eventlog import EventLog, items_of
 from models.history import History
-from models.manifest import Source
 from models.ranker import Ranker, Scorer
 from models.train.behaviour import Behaviour
 from models.train.clicks import offered
@@ -98,7 +97,7 @@ def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path,
     from models.train import clicks, half_lives
 
     shop_with, log, told = _told(data, catalog)
-    of = source([*data, *([catalog] if catalog else [])], log)
+    of = source_of([*data, *([catalog] if catalog else [])], log.time)
     bench = Bench(out, f"{what} {of.hash} {seed}", say)
     shop = shop_with(half_lives=half_lives.chosen(shop_with, log, say, bench))
     fitted = clicks.train(shop, log, say, seed=seed, bench=bench)
@@ -137,7 +136,9 @@ def _told(data: Sequence[Path], catalog: Path | None) -> tuple[Callable[..., Sho
     return (
         partial(Shop, [str(id) for id in items["id"].tolist()], items),
         log,
-        told + (f", {events.bad:,} lines refused" if events.bad else ""),
+        told
+        + (f", {events.refused:,} lines refused" if events.refused else "")
+        + (f", {events.erased:,} events of shoppers who asked to be erased left out" if events.erased else ""),
     )
 
 
@@ -233,11 +234,6 @@ def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, bench: B
         return offered(walk(shop, log, ask=True, learn=True, first=half), log, known).arrays()
 
     return Choices(**bench.once("unseen", asked))
-
-
-def source(data: Sequence[Path], log: Clicks | EventLog) -> Source:
-    """Hash and range of times of the files of what was done."""
-    return Source(files_hash(data), range_of(log.time))
 
 
 def _now() -> str:

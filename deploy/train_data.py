@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.files import InputError, event_records, item_records, opened
-from models.eventlog import distinct
+from models.eventlog import distinct, without_erased
+from models.manifest import Source
 from stream.catalog import Catalog
 from stream.events import EVENT, FUTURE_TOLERANCE, decode_run
 
@@ -23,21 +25,29 @@ Say = Callable[[str], None]
 Holds = Literal["clickstream", "events", "impressions"]
 CHUNK = 4096  # lines that are decoded together
 TOLD = 20  # bad lines that are told of one by one
+TOLD_EVERY = 250_000  # lines
 NO_CLOCK = 4e9  # s; a file's lines have no time of arrival, so that none of them is from the future
-IMPRESSION = "impression/1"
+_IMPRESSION = re.compile(r'"schema"\s*:\s*"impression/1"')
+
+
+def is_impression(line: str) -> bool:
+    """True for a line that says so of itself, however the rest of it is torn."""
+    return _IMPRESSION.search(line) is not None
 
 
 def holds(path: Path) -> Holds:
     """By the first line: a JSON object is an event or an impression, all else the header of a clickstream. Raises InputError."""
+    if str(path) == "-" or path.is_fifo():
+        raise InputError(f"{path} can be read but once, and training reads its data twice; write it to a file first")
     with opened(str(path)) as lines:
-        first = next((line for line in lines if line.strip()), "").lstrip("\ufeff \t")
+        first = next((line for line in lines if line.strip()), "").lstrip()
+    if not first:
+        raise InputError(f"{path} is empty; expected a clickstream (SessionId, ItemId, Time) or one JSON object a line")
+    if first.startswith("["):
+        raise InputError(f"{path} is a JSON array; expected one JSON object a line: jq -c '.[]' {path} > lines.jsonl")
     if not first.startswith("{"):
         return "clickstream"
-    try:
-        found = json.loads(first)
-    except (ValueError, RecursionError):
-        return "events"
-    return "impressions" if found.get("schema") == IMPRESSION else "events"
+    return "impressions" if is_impression(first) else "events"
 
 
 def data_kind(paths: Sequence[Path]) -> Holds:
@@ -55,12 +65,25 @@ def files_hash(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         if path.is_file():
-            digest.update(path.read_bytes())
+            with path.open("rb") as file:
+                while part := file.read(1 << 20):
+                    digest.update(part)
     return "sha256:" + digest.hexdigest()
 
 
-class Bad:
-    """Lines that are refused: the first ones told at once, all of them counted."""
+def source_of(paths: Sequence[Path], times: npt.NDArray[np.float64]) -> Source:
+    """Hash of the files, and range of the times (s since the epoch, one at least) of what was done in them."""
+    return Source(files_hash(paths), range_of(times))
+
+
+def range_of(times: npt.NDArray[np.float64]) -> tuple[str, str]:
+    """The first and the last of times (s since the epoch, one at least), in ISO 8601."""
+    first, last = (datetime.fromtimestamp(float(time), UTC).isoformat() for time in (times.min(), times.max()))
+    return first, last
+
+
+class Refusals:
+    """Of lines or records: the first ones told at once, all of them counted."""
 
     def __init__(self, say: Say) -> None:
         self._say, self.count = say, 0
@@ -70,48 +93,59 @@ class Bad:
         if self.count <= TOLD:
             self._say(f"{where}: {why}; left out")
         elif self.count == TOLD + 1:
-            self._say("more lines are refused; the end says how many")
+            self._say("more are refused; the end says how many")
+
+    def sum_up(self, what: str) -> None:
+        """Say how many of `what` there were, if any."""
+        if self.count:
+            self._say(f"{self.count:,} {what} were refused and left out")
 
 
 class Events(NamedTuple):
-    rows: Rows  # (n,) EVENT, in the order of the files, each event once
+    rows: Rows  # (n,) EVENT, in the order of the files, each event once, none of whom has been erased
     lines: int
-    bad: int
+    refused: int  # lines
     twice: int  # events that came again
+    erased: int  # events before their shoppers asked to be erased
 
 
-def numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, from 1. Raises InputError."""
+def numbered(path: Path, say: Say) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, from 1; tells how far it is. Raises InputError."""
     with opened(str(path)) as lines:
         for number, line in enumerate(lines, 1):
+            if number % TOLD_EVERY == 0:
+                say(f"{path}: {number:,} lines read")
             if line.strip():
                 yield number, line
 
 
 def read_events(paths: Sequence[Path], say: Say) -> Events:
-    """Raises InputError where a file cannot be read, or where no line of all is an event."""
+    """Raises InputError where a file cannot be read, or where no event is left to learn from."""
     found: list[Rows] = [np.zeros(0, EVENT)]
-    bad, count = Bad(say), 0
+    refusals, count = Refusals(say), 0
     for path in paths:
-        lines = numbered(path)
+        lines = numbered(path, say)
         while chunk := list(islice(lines, CHUNK)):
-            found.append(_decoded(path, chunk, bad))
+            found.append(_decoded(path, chunk, refusals))
             count += len(chunk)
-            if count // 250_000 > (count - len(chunk)) // 250_000:
-                say(f"{count:,} lines read")
     rows = np.concatenate(found)
+    names = ", ".join(map(str, paths))
     if not len(rows):
-        raise InputError(f"{', '.join(map(str, paths))}: none of {count} lines is an event")
+        raise InputError(f"{names}: none of {count:,} lines is an event")
     once = distinct(rows)
     twice = int((rows["part"] == 0).sum() - (once["part"] == 0).sum())
-    if bad.count:
-        say(f"{bad.count:,} of {count:,} lines were refused and left out")
+    refusals.sum_up(f"of {count:,} lines")
     if twice:
         say(f"{twice:,} events came more than once (same shopper, source and id) and count once")
-    return Events(once, count, bad.count, twice)
+    kept = without_erased(once)
+    if kept.events:
+        say(f"{kept.events:,} events of {kept.shoppers:,} shoppers who asked to be erased are left out")
+    if not len(kept.rows):
+        raise InputError(f"{names}: all shoppers asked to be erased, so that there is nothing to learn from")
+    return Events(kept.rows, count, refusals.count, twice, kept.events)
 
 
-def _decoded(path: Path, lines: Sequence[tuple[int, str]], bad: Bad) -> Rows:
+def _decoded(path: Path, lines: Sequence[tuple[int, str]], refusals: Refusals) -> Rows:
     """(n,) EVENT in the order of the lines."""
     records, numbers = defaultdict(list), defaultdict(list)
     for number, line in lines:
@@ -128,17 +162,19 @@ def _decoded(path: Path, lines: Sequence[tuple[int, str]], bad: Bad) -> Rows:
         parts.append(decoded.rows)
         at.append(np.array(numbers[topic], np.int64)[decoded.rows["record"]])
     for number, message in sorted(refused):
-        bad.add(f"{path} line {number}", message)
+        refusals.add(f"{path} line {number}", message)
     return np.concatenate(parts)[np.argsort(np.concatenate(at), kind="stable")]
 
 
 def read_catalog(path: Path, say: Say) -> Catalog:
-    """JSON lines or one array of schema item/1; bad items are told of and left out. Raises InputError."""
+    """JSON lines or one array of schema item/1; bad items are told of and left out. Raises InputError where none is good."""
     good, problems = item_records(str(path))
-    bad = Bad(say)
+    refusals = Refusals(say)
     for problem in problems:
-        bad.add(str(path), problem)
+        refusals.add(str(path), problem)
+    if not good:
+        raise InputError(f"{path}: none of {len(problems):,} lines is an item (shopwindow schemas shows what one is)")
     catalog = Catalog()
     catalog.apply([(record.key or b"", record.value) for record in good])
-    say(f"{path}: {len(good):,} items" + (f", {bad.count:,} refused and left out" if bad.count else ""))
+    say(f"{path}: {len(good):,} items" + (f", {refusals.count:,} refused and left out" if problems else ""))
     return catalog

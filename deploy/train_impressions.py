@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.files import InputError, event_records
-from deploy.train_data import IMPRESSION, Bad, files_hash, numbered
+from deploy.train_data import Refusals, files_hash, is_impression, numbered, range_of
 from models.manifest import ManifestError, Source
 from models.ranker import HEAD, Ranker
 from models.train.heads import fit_heads
@@ -23,7 +22,7 @@ from models.train.judge import page_figures
 from models.train.progress import of_stretch
 from models.train.ranker import Choices, examination, export
 from models.train.resume import FOLDER, Arrays, Bench
-from stream.events import Behaviour, EventError, decode
+from stream.events import EventError, decode
 from stream.signals import HALF_LIVES
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ LIMITS = (
     "features carry over. Examination is taken to depend on the position alone."
 )
 TOLD_POSITIONS = (1, 2, 5, 10, 20, 30)
+TOPICS = ("clicks", "purchases", "privacy")  # of clicks on pages, and of consent and erasure
 
 
 def train_on_impressions(
@@ -56,24 +56,25 @@ def train_on_impressions(
             say(f"{count:,} clicks are left out: {why}")
         return {"time": joined.time, **joined.choices.arrays()}
 
-    if not data and bench.get("choices") is not None:
+    if not data and "choices" in bench:
         say(
-            f"goes on with what was read from the topics before it was stopped; remove {folder / FOLDER} to read them anew"
+            "goes on with what was read from the topics before it was stopped; where shoppers have asked to be erased "
+            f"since, remove {folder / FOLDER} to read them anew"
         )
     arrays = bench.once("choices", gathered)
     time = arrays.pop("time")
     choices = Choices(**arrays)
-    if len(choices.chosen):
-        say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
+    say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
     fitted, head = fit_heads(choices, say, seed=seed, bench=bench)
     served = _served(settings, say)
     figures = page_figures(choices, fitted, head, None if served is None else _scores(served, choices))
     e = examination((fitted if head is None else head).place, max(TOLD_POSITIONS))
     eye = {k: float(e[k - 1]) for k in TOLD_POSITIONS}
-    _tell(time[choices.held], figures, eye, say)
+    _say_figures(time[choices.held], figures, eye, say)
     figures |= {f"position {k}/examination": value for k, value in eye.items()}
+    names = ", ".join(path.name for path in data) or "the topics"
     export(
-        folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {', '.join(p.name for p in data) or 'the topics'}", created,
+        folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {names}", created,
         {"choices": float(len(choices.chosen)), **figures}, head, LIMITS,
         Source(files_hash(data) if data else _digest(choices), range_of(time)),
         half_lives=HALF_LIVES if served is None else served.half_lives,
@@ -84,53 +85,48 @@ def train_on_impressions(
 
 def from_files(paths: Sequence[Path], say: Say) -> Joined:
     """JSON lines: impressions, and the events that tell of the clicks on them, in any file and order. Raises InputError."""
-    bad = Bad(say)
+    refusals = Refusals(say)
     found = PageClicks()
-    for event in _events(paths, bad):
-        found.add(event)
-    clicks, lost = found.taken()
-    join = Join(clicks, bad.add)
     for path in paths:
-        for number, line in numbered(path):
-            if IMPRESSION in line[:80]:
+        for number, line in numbered(path, say):
+            if not is_impression(line):
+                for record in event_records([line]):
+                    try:
+                        found.add(decode(record.value, record.key, record.topic))
+                    except EventError as error:
+                        refusals.add(f"{path} line {number}", error.message)
+    clicks, lost = found.taken()
+    join = Join(clicks, refusals.add)
+    for path in paths:
+        for number, line in numbered(path, say):
+            if is_impression(line):
                 join.add(f"{path} line {number}", line.strip().encode("utf-8", "surrogateescape"))
-    if bad.count:
-        say(f"{bad.count:,} lines were refused and left out")
+    refusals.sum_up("lines")
     return _some(join.joined(), lost, f"{', '.join(map(str, paths))}")
 
 
-def _events(paths: Sequence[Path], bad: Bad) -> Iterator[Behaviour]:
-    for path in paths:
-        for number, line in numbered(path):
-            if IMPRESSION in line[:80]:
-                continue
-            for record in event_records([line]):
-                try:
-                    yield decode(record.value, record.key, record.topic)
-                except EventError as error:
-                    bad.add(f"{path} line {number}", error.message)
-
-
 async def from_topics(settings: Settings, say: Say) -> Joined:
-    """Of the topics as far as they go now: clicks first, so that of all impressions only their pages are kept."""
+    """Of the topics as far as they go now: events first, so that of all impressions only those clicked on are kept.
+
+    Raises NoBroker, LookupError where a topic is missing, InputError.
+    """
     from stream.kafka.broadcast import read_topic
 
     found, refused = PageClicks(), 0
-    for topic in ("clicks", "privacy"):  # in privacy stands who refused consent
+    for topic in TOPICS:
         async for record in read_topic(settings, topic, of_stretch(f"records of {topic} read", say)):
             try:
-                found.add(decode(record.value, record.key, topic))
+                found.add(decode(record.value, record.key, topic), record.timestamp / 1000)
             except EventError:
                 refused += 1
     if refused:
         say(f"{refused:,} records are no events and left out; shopwindow dead-letters list tells why")
     clicks, lost = found.taken()
-    bad = Bad(say)
-    join = Join(clicks, bad.add)
+    refusals = Refusals(say)
+    join = Join(clicks, refusals.add)
     async for record in read_topic(settings, "impressions", of_stretch("records of impressions read", say)):
         join.add(f"impressions partition {record.partition} offset {record.offset}", record.value)
-    if bad.count:
-        say(f"{bad.count:,} impressions were refused and left out")
+    refusals.sum_up("impressions")
     return _some(join.joined(), lost, f"the topics clicks and impressions at {settings.broker}")
 
 
@@ -149,12 +145,13 @@ def _some(joined: Joined, lost: Counter[str], where: str) -> Joined:
 def _served(settings: Settings, say: Say) -> Ranker | None:
     """The ranker that serves now, whose pages taught and whose signals the new one will read; None where none does."""
     folder = settings.models_dir / "ranker"
+    head = settings.head if (folder / HEAD).is_file() else "logit"
     try:
-        served = Ranker(folder, settings.head if (folder / HEAD).is_file() else "logit")
+        served = Ranker(folder, head)
     except ManifestError as error:
         say(f"the new ranker is compared with none that serves: {error}")
         return None
-    say(f"compared with the {settings.head} of {folder}, {served.version[:19]}")
+    say(f"compared with the {head} of {folder}, {served.version[:19]}")
     return served
 
 
@@ -172,8 +169,8 @@ def _scores(served: Ranker, choices: Choices) -> npt.NDArray[np.float64]:
     return scores
 
 
-def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], eye: dict[int, float], say: Say) -> None:
-    """held: times of the held-out clicks. eye: examination of positions, from 1, as the head that serves by default has it."""
+def _say_figures(held: npt.NDArray[np.float64], figures: dict[str, float], eye: dict[int, float], say: Say) -> None:
+    """held: (H,) times of the held-out clicks, s. eye: examination of positions, from 1, as the head that serves by default has it."""
     first, last = range_of(held)
     say(f"judged by the newest {len(held):,} clicks, {first} to {last}; per click, with each one's own examination:")
     names = {"served_": "that serves", "": "new logit", "mlp_": "new MLP"}
@@ -188,11 +185,6 @@ def _tell(held: npt.NDArray[np.float64], figures: dict[str, float], eye: dict[in
     best = there[-1][0]
     if figures.get("served_loss", np.inf) < figures[best + "loss"]:
         say("the new ranker foresees these clicks worse than the one that serves; keep that one, or learn from more")
-
-
-def range_of(time: npt.NDArray[np.float64]) -> tuple[str, str]:
-    first, last = (datetime.fromtimestamp(float(t), UTC).isoformat() for t in (time.min(), time.max()))
-    return first, last
 
 
 def _digest(choices: Choices) -> str:

@@ -2,12 +2,12 @@
 
 A choice to learn from is a click, view or purchase that begins a step of its session. As for the signals, a click and the
 view that follows it, or a view and its addition to the cart, are one step. Additions to the cart, searches and the rest
-are folded and not foreseen.
+are folded and not foreseen. What a shopper did until she asked to be erased is not looked at.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from models.clickstream import Block
 from models.walk import bare_items
 from stream.activity import GAP_KINDS, SESSION_GAP
 from stream.catalog import AVAILABLE, Catalog
-from stream.events import BUY, CLICK, VIEW
+from stream.events import BUY, CLICK, CONSENT, ERASE, EVENT, VIEW
 from stream.ids import IdIndex
 from stream.jit import njit
 from stream.rows import rows_at
@@ -144,6 +144,43 @@ def distinct(events: Rows) -> Rows:
     kept = np.zeros(len(heads), np.bool_)
     kept[first] = True
     return rows_at(events, np.flatnonzero(np.repeat(kept, np.diff(heads, append=len(events)))))
+
+
+class Kept(NamedTuple):
+    """What may be learnt from, and what may not."""
+
+    rows: Rows  # (n,) EVENT
+    events: int  # that are left out
+    shoppers: int  # whose they were
+
+
+def without_erased(events: Rows) -> Kept:
+    """(n,) EVENT, the parts of one event together, less what shoppers did until they asked to be erased, by event time.
+
+    That is all that they did under the id that asks, whatever the order of arrival. If what they said last of consent was
+    a refusal, it stays, as an event of nothing else: it holds for what they do later.
+    """
+    asked = events[events["kind"] == ERASE]
+    if not len(asked):
+        return Kept(events, 0, 0)
+    shoppers, of = np.unique(asked["shopper"], return_inverse=True)
+    until = np.full(len(shoppers), -np.inf)  # (E,) s, of each shopper's last request
+    np.maximum.at(until, of, asked["time"])
+    place = np.minimum(np.searchsorted(shoppers, events["shopper"]), len(shoppers) - 1)
+    gone = (shoppers[place] == events["shopper"]) & (events["time"] <= until[place])  # (n,)
+    heads = gone & (events["part"] == 0)
+    lost = events[heads & (events["kind"] != ERASE)]
+    told = events[heads & (events["consent"] != 0)]
+    told = told[np.argsort(told["time"], kind="stable")[::-1]]
+    _, last = np.unique(told["shopper"], return_index=True)
+    last = last[told["consent"][last] < 0]
+    refusals: Any = np.zeros(len(last), EVENT)
+    for field in ("shopper", "id", "time", "consent"):
+        refusals[field] = told[field][last]
+    refusals["kind"] = CONSENT
+    return Kept(
+        np.concatenate([rows_at(events, np.flatnonzero(~gone)), refusals]), len(lost), len(np.unique(lost["shopper"]))
+    )
 
 
 def items_of(events: Rows, catalog: Catalog | None) -> Rows:

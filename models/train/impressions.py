@@ -12,6 +12,7 @@ import base64
 import binascii
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +21,17 @@ import numpy.typing as npt
 
 from models.phi import F, features_hash
 from models.train.ranker import HELD, Choices
-from stream.events import Behaviour, locale_code, shopper_key
+from stream.events import (
+    EARLIEST,
+    ERASE,
+    FUTURE_TOLERANCE,
+    KINDS,
+    LATEST,
+    Behaviour,
+    EventError,
+    locale_code,
+    shopper_key,
+)
 from stream.page import POSITIONS, Impression, unpacked_phi
 from stream.slots import SLOTS
 
@@ -39,6 +50,7 @@ class PageClick(NamedTuple):
     shopper: str
     item: str
     locale: int  # code of stream.events
+    erased: float = 0.0  # s; until when nothing is to be learnt of the shopper
 
 
 class Joined(NamedTuple):
@@ -52,11 +64,15 @@ class Joined(NamedTuple):
 class _Page(NamedTuple):
     """What is kept of an impression. n items."""
 
+    time: float  # s, of the event that the page answered
     shopper: str
     items: list[str]
     phi: npt.NDArray[np.float16]  # (n, F)
     slots: list[int]
     explored: list[bool]
+
+
+ERASED = "their shoppers asked to be erased"
 
 
 class PageClicks:
@@ -68,12 +84,21 @@ class PageClicks:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], PageClick] = {}
         self._says: dict[str, tuple[float, bool]] = {}  # by shopper: when she last spoke of consent, and if she refused
+        self._erased: dict[str, float] = {}  # by shopper: when she last asked to be erased, s
         self._nowhere = 0
 
-    def add(self, event: Behaviour) -> None:
-        data, shopper, time = event.data, shopper_key(event), event.time.timestamp()
+    def add(self, event: Behaviour, arrived: float = np.inf) -> None:
+        """arrived: s; as in serving an event comes at most FUTURE_TOLERANCE after it. Raises EventError for a time that cannot be."""
+        data, shopper = event.data, shopper_key(event)
+        time = min(event.time.timestamp(), arrived + FUTURE_TOLERANCE)
+        if not EARLIEST <= time <= LATEST:
+            raise EventError(
+                "out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038"
+            )
         if data.consent is not None and data.consent.personalization is not None:
             self._says[shopper] = max(self._says.get(shopper, (0.0, False)), (time, not data.consent.personalization))
+        if event.type == KINDS[ERASE]:
+            self._erased[shopper] = max(self._erased.get(shopper, 0.0), time)
         if event.type not in ("select_item", "view_item") or not data.items:
             return
         page = data.attribution.page_id if data.attribution is not None else None
@@ -86,11 +111,14 @@ class PageClicks:
 
     def taken(self) -> tuple[list[PageClick], Counter[str]]:
         """The newest MOST in order of time; how many clicks are left out, by reason."""
-        kept = sorted(click for click in self._found.values() if not self._says.get(click.shopper, (0.0, False))[1])
+        allowed = [click for click in self._found.values() if not self._says.get(click.shopper, (0.0, False))[1]]
+        dated = (click._replace(erased=self._erased.get(click.shopper, 0.0)) for click in allowed)
+        kept = sorted(click for click in dated if click.time > click.erased)
         lost = Counter(
             {
                 "they name no page": self._nowhere,
-                "consent was refused": len(self._found) - len(kept),
+                "consent was refused": len(self._found) - len(allowed),
+                ERASED: len(allowed) - len(kept),
                 f"older than the newest {MOST:,}": max(0, len(kept) - MOST),
             }
         )
@@ -98,7 +126,12 @@ class PageClicks:
 
 
 def _page(impression: Impression) -> _Page:
-    """Raises ValueError where phi is not that of the items."""
+    """Raises ValueError where phi is not that of the items, or the time is none."""
+    time = datetime.fromisoformat(impression.time)
+    if time.tzinfo is None:
+        raise ValueError(
+            f"time is {impression.time[:40]!a}, expected one with a zone, such as 2026-01-01T00:00:00.000Z"
+        )
     try:
         phi = unpacked_phi(base64.b64decode(impression.phi, validate=True), F)
     except (binascii.Error, ValueError, IndexError) as error:
@@ -110,7 +143,7 @@ def _page(impression: Impression) -> _Page:
     if not np.isfinite(phi).all():
         raise ValueError("phi holds numbers that are none")
     return _Page(
-        impression.user_key, [item.item_id for item in impression.items], phi.astype(np.float16),
+        time.timestamp(), impression.user_key, [item.item_id for item in impression.items], phi.astype(np.float16),
         [_SLOT_OF[item.slot] for item in impression.items], [item.explored for item in impression.items],
     )  # fmt: skip
 
@@ -127,7 +160,7 @@ class Join:
         self._mine = features_hash()
 
     def add(self, where: str, value: bytes | None) -> None:
-        """value: of a record of the topic."""
+        """value: of a record of the topic. One that is no impression goes to `bad`, one that nobody clicked on nowhere."""
         try:
             impression = _decoder.decode(value or b"")
             if impression.page_id not in self._wanted:
@@ -142,6 +175,7 @@ class Join:
             self._bad(where, str(error))
 
     def joined(self) -> Joined:
+        """The clicks whose pages have come, and why the others are left out."""
         lost: Counter[str] = Counter()
         kept: list[tuple[PageClick, _Page, int]] = []
         for click in self._clicks:
@@ -153,6 +187,8 @@ class Join:
                     if other is None
                     else f"its page was made of other features (features_hash {other[:19]}, here {self._mine[:19]})"
                 ] += 1
+            elif page.time <= click.erased:
+                lost[ERASED] += 1  # phi is made of what she did before
             elif page.shopper != click.shopper:
                 lost["its page is another shopper's"] += 1
             elif click.item not in page.items:
@@ -163,18 +199,17 @@ class Join:
 
 
 def _choices(kept: Sequence[tuple[PageClick, _Page, int]]) -> Choices:
+    """Of clicks in order of time, each with its page and the place of its item there."""
     count = [len(page.items) for _, page, _ in kept]
     about: Any = np.zeros(len(kept), ABOUT)
     about["slot"] = [page.slots[at] for _, page, at in kept]
     about["locale"] = [click.locale for click, _, _ in kept]
     about["explored"] = [page.explored[at] for _, page, at in kept]
-    times = np.array([click.time for click, _, _ in kept])
-    newest = np.sort(times)[int((1 - HELD) * len(times))] if len(times) else np.inf
     return Choices(
         np.concatenate([np.zeros((0, F), np.float16), *(page.phi for _, page, _ in kept)]),
         np.cumsum(count, dtype=np.int64),
         np.array([at for _, _, at in kept], np.int32),
         np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in count)]),
-        held=times >= newest,
+        held=np.arange(len(kept)) >= int((1 - HELD) * len(kept)),
         about=about,
     )

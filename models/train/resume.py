@@ -31,6 +31,9 @@ class Bench:
         self._folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted)
 
+    def __contains__(self, name: str) -> bool:
+        return (self._folder / f"{name}.npz").is_file()
+
     def get(self, name: str) -> Arrays | None:
         """What was put there, if anything."""
         path = self._folder / f"{name}.npz"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 
 from deploy.files import InputError
 from deploy.train_data import data_kind, read_catalog, read_events
-from models.eventlog import EventLog, distinct, items_of
+from models.eventlog import EventLog, distinct, items_of, without_erased
 from models.train.behaviour import Behaviour
 from models.train.progress import of_stretch
 from models.walk import Shop, walk
 from stream.activity import SESSION_GAP
 from stream.catalog import AVAILABLE, Catalog
-from stream.events import ADD, BUY, CLICK, HOME, SEARCH, VIEW
+from stream.events import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.profile import blank, fold
 from stream.rows import rows_at
@@ -51,6 +52,33 @@ def test_whoever_refuses_consent_is_not_learnt_from() -> None:
     shop = Shop(["?"] * 6, items_of(log.events, None))
     asked = [one.click.tolist() for one in walk(shop, log, ask=True, learn=True)]
     assert [click for clicks in asked for click in clicks] == [1, 5]
+
+
+def test_what_a_shopper_did_until_she_asked_to_be_erased_is_not_learnt_from() -> None:
+    told = rows(
+        row(CLICK, "late", NOW + 4, shopper="u1"), row(CLICK, "old", NOW - 9e6, shopper="u1"), row(ERASE, time=NOW + 5),
+        row(BUY, "x", NOW + 5, id="b"), row(BUY, "y", NOW + 5, id="b", part=1), row(ERASE, time=NOW - 8e6),
+        row(CLICK, "a", NOW + 6), row(CLICK, "b", NOW + 7), row(CLICK, "late", NOW + 4, shopper="u2"),
+        row(ERASE, time=NOW, shopper="u3"),
+    )  # fmt: skip
+    kept = without_erased(told)
+    assert (kept.events, kept.shoppers) == (3, 1), "the purchase of two items is one event, and a request is none"
+    assert kept.rows["item"].tolist() == [key64("a"), key64("b"), key64("late")]
+    log = EventLog.of_rows(kept.rows, items_of(kept.rows, None))
+    assert log.choice.tolist() == [False, False, True], "of what she did before nothing is known"
+    assert without_erased(kept.rows).rows is kept.rows
+
+
+@pytest.mark.parametrize(("consents", "learnt"), [((0, 0), True), ((-1, 0), False), ((-1, 1), True), ((1, -1), False)])
+def test_a_refusal_of_consent_outlives_the_erasure(consents: tuple[int, int], learnt: bool) -> None:
+    before = [row(VIEW, "old", NOW + k, consent=said) for k, said in enumerate(consents)]
+    kept = without_erased(
+        rows(*before[::-1], row(ERASE, time=NOW + 5), row(CLICK, "a", NOW + 6), row(CLICK, "b", NOW + 7))
+    )
+    assert kept.events == 2 and key64("old") not in kept.rows["item"]
+    assert (kept.rows["kind"] == CONSENT).sum() == (not learnt)
+    log = EventLog.of_rows(kept.rows, items_of(kept.rows, None))
+    assert bool(log.choice.any()) == bool(len(log.touched(0, len(log.ends)))) == learnt
 
 
 def test_a_clickstream_that_is_told_as_events_teaches_the_same() -> None:
@@ -154,7 +182,7 @@ def test_lines_that_are_no_events_are_told_of_with_line_field_and_value(tmp_path
     path.write_bytes(gzip.compress(b"\n".join(lines)))
     said: list[str] = []
     events = read_events([path], said.append)
-    assert (len(events.rows), events.lines, events.bad, events.twice) == (3, 7, 3, 1)
+    assert (len(events.rows), events.lines, events.refused, events.twice) == (3, 7, 3, 1)
     assert events.rows["kind"].tolist() == [CLICK, CLICK, BUY]
     text = "\n".join(said)
     assert f"{path} line 3: " in text and "{half" in text
@@ -166,12 +194,45 @@ def test_lines_that_are_no_events_are_told_of_with_line_field_and_value(tmp_path
         read_events([path], said.append)
 
 
+def test_it_says_how_much_is_left_out_for_those_who_asked_to_be_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    hers = [record(item="a", id="1")[1], record("erase", id="2", time=NOW + 5)[1], record(item="b", id="3")[1]]
+    path.write_bytes(b"\n".join([*hers, record(item="c", id="4", user="u2")[1]]))
+    monkeypatch.setattr("deploy.train_data.TOLD_EVERY", 3)
+    said: list[str] = []
+    events = read_events([path], said.append)
+    assert events.rows["item"].tolist() == [key64("c")] and events.erased == 2
+    assert said == [f"{path}: 3 lines read", "2 events of 1 shoppers who asked to be erased are left out"]
+    path.write_bytes(b"\n".join(hers))
+    with pytest.raises(InputError, match="all shoppers asked to be erased"):
+        read_events([path], said.append)
+
+
+def test_a_mark_at_the_beginning_and_ids_in_any_script_are_read(tmp_path: Path) -> None:
+    path, items = tmp_path / "events.jsonl", tmp_path / "items.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + record(user="张三", item="灯🏮", id="é")[1] + b"\r\n" + record(item="b\u2028")[1]
+    )
+    assert data_kind([path]) == "events"
+    rows = read_events([path], lambda line: pytest.fail(line)).rows
+    assert rows["item"].tolist() == [key64("灯🏮"), key64("b\u2028")] and rows["shopper"][0] == key64("张三")
+    items.write_text('\ufeff{"item_id":"灯🏮","title":"a\u2028b\x85c"}\r\n{"item_id":"b\u2028","title":"B"}\n')
+    assert read_catalog(items, lambda line: None).rows_of(rows["item"]).tolist() == [0, 1]
+
+
 def test_bad_items_of_a_catalogue_are_told_of(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text('{"item_id":"a","title":"A"}\n{"item_id":"b"}\n')
     said: list[str] = []
     assert len(read_catalog(path, said.append)) == 1
     assert "item 2" in said[0] and "title" in said[0] and "1 refused" in said[1]
+    path.write_text(f'[{{"item_id":"a","title":"A"}}, {{"item_id":"b","title":"B","price":{10**30}}}, 7]')
+    assert len(read_catalog(path, said.append)) == 1
+    path.write_bytes(record(item="a")[1])
+    with pytest.raises(InputError, match="none of 1 lines is an item"):
+        read_catalog(path, said.append)
 
 
 def test_what_a_file_holds_is_seen_from_its_first_line(tmp_path: Path) -> None:
@@ -183,3 +244,21 @@ def test_what_a_file_holds_is_seen_from_its_first_line(tmp_path: Path) -> None:
     assert data_kind([events, pages]) == "impressions"
     with pytest.raises(InputError, match="one kind"):
         data_kind([events, table])
+    pages.write_text('{"features_hash":"x", "schema" : "impression/1", torn')
+    assert data_kind([pages]) == "impressions", "wherever it says so"
+
+
+def test_files_that_teach_nothing_say_what_is_expected(tmp_path: Path) -> None:
+    path, pipe = tmp_path / "some", tmp_path / "pipe"
+    for content, told in (
+        (b"", "is empty; expected a clickstream"),
+        (b"\n [{}]", "jq -c"),
+        (gzip.compress(b""), "empty"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=told):
+            data_kind([path])
+    os.mkfifo(pipe)
+    for once in (pipe, Path("-")):
+        with pytest.raises(InputError, match="read but once"):
+            data_kind([once])

@@ -15,10 +15,10 @@ from deploy.simulation import Uniform, simulate
 from deploy.train_impressions import from_files
 from models.phi import F, features_hash
 from models.train.heads import fit_heads
-from models.train.impressions import Join, PageClick, PageClicks
+from models.train.impressions import ERASED, Join, PageClick, PageClicks
 from models.train.judge import Judged, fit_place, page_figures
 from models.train.ranker import Choices, examination, fit
-from stream.events import Behaviour
+from stream.events import FUTURE_TOLERANCE, Behaviour, EventError
 from tests.unit.behaviour import NOW, record
 
 SLOPE = 0.3  # of the synthetic eye, in logits a position
@@ -110,6 +110,47 @@ def test_clicks_without_their_page_are_counted_by_reason() -> None:
     told = "\n".join(sorted(joined.lost))
     for why in ("another shopper's", "does not show the item", "is not there", "features_hash sha256:other"):
         assert why in told
+
+
+def test_of_whoever_asked_to_be_erased_neither_clicks_nor_pages_of_before_are_learnt_from() -> None:
+    found = PageClicks()
+    for user, page, time in (("u1", "p1", NOW), ("u1", "p2", NOW + 20), ("u1", "p3", NOW + 30), ("u2", "p4", NOW)):
+        found.add(event(user=user, id=page, item="i0", time=time, **on(page)))
+    found.add(event("erase", id="e", time=NOW + 10))
+    found.add(event("erase", id="long ago", time=NOW - 10))
+    clicks, lost = found.taken()
+    assert [click.page for click in clicks] == ["p4", "p2", "p3"] and lost == {ERASED: 1}
+    join = Join(clicks, lambda where, why: pytest.fail(why))
+    for page, second, user in (("p2", 9, "u1"), ("p3", 25, "u1"), ("p4", 0, "u2")):
+        join.add(page, impression(page, user, time=f"2026-01-01T00:00:{second:02}.000Z"))
+    joined = join.joined()
+    assert joined.time.tolist() == [NOW, NOW + 30] and joined.lost == {ERASED: 1}
+
+
+def test_times_that_cannot_be_are_refused_and_the_future_is_what_came_next() -> None:
+    found = PageClicks()
+    for year in ("0001", "1999", "2039", "9999"):
+        odd = json.loads(record(item="i0", **on("p1"))[1]) | {"time": f"{year}-12-31T00:00:00Z"}
+        with pytest.raises(EventError, match=f"time is {year}"):
+            found.add(msgspec.json.decode(json.dumps(odd), type=Behaviour))
+    found.add(event(item="i0", time=NOW + 9e6, **on("p1")), arrived=NOW)
+    assert [click.time for click in found.taken()[0]] == [NOW + FUTURE_TOLERANCE]
+    bad: list[str] = []
+    join = Join(found.taken()[0], lambda where, why: bad.append(why))
+    for time in ("yesterday", "2026-01-01T00:00:00"):
+        join.add("1", impression("p1", time=time))
+    assert len(bad) == 2 and "yesterday" in bad[0] and "a zone" in bad[1]
+
+
+def test_a_tenth_is_held_out_though_all_clicks_are_of_one_moment() -> None:
+    found = PageClicks()
+    for k in range(50):
+        found.add(event(user=f"u{k}", id=str(k), item="i0", **on(f"p{k}")))
+    join = Join(found.taken()[0], lambda where, why: pytest.fail(why))
+    for k in range(50):
+        join.add(str(k), impression(f"p{k}", f"u{k}"))
+    held = join.joined().choices.held
+    assert held is not None and held.sum() == 5 and held[-5:].all()
 
 
 def test_without_a_click_on_a_page_it_says_what_is_missing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from deploy.demo.shoppers import Shelves, Shopper, topic_of
 from models.copybook import CopyBook
 from models.history import History
 from models.path import PagePath, Policy
-from models.phi import FEATURES
+from models.phi import FEATURES, F
 from models.ranker import Scorer
 from models.train.behaviour import Behaviour
 from models.train.impressions import ABOUT
@@ -157,10 +157,10 @@ def _choices(made: list[tuple[Floats, list[int], list[tuple[int, int, bool]]]]) 
     """made: phi (count, F) of what a page showed, which of it was clicked, and of each click what ABOUT says."""
     pairs = [(phi, column) for phi, taken, _ in made for column in taken]
     return Choices(
-        np.concatenate([phi for phi, _ in pairs]),
+        np.concatenate([np.zeros((0, F), np.float32), *(phi for phi, _ in pairs)]),
         np.cumsum([len(phi) for phi, _ in pairs], dtype=np.int64),
         np.array([column for _, column in pairs], np.int32),
-        np.concatenate([np.arange(len(phi), dtype=np.int32) for phi, _ in pairs]),
+        np.concatenate([np.zeros(0, np.int32), *(np.arange(len(phi), dtype=np.int32) for phi, _ in pairs)]),
         about=np.array([row for _, _, about in made for row in about], ABOUT),
     )
 

@@ -16,8 +16,8 @@ from deploy.train_impressions import from_files
 from models.phi import F, features_hash
 from models.train.heads import fit_heads
 from models.train.impressions import ERASED, Join, PageClick, PageClicks
-from models.train.judge import Judged, fit_place, page_figures
-from models.train.ranker import Choices, examination, fit
+from models.train.judge import RIDGE, Judged, fit_place, next_figures, page_figures
+from models.train.ranker import Choices, examination, fit, position_features
 from stream.events import FUTURE_TOLERANCE, Behaviour, EventError
 from tests.unit.behaviour import NOW, record
 
@@ -220,6 +220,38 @@ def test_what_serves_is_judged_beside_the_new_one_with_an_eye_of_its_own() -> No
     judged = Judged(choices, choices.held, None)
     sure = judged.shares(exact, place)
     assert judged.calibration_error(sure) < 0.06 < judged.calibration_error(judged.shares(4 * exact, place))
+
+
+@pytest.mark.parametrize("sure", [1.0, 10.0, 40.0])
+def test_the_eye_is_found_beside_a_ranker_that_is_surer_than_it_may_be(sure: float) -> None:
+    rng = np.random.default_rng(3)
+    scores = sure * rng.normal(size=(300, 20))
+    clicked = (rng.gumbel(size=(300, 20)) - SLOPE * np.arange(20)).argmax(axis=1)
+    choices = Choices(
+        np.zeros((6000, F), np.float16), np.arange(1, 301) * 20, clicked.astype(np.int32),
+        np.tile(np.arange(20, dtype=np.int32), 300),
+    )  # fmt: skip
+    place = fit_place(scores.reshape(-1), choices, np.ones(300, np.bool_))
+
+    def loss(weights: np.ndarray) -> float:
+        of = scores + position_features(np.arange(20, dtype=np.int32)).astype(np.float64) @ weights
+        top = of.max(axis=1)
+        own = of[np.arange(300), clicked]
+        return float((np.log(np.exp(of - top[:, None]).sum(axis=1)) + top - own).mean() + RIDGE * weights @ weights / 2)
+
+    least = loss(place.astype(np.float64))
+    assert least < loss(np.zeros(4)) - 0.1
+    for aside in (*np.eye(4), *-np.eye(4)):
+        assert loss(place + 0.05 * aside) > least - 1e-5, (place, aside)
+
+
+def test_without_a_choice_there_is_nothing_to_judge_by() -> None:
+    none = simulate(Uniform(), 1, 1, seed=1).choices
+    assert len(none.chosen) == 0
+    with pytest.raises(ValueError, match="give more --shoppers or --looks"):
+        next_figures(none)
+    with pytest.raises(ValueError, match="0 choices are too few"):
+        fit(none)
 
 
 def test_both_heads_are_kept_on_a_bench(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.files import InputError
 from deploy.recipe import EPOCHS, ROUNDS, SHAPE, SHOPS, of_history, of_ranker
 from deploy.simulation import Uniform, simulate
 from deploy.train_data import data_kind, files_hash, read_catalog, read_events, source_of
@@ -99,7 +100,7 @@ def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path,
     shop_with, log, told = _told(data, catalog)
     of = source_of([*data, *([catalog] if catalog else [])], log.time)
     bench = Bench(out, f"{what} {of.hash} {seed}", say)
-    shop = shop_with(half_lives=half_lives.chosen(shop_with, log, say, bench))
+    shop = shop_with(half_lives=half_lives.choose_once(shop_with, log, say, bench))
     fitted = clicks.train(shop, log, say, seed=seed, bench=bench)
     made = []
     if what in ("ranker", "all"):
@@ -130,6 +131,8 @@ def _told(data: Sequence[Path], catalog: Path | None) -> tuple[Callable[..., Sho
     known = None if catalog is None else read_catalog(catalog, say)
     events = read_events(data, say)
     items = items_of(events.rows, known)
+    if not len(items):
+        raise InputError(f"{names}: no event names an item, so that there is nothing to foresee")
     log = EventLog.of_rows(events.rows, items)
     told = f"{int((log.events['part'] == 0).sum()):,} events of {len(np.unique(log.shopper)):,} shoppers in {names}"
     say(f"{told}: {len(log.ends):,} sessions, {int(log.choice.sum()):,} choices, {len(items):,} items")

@@ -14,6 +14,7 @@ import numpy as np
 from models.clickstream import Clicks
 from models.eventlog import EventLog
 from models.train.clicks import offered
+from models.train.progress import of_stretch
 from models.train.ranker import cross_entropy, fit
 from models.train.resume import Bench
 from models.walk import Shop, walk
@@ -24,46 +25,62 @@ POPULARITY = ((300, 1_500, 40_000), (1_500, 5_000, 40_000), (5_000, 20_000, 200_
 TRANSITIONS = (8_000, 40_000, 200_000)
 QUERIES = 9_000  # of the newest sessions; a quick ranker learns from two thirds of them and is judged by the last
 FEWEST = 1_000  # positions: of fewer, nothing can be told
+EPOCHS = 12  # of the quick ranker
 DAY = 86_400.0
 Say = Callable[[str], None]
 ShopWith = Callable[..., Shop]  # takes half_lives
 
 
 def choose(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, queries: int = QUERIES) -> HalfLives:
-    """Those by which a conditional logit foresees the newest clicks best; those of every shop where there are few clicks."""
+    """Those by which a conditional logit foresees the newest clicks best; those of every shop where there are few clicks.
+
+    queries: positions of the newest sessions, about, that it is fitted on and judged by.
+    """
     first = clicks.newest(queries)
     span = float(clicks.time.max() - clicks.time.min()) if len(clicks.time) else 0.0
     if span <= 0.0 or first == 0 or len(clicks.item) - int(clicks.ends[first - 1]) < FEWEST:
+        say("half-lives are those of every shop: there are too few clicks to choose by")
         return HALF_LIVES
     session = span / len(clicks.ends)  # s
-    best, least = HALF_LIVES, _loss(shop_with, clicks, HALF_LIVES, first, say)
+    tried, all_ = 0, 1 + len(POPULARITY) + len(TRANSITIONS)
+
+    def loss_with(half_lives: HalfLives) -> float:
+        nonlocal tried
+        tried += 1
+        loss = _loss(shop_with, clicks, half_lives, first, say)
+        popularity = ", ".join(f"{life / DAY:.2g}" for life in half_lives.popularity)
+        days = f"{popularity} and {half_lives.transitions / DAY:.2g} days"
+        say(f"half-lives, {tried} of {all_}: {days}, loss {loss:.4f} nats")
+        return loss
+
+    best, least = HALF_LIVES, loss_with(HALF_LIVES)
     popularities = [HalfLives((a * session, b * session, c * session)) for a, b, c in POPULARITY]
     for one in popularities:
-        best, least = min((best, least), (one, _loss(shop_with, clicks, one, first, say)), key=itemgetter(1))
+        best, least = min((best, least), (one, loss_with(one)), key=itemgetter(1))
     for one in [best._replace(transitions=sessions * session) for sessions in TRANSITIONS]:
-        best, least = min((best, least), (one, _loss(shop_with, clicks, one, first, say)), key=itemgetter(1))
+        best, least = min((best, least), (one, loss_with(one)), key=itemgetter(1))
     return best
 
 
-def chosen(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, bench: Bench) -> HalfLives:
-    """`choose`, once for all."""
+def choose_once(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, bench: Bench) -> HalfLives:
+    """What `choose` gives, kept on the bench: a training that goes on does not choose again."""
     kept = bench.once("half-lives", lambda: {"lives": choose(shop_with, clicks, say).array()})
-    hour, day, fortnight, transitions = kept["lives"].tolist()
-    return HalfLives((hour, day, fortnight), transitions)
+    *popularity, transitions = kept["lives"].tolist()
+    return HalfLives(tuple(popularity), transitions)
 
 
 def _loss(shop_with: ShopWith, clicks: Clicks | EventLog, half_lives: HalfLives, first: int, say: Say) -> float:
-    """Cross-entropy over the whole catalogue, nats: what is no candidate is one of all items."""
+    """Cross-entropy over the whole catalogue, nats: what is no candidate is one of all items. first: of the newest sessions."""
     shop = shop_with(half_lives=half_lives)
     judged = first + 2 * (len(clicks.ends) - first) // 3
-    for _ in walk(shop, clicks, ask=False, learn=True, last=first):
+    for _ in walk(shop, clicks, ask=False, learn=True, last=first, progress=of_stretch("sessions learnt", say)):
         pass
     known = np.zeros(len(shop.catalog), np.int64)  # asks nobody
     seen = offered(walk(shop, clicks, ask=True, learn=True, first=first, last=judged), clicks, known)
     asked = offered(walk(shop, clicks, ask=True, learn=True, first=judged), clicks, known)
-    loss = cross_entropy(fit(seen, epochs=12).theta, asked)
-    missed = 0 if asked.missed is None else len(asked.missed)
-    loss = float(np.average([loss, np.log(len(shop.catalog))], weights=[len(asked.chosen), missed]))
-    popularity = ", ".join(f"{life / DAY:.2g}" for life in half_lives.popularity)
-    say(f"half-lives of {popularity} and {half_lives.transitions / DAY:.2g} days: loss {loss:.4f} nats")
-    return loss
+    found, missed = len(asked.chosen), 0 if asked.missed is None else len(asked.missed)
+    guessed = float(np.log(len(shop.catalog)))
+    if not found:
+        return guessed
+    loss = cross_entropy(fit(seen, epochs=EPOCHS).theta, asked)
+    return float(np.average([loss, guessed], weights=[found, missed]))

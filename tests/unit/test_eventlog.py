@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.files import InputError
+from deploy.train import _told
 from deploy.train_data import data_kind, read_catalog, read_events
 from models.eventlog import EventLog, distinct, items_of, without_erased
 from models.train.behaviour import Behaviour
@@ -220,6 +221,13 @@ def test_a_mark_at_the_beginning_and_ids_in_any_script_are_read(tmp_path: Path) 
     assert rows["item"].tolist() == [key64("灯🏮"), key64("b\u2028")] and rows["shopper"][0] == key64("张三")
     items.write_text('\ufeff{"item_id":"灯🏮","title":"a\u2028b\x85c"}\r\n{"item_id":"b\u2028","title":"B"}\n')
     assert read_catalog(items, lambda line: None).rows_of(rows["item"]).tolist() == [0, 1]
+
+
+def test_events_that_name_no_item_teach_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(record("search", search_term="lamp")[1] + b"\n" + record("view_homepage", id="e2")[1])
+    with pytest.raises(InputError, match="no event names an item"):
+        _told([path], None)
 
 
 def test_bad_items_of_a_catalogue_are_told_of(tmp_path: Path) -> None:

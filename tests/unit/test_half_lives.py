@@ -11,7 +11,7 @@ from models.manifest import ManifestError
 from models.phi import F
 from models.ranker import Ranker
 from models.train import half_lives
-from models.train.half_lives import choose, chosen
+from models.train.half_lives import choose, choose_once
 from models.train.ranker import Fit, export
 from models.train.resume import Bench
 from models.walk import Shop
@@ -43,22 +43,33 @@ def test_the_pace_of_the_data_decides(lasting: int, expected: int, monkeypatch: 
     told: list[str] = []
     found = choose(shop_with, fashions(3000, lasting), told.append, queries=1200)
     days = found.transitions / 86_400.0
-    assert len(told) == 3, told
+    assert len(told) == 3 and told[-1].startswith("half-lives, 3 of 3: "), told
     # Where nothing ever changes, the longest of all or the one that is as good as that.
     assert days == pytest.approx(expected * EVERY / 86_400.0, rel=1e-3) or (expected > 100 and days >= 30), told
     assert found.popularity == HALF_LIVES.popularity
 
 
 def test_few_clicks_leave_the_half_lives_of_every_shop() -> None:
-    assert choose(shop_with, fashions(100, 10), quiet) == HALF_LIVES
+    said: list[str] = []
+    assert choose(shop_with, fashions(100, 10), said.append) == HALF_LIVES
+    assert "too few clicks" in said[0]
+
+
+def test_where_nothing_is_among_the_candidates_all_half_lives_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    clicks = fashions(3000, 1)
+    news = Clicks(clicks.ends, np.arange(len(clicks.item), dtype=np.int32), clicks.time)  # no item comes twice
+    said: list[str] = []
+    strangers = partial(Shop, [str(k) for k in range(len(clicks.item))])
+    assert choose(strangers, news, said.append, queries=1200) == HALF_LIVES
+    assert len(said) == 7 and said[-1].startswith("half-lives, 7 of 7: ") and said[-1].endswith("loss 8.6995 nats")
 
 
 def test_a_training_that_goes_on_does_not_choose_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(half_lives, "choose", lambda *a: HalfLives((1.0, 2.0, 3.0), 4.0))
     bench = Bench(tmp_path, "inputs", quiet)
-    assert chosen(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
+    assert choose_once(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
     monkeypatch.setattr(half_lives, "choose", lambda *a: pytest.fail("chosen again"))
-    assert chosen(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
+    assert choose_once(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
 
 
 def test_a_ranker_brings_those_that_it_was_fitted_with(tmp_path: Path) -> None:

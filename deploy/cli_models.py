@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from models.manifest import KINDS, list_models, load
+from models.manifest import KINDS, Manifest, list_models, load
 from stream.logs import say
 from stream.settings import HEADS, Settings
 from stream.slots import SLOTS
@@ -24,10 +24,15 @@ Add = Callable[..., argparse.ArgumentParser]
 def train(settings: Settings, given: argparse.Namespace) -> int:
     from deploy.train import train as fit
 
-    for folder in fit(
-        given.what, given.data, given.out, settings, shoppers=given.shoppers, looks=given.looks, seed=given.seed,
-        catalog=given.catalog, impressions=given.impressions,
-    ):  # fmt: skip
+    try:
+        folders = fit(
+            given.what, given.data, given.out, settings, shoppers=given.shoppers, looks=given.looks, seed=given.seed,
+            catalog=given.catalog, impressions=given.impressions,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from what it has finished")
+        raise
+    for folder in folders:
         made = load(folder, folder.name)
         print(f"{made.kind:10} {made.version}  {folder}")
     return 0
@@ -84,8 +89,8 @@ def show(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
-def card(found: Any) -> str:
-    """A model card for people, of a Manifest."""
+def card(found: Manifest) -> str:
+    """A model card for people."""
     rows = [
         ("kind", found.kind), ("name", found.name), ("version", found.version), ("created", found.created),
         ("licence", found.licence), ("trained on", found.data), ("data", found.data_hash or "-"),
@@ -97,7 +102,7 @@ def card(found: Any) -> str:
     return "\n".join(f"{name:28} {value}" for name, value in rows)
 
 
-def _groups(metrics: dict[str, float]) -> dict[str, str]:
+def _groups(metrics: Mapping[str, float]) -> dict[str, str]:
     """Figures of each group on one line."""
     found: dict[str, list[str]] = {}
     for name, value in metrics.items():
@@ -136,7 +141,7 @@ def evaluate(settings: Settings, given: argparse.Namespace) -> int:
     if given.report is not None:
         from deploy.report import page
 
-        told = _told(given, streams.files)
+        told = _asked_and_read(given, streams.files)
         given.report.write_text(page(report, given.k, told), encoding="utf-8")
         say(f"{given.report} shows how it learnt and how far its probabilities can be believed")
     print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
@@ -144,8 +149,8 @@ def evaluate(settings: Settings, given: argparse.Namespace) -> int:
     return 0
 
 
-def _told(given: argparse.Namespace, files: Sequence[Clicks]) -> dict[str, str]:
-    """What was asked and of which data, for the report."""
+def _asked_and_read(given: argparse.Namespace, files: Sequence[Clicks]) -> dict[str, str]:
+    """What was asked, and of which data, by name."""
     from deploy.train_data import source_of
 
     told = {"command": given.command, "history model": "no" if not given.history else "yes, where torch is installed"}
@@ -185,7 +190,8 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
         "train", train,
         "train models on a clickstream, on events or on impressions, or those that ship on simulated shoppers; goes on if it "
         "was stopped",
-        "shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
+        "shopwindow train all --data clicks.tsv.gz --out my-models\n"
+        "         shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
         "         shopwindow train ranker --impressions --out my-models",
     )  # fmt: skip
     p.add_argument("what", choices=(*KINDS, "all"))
@@ -195,7 +201,7 @@ def add_commands(add: Add, count: Callable[[str], int]) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="a clickstream (SessionId, ItemId, Time) or JSON lines of events; without: simulated shoppers",
+        help="a clickstream (SessionId, ItemId, Time) or JSON lines of events, plain or gzip; without: simulated shoppers",
     )
     p.add_argument("--catalog", type=Path, metavar="FILE", help="items of the events, as `catalog load` takes them")
     p.add_argument(

@@ -52,6 +52,27 @@ def train(
     none is there, of the models that are served. Raises NoTorch, ClickstreamError, InputError, ValueError where there is
     too little to learn from.
     """
+    _refuse_what_does_not_fit(what, data, catalog, impressions)
+    if find_spec("torch") is None:
+        raise NoTorch
+    if impressions:
+        return [train_on_impressions(settings, data, out, seed, _now(), say)]
+    if data:
+        return _on_clicks(what, data, catalog, out, seed)
+    made = []
+    if what in ("history", "all"):
+        made.append(_history_of_simulation(out / "history", shoppers, looks, seed))
+    if what in ("copywriter", "all"):
+        made.append(_copywriter(out / "copywriter", seed))
+    if what in ("ranker", "all"):
+        places = (out / "history", settings.models_dir / "history")
+        history = next((path for path in places if path.is_dir()), None)
+        made.append(_ranker_of_simulation(out / "ranker", history, shoppers, looks, seed + SHOPS))
+    return made
+
+
+def _refuse_what_does_not_fit(what: str, data: Sequence[Path], catalog: Path | None, impressions: bool) -> None:
+    """Raises ValueError where the data cannot teach `what`, InputError where it cannot be read."""
     kind = data_kind(data) if data else None
     if impressions and what != "ranker":
         raise ValueError(
@@ -69,22 +90,6 @@ def train(
         raise ValueError("--catalog tells of the items of --data that holds events; leave it out here")
     if data and what == "copywriter":
         raise ValueError("a copywriter learns from generated texts, not from clicks; leave --data out")
-    if find_spec("torch") is None:
-        raise NoTorch
-    if impressions:
-        return [train_on_impressions(settings, data, out, seed, _now(), say)]
-    if data:
-        return _on_clicks(what, data, catalog, out, seed)
-    made = []
-    if what in ("history", "all"):
-        made.append(_history_of_simulation(out / "history", shoppers, looks, seed))
-    if what in ("copywriter", "all"):
-        made.append(_copywriter(out / "copywriter", seed))
-    if what in ("ranker", "all"):
-        places = (out / "history", settings.models_dir / "history")
-        history = next((path for path in places if path.is_dir()), None)
-        made.append(_ranker_of_simulation(out / "ranker", history, shoppers, looks, seed + SHOPS))
-    return made
 
 
 def _copywriter(folder: Path, seed: int) -> Path:

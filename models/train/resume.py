@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.phi import features_hash
+
 Arrays = dict[str, npt.NDArray[Any]]
 FOLDER = ".training"
 
 
 class Bench:
-    """Finished pieces by name, in a folder beside what is being made. Those of other inputs are thrown away.
+    """Finished pieces by name, in a folder beside what is being made. Those of other inputs, or features, are thrown away.
 
-    inputs: all that the result depends on, as text.
+    inputs: all that the result depends on beside the features of phi, as text.
     """
 
     def __init__(self, out: Path, inputs: str, say: Callable[[str], None]) -> None:
         self._folder, self._say = out / FOLDER, say
-        mark, wanted = self._folder / "inputs", hashlib.sha256(inputs.encode()).hexdigest()
+        mark, wanted = self._folder / "inputs", hashlib.sha256(f"{features_hash()} {inputs}".encode()).hexdigest()
         if self._folder.is_dir() and (not mark.is_file() or mark.read_text() != wanted):
             say(f"what {self._folder} holds is of other inputs and is thrown away")
             shutil.rmtree(self._folder)

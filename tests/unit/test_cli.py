@@ -1,39 +1,28 @@
 """The command line as a user meets it: help with examples, errors in one sentence."""
 
+import argparse
 import gzip
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy.cli import main
+from deploy.cli import main, parser
 from deploy.clients import click_record, clickstream
 from deploy.files import InputError, event_records, opened
 from stream.events import decode
 from tests.unit.behaviour import record
 
-COMMANDS = (
-    "demo",
-    "broker",
-    "worker",
-    "topics",
-    "send",
-    "catalog",
-    "replay",
-    "replay-diff",
-    "watch",
-    "profiles",
-    "status",
-    "dead-letters",
-    "dead-letters list",
-    "dead-letters show",
-    "dead-letters redrive",
-    "models",
-    "settings",
-    "metrics",
-    "schemas",
-)
+
+def commands(of: argparse.ArgumentParser, above: str = "") -> Iterator[str]:
+    """All there are, with their actions."""
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, parser in action.choices.items():
+                yield f"{above}{name}"
+                yield from commands(parser, f"{above}{name} ")
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +30,24 @@ def nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHOPWINDOW_DATA_DIR", str(tmp_path / "data"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands(parser()))
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "example: " in told and f"shopwindow {command}" in told.split("example: ")[1]
+
+
+def test_a_training_that_is_interrupted_says_that_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deploy.train.train", interrupted)
+    assert main(["train", "ranker"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_help_does_not_load_what_it_does_not_need() -> None:

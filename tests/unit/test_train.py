@@ -43,14 +43,20 @@ def test_files_of_clicks_are_joined_in_the_order_of_their_sessions() -> None:
     assert joined.part(20, 50).time.tolist() == late.time.tolist()
 
 
-def test_what_was_finished_is_found_again_and_that_of_other_inputs_is_not(tmp_path: Path) -> None:
+def test_what_was_finished_is_found_again_and_that_of_other_inputs_or_features_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     bench = Bench(tmp_path, "one", said.append)
     made = bench.once("a", lambda: {"x": np.arange(3)})
     again = Bench(tmp_path, "one", said.append)
     assert again.once("a", lambda: {})["x"].tolist() == made["x"].tolist() == [0, 1, 2]
     assert said == ["a was finished before"]
-    assert Bench(tmp_path, "another", said.append).get("a") is None and "other inputs" in said[-1]
+    assert "a" in again and "b" not in again
+    monkeypatch.setattr("models.train.resume.features_hash", lambda: "sha256:other")
+    assert "a" not in Bench(tmp_path, "one", said.append) and "other inputs" in said[-1]
+    again.put("a", made)
+    assert Bench(tmp_path, "another", said.append).get("a") is None and said[-1] == said[-2]
     again.clear()
     assert not (tmp_path / FOLDER).exists()
 

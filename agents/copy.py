@@ -69,11 +69,12 @@ class Copies:
 
     async def turn(self, records: Iterable[Any]) -> None:
         """Take in requests, and answer the RUN_RECORDS most urgent of those that wait."""
-        passed_over, letters = self._take_in(records)
-        batch = self._most_urgent(passed_over)
+        refused, letters = self._take_in(records)
+        batch, needless = self._most_urgent()
         outputs = [*letters, *await self._copies([asked.request for asked in batch])]
-        if passed_over or batch or letters:
-            await self.group.done([*passed_over, *(record for asked in batch for record in asked.records)], outputs)
+        done = [*refused, *needless, *(record for asked in batch for record in asked.records)]
+        if done:
+            await self.group.done(done, outputs)
 
     def _take_in(self, records: Iterable[Any]) -> tuple[list[Any], list[Output]]:
         """-> records that are no requests, and their dead letters."""
@@ -97,23 +98,25 @@ class Copies:
         count_letters(letters)
         return refused, letters
 
-    def _most_urgent(self, passed_over: list[Any]) -> list[_Asked]:
-        """What is to be written next; requests that need no answer are added to `passed_over`."""
+    def _most_urgent(self) -> tuple[list[_Asked], list[Any]]:
+        """What is to be written next, RUN_RECORDS at most; and the records before it that need no answer."""
         batch: list[_Asked] = []
+        needless: list[Any] = []
         now = time.time()
         for asked in self._in_turn():
             if not any(self.group.held(record) for record in asked.records):
                 continue  # a rebalance has given them to another
             # After PATIENCE whoever wants it still has asked again.
             if now - asked.since > PATIENCE or self._has_been_written(asked.request, now):
-                passed_over += asked.records
+                needless += asked.records
                 continue
             batch.append(asked)
             if len(batch) == RUN_RECORDS:
                 break
-        return batch
+        return batch, needless
 
     def _in_turn(self) -> Iterator[_Asked]:
+        """What waits, the most urgent first; it waits no more."""
         for waiting in (self._common, self._naming):
             while waiting:
                 yield waiting.pop(next(iter(waiting)))
@@ -130,13 +133,13 @@ class Copies:
         # A common headline names no item, for it stands on other shoppers' pages too.
         facts = [Facts(r.locale, r.slot, r.category, tuple(_names(r))) for r in requests]
         # What has a name that may not be said need not be tried.
-        asked = [at for at, (r, f) in enumerate(zip(requests, facts, strict=True)) if not r.item or spoken_names(f)]
+        tried = [at for at, (r, f) in enumerate(zip(requests, facts, strict=True)) if not r.item or spoken_names(f)]
         texts: list[tuple[str, float] | None] = [None] * len(requests)
         try:
-            if asked:
+            if tried:
                 # It depends on nothing but these facts and the hour, and is another once it has expired.
                 seed = int(time.time() // self._settings.copy_ttl)
-                for at, copy in zip(asked, await self._scribe.write([facts[at] for at in asked], seed), strict=True):
+                for at, copy in zip(tried, await self._scribe.write([facts[at] for at in tried], seed), strict=True):
                     if copy is not None and (not requests[at].item or spoken_names(facts[at])[0] in copy.text):
                         texts[at] = copy.text, copy.logprob
         except ScribeRests:

@@ -7,14 +7,15 @@ a few a second, and no page is made anew for it: there are far more items than s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from stream.page import slot_head
 from stream.slots import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING
 
+T = TypeVar("T")
 ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
 # Slots whose headline may name the item that leads them. Who buys again knows what.
 NAMES_ITS_LEAD = frozenset((FOR_YOU, BECAUSE, TRENDING, CATEGORIES, FRESH))
@@ -40,17 +41,18 @@ _TEMPLATE_HEADS = {
     (locale, slot): slot_head(slot, text, "template") for locale, of in TEMPLATES.items() for slot, text in of.items()
 }
 PATIENCE = 60.0  # s after which an unanswered request is made again
-# At most. A copywriter writes some 40 headlines a second: what it cannot answer within PATIENCE is not asked for.
+# At most. A copywriter writes some 34 headlines a second: what it cannot answer within PATIENCE is not asked for.
 UNANSWERED = 1024  # requests
-# 200 bytes each. More segments than that (languages x slots x categories) share the room, the newest texts have it.
+# At most, of 200 bytes each, and as many that name an item. More segments than that (languages x slots x categories) share
+# the room, the newest texts have it.
 TEXTS = 16_384
-# Each is a page to be made once more, at a stroke when the headline comes: 2,000 take a worker a second or two.
-# The same for headlines that name an item. They are bounded three ways: so many in a second are asked for by a worker (a
-# setting), so many at once, and none while all that there is room for hold. So whatever the number of items, they cost the
-# copywriters of a cluster TEXTS headlines in COPY_TTL, some seven minutes of one core in an hour.
+# Headlines that name an item are bounded three ways: so many in a second are asked for by a worker (a setting), so many at
+# once, and none while all that there is room for hold. So whatever the number of items, they cost the copywriters of a
+# cluster TEXTS headlines in COPY_TTL, some eight minutes of one core in an hour.
 NAMING_UNANSWERED = 32  # requests of either kind above which none is made that names an item
 NAMING_BURST = 16  # requests that may come at one moment
 NAMING_RATE = 10.0  # a second, unless set
+# Who waits is a page to be made once more, at a stroke when the headline comes: 2,000 take a worker a second or two.
 WAITERS_OF_ONE = 2048  # pages that wait for one headline; the latest
 WAITERS = 65_536  # pages in all, of some 250 bytes
 WORTH_WAITING = 600.0  # s; a page that is older is left as it is
@@ -224,19 +226,15 @@ class CopyBook:
 
     def forget(self, now: float) -> None:
         """Drop what is too old at `now` (s), or too much: requests nobody answered, pages that waited in vain, old texts."""
-        # A clock that has been set back leaves times that are yet to come: they are too old as well.
-        while self._asked and not 0 <= now - self._asked[next(iter(self._asked))] < PATIENCE:
-            del self._asked[next(iter(self._asked))]
+        for asked in (self._asked, self._asked_naming):
+            # A clock that has been set back leaves times that are yet to come: they are too old as well.
+            _drop_first(asked, lambda since: not 0 <= now - since < PATIENCE)
         while self._waiting and (
             self._waiters > WAITERS or not 0 <= now - self._waiting[next(iter(self._waiting))].since < WORTH_WAITING
         ):
             self._served(next(iter(self._waiting)))
-        while self._texts and (len(self._texts) > TEXTS or now >= self._texts[next(iter(self._texts))][0]):
-            del self._texts[next(iter(self._texts))]
-        while self._asked_naming and not 0 <= now - self._asked_naming[next(iter(self._asked_naming))] < PATIENCE:
-            del self._asked_naming[next(iter(self._asked_naming))]
-        while self._naming and now >= self._naming[next(iter(self._naming))].until:
-            del self._naming[next(iter(self._naming))]
+        _drop_first(self._texts, lambda text: now >= text[0])
+        _drop_first(self._naming, lambda naming: now >= naming.until)
 
     def _served(self, segment: str) -> dict[bytes, tuple[str, float]]:
         """Who waited for the segment, who does no more."""
@@ -269,12 +267,16 @@ class CopyBook:
             until, head = copy.created + copy.ttl, None if copy.text is None else slot_head(slot, copy.text, "gpt2")
             if copy.item:
                 self._naming[segment] = _Naming(until, copy.title, copy.category, Title(head or b"", False))
-                if len(self._naming) > TEXTS:
-                    del self._naming[next(iter(self._naming))]
+                _drop_first(self._naming, lambda _: len(self._naming) > TEXTS)
                 continue
             self._texts[segment] = until, head
-            if len(self._texts) > TEXTS:
-                del self._texts[next(iter(self._texts))]
+            _drop_first(self._texts, lambda _: len(self._texts) > TEXTS)
             if head is not None:
                 served.update((shopper, Refresh(segment, *trigger)) for shopper, trigger in waiting.items())
         return served
+
+
+def _drop_first(held: dict[str, T], over: Callable[[T], bool]) -> None:
+    """Drop the first of `held`, the oldest, while it is `over`."""
+    while held and over(held[first := next(iter(held))]):
+        del held[first]

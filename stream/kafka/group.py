@@ -36,9 +36,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
         self._joined = asyncio.Event()
-        self._taken: dict[
-            TopicPartition, dict[int, float]
-        ] = {}  # offset -> timestamp (s) of what is not done, in order
+        # Of each partition, offset -> timestamp (s) of what was taken and is not done, in order.
+        self._taken: dict[TopicPartition, dict[int, float]] = {}
         self._next: dict[TopicPartition, int] = {}  # offset after the last that was taken
         self._committed: dict[TopicPartition, int] = {}
 
@@ -77,7 +76,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         return self._joined.is_set()
 
     async def joining(self) -> None:
-        """Return when it has."""
+        """Return once `joined`."""
         await self._joined.wait()
 
     def partitions(self) -> set[int]:

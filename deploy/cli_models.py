@@ -128,11 +128,14 @@ def verify(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def evaluate(settings: Settings, given: argparse.Namespace) -> int:
+    from deploy.train_data import data_kind
     from models.clickstream import read
     from models.evaluate import evaluate as measured
 
     if given.report is not None and (given.report.is_dir() or not given.report.parent.is_dir()):
         raise ValueError(f"--report {given.report}: name a file in a folder that is there")
+    if (kind := data_kind([given.train, given.test])) != "clickstream":
+        raise ValueError(f"{given.train}, {given.test}: these are {kind}; evaluate takes SessionId, ItemId, Time")
     streams = read([given.train, given.test])
     report = measured(
         streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,7 +137,7 @@ def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
     ):
         try:
             yield from _columns(path, file)
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
             raise ClickstreamError(f"{path} cannot be read as text: {error}") from None
 
 

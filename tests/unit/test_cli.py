@@ -199,3 +199,17 @@ def test_training_says_what_data_it_cannot_use(
     Path("events.jsonl").write_bytes(record(item="a")[1] + b"\n")
     assert main(["train", *arguments]) == 1
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [("events.jsonl", "these are events"), ("none", "none cannot be read"), ("packed", "zstd -d packed")],
+)
+def test_evaluation_says_what_it_cannot_use(
+    train: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("packed").write_bytes(b"\x28\xb5\x2f\xfd...")
+    Path("events.jsonl").write_bytes(record(item="a")[1] + b"\n")
+    assert main(["evaluate", "--train", train, "--test", "events.jsonl"]) == 1
+    assert told in capsys.readouterr().err

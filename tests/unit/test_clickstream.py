@@ -62,6 +62,7 @@ def test_a_part_is_some_sessions_and_their_clicks() -> None:
         (b"SessionId,ItemId,Time\n1,2,-5\n", "line 2: Time is '-5'"),
         (b"SessionId,ItemId,Time\n1,\xff,3\n", "cannot be read as text"),
         (gzip.compress(b"SessionId,ItemId,Time\n1,2,3\n")[:-9], "cannot be read as text"),
+        (gzip.compress(b"")[:10] + b"\xff" * 9, "cannot be read as text: .* invalid block type"),
     ],
 )  # fmt: skip
 def test_what_is_no_clickstream_is_refused_by_line_and_value(tmp_path: Path, content: bytes, said: str) -> None:

@@ -39,7 +39,7 @@ class _Axis(NamedTuple):
 
 
 def page(report: Report, k: int, told: Mapping[str, str]) -> str:
-    """The file. told: what else is to be said of the run, by name."""
+    """The whole file. k: places that count; told: what else is to be said of the run, by name."""
     figures = report.figures(k)
     tiles = {
         f"HR@{k}": f"{figures[f'HR@{k}']:.1f}%", f"MRR@{k}": f"{figures[f'MRR@{k}']:.1f}%",
@@ -47,6 +47,7 @@ def page(report: Report, k: int, told: Mapping[str, str]) -> str:
         "calibration error": f"{figures['calibration_error']:.2f}%",
     }  # fmt: skip
     curves = {name: points for name, points in report.curves.items() if points}
+    bins = _bins(report.calibration)
     return _PAGE.substitute(
         tiles="".join(f"<div><b>{value}</b>{escape(name)}</div>" for name, value in tiles.items()),
         curves="".join(_learning(name, points) for name, points in curves.items()),
@@ -58,11 +59,9 @@ def page(report: Report, k: int, told: Mapping[str, str]) -> str:
                 for point in points
             ],
         ),
-        calibration=_calibration(report.calibration),
+        calibration=_calibration(bins),
         error=f"{figures['calibration_error']:.2f}",
-        bins=_table(
-            ("probability", "positions", "mean probability", "clicked", "95% interval"), _bins(report.calibration)
-        ),
+        bins=_table(("probability", "positions", "mean probability", "clicked", "95% interval"), map(_bin_cells, bins)),
         rows=_table(
             ("", "positions", f"HR@{k}, %", f"MRR@{k}, %"),
             [(row.what, f"{row.positions:,}", f"{row.hit:.2f}", f"{row.gain:.2f}") for row in report.rows(k)],
@@ -126,42 +125,55 @@ def _learning(name: str, points: Sequence[Point]) -> str:
     return f"<figure><figcaption>{escape(name)}, nats</figcaption>{_svg(NARROW, HEIGHT, what, drawn)}</figure>"
 
 
-def _bins(calibration: Calibration) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
+class _Bin(NamedTuple):
+    """Favourites that were given a probability from `low` to `high`."""
+
+    low: float
+    high: float
+    positions: int
+    said: float  # their mean probability
+    clicked: float  # share of them
+    interval: tuple[float, float]  # 95%, of that share
+
+
+def _bins(calibration: Calibration) -> list[_Bin]:
+    """Those that are not empty, in order."""
     width = 1 / len(calibration.positions)
-    for number, (said, came, count) in enumerate(zip(*(of.tolist() for of in calibration), strict=True)):
-        if count:
-            low, high = wilson(Rate(int(came), count))
-            span = f"{number * width:.3f} to {(number + 1) * width:.3f}"
-            rows.append((span, f"{count:,}", f"{said / count:.3f}", f"{came / count:.3f}", f"{low:.3f} to {high:.3f}"))
-    return rows
+    columns = zip(*(of.tolist() for of in calibration), strict=True)
+    return [
+        _Bin(at * width, (at + 1) * width, count, said / count, came / count, wilson(Rate(int(came), count)))
+        for at, (said, came, count) in enumerate(columns)
+        if count
+    ]
 
 
-def _calibration(calibration: Calibration) -> str:
+def _bin_cells(of: _Bin) -> tuple[str, ...]:
+    low, high = of.interval
+    span = f"{of.low:.3f} to {of.high:.3f}"
+    return span, f"{of.positions:,}", f"{of.said:.3f}", f"{of.clicked:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+def _calibration(bins: Sequence[_Bin]) -> str:
     """What was clicked against what was said, each bin with its interval; below how many positions each bin has."""
     height = HEIGHT + 120
     x, bottom = _Axis(0.0, 1.0, _LEFT, WIDE - _RIGHT), height - _BOTTOM - _COUNTS
-    y, most = _Axis(0.0, 1.0, bottom - 14, _TOP), max(1, int(calibration.positions.max()))
+    y, most = _Axis(0.0, 1.0, bottom - 14, _TOP), max((one.positions for one in bins), default=1)
     bars = _Axis(0.0, most, height - _BOTTOM, bottom)
     fifths = [number / 5 for number in range(6)]
     drawn = _frame(x, y, [], fifths, ".1f")
     drawn.append(_line("right", [(x.start, y.start), (x.end, y.end)]))
-    means, width = [], 1 / len(calibration.positions)
-    for number, (said, came, count) in enumerate(zip(*(of.tolist() for of in calibration), strict=True)):
-        if not count:
-            continue
-        at, top = x.at(said / count), bars.at(count)
-        low, high = (y.at(bound) for bound in wilson(Rate(int(came), count)))
-        means.append((at, y.at(came / count)))
-        tip = f"said {said / count:.3f}, clicked {came / count:.3f}, {count:,} positions"
-        drawn.append(_line("interval", [(at, low), (at, high)]))
-        left, right = x.at(number * width) + 1, x.at((number + 1) * width) - 1
+    for one in bins:
+        at, top = x.at(one.said), bars.at(one.positions)
+        drawn.append(_line("interval", [(at, y.at(bound)) for bound in one.interval]))
+        tip = f"said {one.said:.3f}, clicked {one.clicked:.3f}, {one.positions:,} positions"
+        left, right = x.at(one.low) + 1, x.at(one.high) - 1
         drawn.append(
             f'<rect class="count" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bars.start - top:.1f}">'
             f"<title>{tip}</title></rect>"
         )
-    drawn.append(_line("held", means))
-    drawn += [f'<circle class="held" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in means]
+    shares = [(x.at(one.said), y.at(one.clicked)) for one in bins]
+    drawn.append(_line("held", shares))
+    drawn += [f'<circle class="held" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in shares]
     drawn += _frame(x, bars, fifths, [0, most], ",.0f")
     drawn.append(_text((x.start + x.end) / 2, height - 6, "probability of the favourite", kind="name"))
     what = "Share of favourites clicked by their probability"

@@ -102,7 +102,7 @@ def _copywriter(folder: Path, seed: int) -> Path:
 def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path, seed: int) -> list[Path]:
     from models.train import clicks, half_lives
 
-    shop_with, log, told = _told(data, catalog)
+    shop_with, log, told = _shop_and_log(data, catalog)
     of = source_of([*data, *([catalog] if catalog else [])], log.time)
     bench = Bench(out, f"{what} {of.hash} {seed}", say)
     shop = shop_with(half_lives=half_lives.choose_once(shop_with, log, say, bench))
@@ -112,7 +112,7 @@ def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path,
         made.append(out / "ranker")
         figures = ranker_figures(fitted.choices, fitted.logit, fitted.head, seed)
         figures["choices"] = float(len(fitted.choices.chosen))
-        say_figures("ranker", figures)
+        _say_figures("ranker", figures)
         export(
             made[-1], fitted.logit, told, _now(), figures, fitted.head, RANKER_LIMITS + NEVER_SHOWN, of,
             half_lives=shop.half_lives,
@@ -120,14 +120,14 @@ def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path,
     if what in ("history", "all") and fitted.trainer is not None:
         made.append(out / "history")
         figures = {"loss": fitted.trainer.loss, **next_figures(fitted.choices)}
-        say_figures("history", figures)
+        _say_figures("history", figures)
         fitted.trainer.export(made[-1], data=told, created=_now(), metrics=figures, source=of)
     bench.clear()
     return made
 
 
-def _told(data: Sequence[Path], catalog: Path | None) -> tuple[Callable[..., Shop], Clicks | EventLog, str]:
-    """What makes the shop, what was done in it, and that in a sentence."""
+def _shop_and_log(data: Sequence[Path], catalog: Path | None) -> tuple[Callable[..., Shop], Clicks | EventLog, str]:
+    """What makes the shop of its half-lives, what was done in it, and that in a sentence. Raises as `train`."""
     names = ", ".join(path.name for path in data)
     if data_kind(data) == "clickstream":
         streams = read(data)
@@ -150,7 +150,7 @@ def _told(data: Sequence[Path], catalog: Path | None) -> tuple[Callable[..., Sho
     )
 
 
-def say_figures(kind: str, figures: Mapping[str, float]) -> None:
+def _say_figures(kind: str, figures: Mapping[str, float]) -> None:
     """Those that are of all, not of a group."""
     say(f"{kind}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "/" not in name))
 
@@ -179,7 +179,7 @@ def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -
     trainer.export(folder, created=_now(), metrics={"loss": loss}, data=told)
     unseen = seed + SHOPS + ROUNDS
     figures = {"loss": loss, **next_figures(_unseen(folder, shoppers, looks, unseen, bench))}
-    say_figures("history", figures)
+    _say_figures("history", figures)
     trainer.export(
         folder, created=_now(), metrics=figures, recipe=made_here(of_history(shoppers, looks, seed)),
         data=f"{told}; judged by what came next in a shop unseen, seed {unseen}",
@@ -212,13 +212,13 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
         fitted, head = fit_heads(choices, say, seed=seed, bench=bench, name=f"heads-{turn}")
         figures = {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}
         figures |= ranker_figures(choices, fitted, head, seed)
-        say_figures("ranker", {"loss": fitted.loss, "uniform": fitted.uniform, **figures})
+        _say_figures("ranker", {"loss": fitted.loss, "uniform": fitted.uniform, **figures})
         told = f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}"
         if turn == ROUNDS - 1:
             unseen = seed + ROUNDS
             score = head.score if head is not None else lambda phi, theta=fitted.theta: phi @ theta
             next_ = next_figures(_unseen(history, shoppers, looks, unseen, bench), score)
-            say_figures("what comes next in an unseen shop", next_)
+            _say_figures("what comes next in an unseen shop", next_)
             figures |= next_
             told += f"; HR@20 and MRR@20 of what came next in a shop unseen, seed {unseen}"
         export(folder, fitted, told, _now(), figures, head, RANKER_LIMITS, recipe=recipe)
@@ -238,7 +238,8 @@ def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, bench: B
         half = len(log.ends) // 2
         for _ in walk(shop, log, ask=False, learn=True, last=half):
             pass
-        known = np.bincount(log.item[: log.ends[half - 1]] + 1, minlength=len(one.items) + 1)[1:]
+        seen = log.item[: log.ends[half - 1] if half else 0]
+        known = np.bincount(seen + 1, minlength=len(one.items) + 1)[1:]
         return offered(walk(shop, log, ask=True, learn=True, first=half), log, known).arrays()
 
     return Choices(**bench.once("unseen", asked))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.files import InputError
-from deploy.train import _told
+from deploy.train import _shop_and_log
 from deploy.train_data import data_kind, read_catalog, read_events
 from models.eventlog import EventLog, distinct, items_of, without_erased
 from models.train.behaviour import Behaviour
@@ -227,7 +227,7 @@ def test_events_that_name_no_item_teach_nothing(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(record("search", search_term="lamp")[1] + b"\n" + record("view_homepage", id="e2")[1])
     with pytest.raises(InputError, match="no event names an item"):
-        _told([path], None)
+        _shop_and_log([path], None)
 
 
 def test_bad_items_of_a_catalogue_are_told_of(tmp_path: Path) -> None:

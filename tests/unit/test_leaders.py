@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stream.catalog import AVAILABLE, showable
-from stream.leaders import CATEGORY_LEADERS, LEADERS, Leaders
+from stream.ids import key64
+from stream.leaders import CATEGORY_LEADERS, LEADERS, LEADERS_AGE, Leaders
 from stream.signals import HALF_LIVES, NEAR, SIGNAL, Signals
 from tests.unit.behaviour import NOW
 from tests.unit.shop import catalog_of, item, signals_of
@@ -93,6 +94,19 @@ def test_a_large_catalogue_is_looked_through_in_pieces_and_its_leaders_come_to_t
     assert looks + 1 >= 1500 / 100, "no page waits for more than a piece"
     assert looks < 2 * 1500 / 100
     assert found_by(found) == leaders_of(catalog, signals, NOW + 6)
+
+
+def test_an_item_that_changes_is_looked_at_again_at_once_and_popularity_after_a_while() -> None:
+    catalog = catalog_of(10)
+    signals = signals_of(catalog, [["i3"]] * 5 + [["i4"]] * 3, NOW)
+    first = signals.leaders(NOW)
+    row = catalog.index.get(key64("i7"))
+    signals.figures["popular"][row], signals.figures["time"][row] = 99.0, NOW
+    assert signals.leaders(NOW + LEADERS_AGE) is first
+    later = signals.leaders(NOW + LEADERS_AGE + 0.001)
+    assert [catalog.item_id(r) for r in later.overall[:3]] == ["i7", "i3", "i4"]
+    catalog.apply([item("i7", available=False)])
+    assert [catalog.item_id(r) for r in signals.leaders(NOW + LEADERS_AGE + 0.001).overall[:2]] == ["i3", "i4"]
 
 
 def test_a_clock_that_was_wrong_once_does_not_keep_the_leaders_for_ever() -> None:

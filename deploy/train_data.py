@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,11 @@ import numpy.typing as npt
 from deploy.files import InputError, event_records, item_records, opened
 from models.eventlog import distinct, without_erased
 from models.manifest import Source
+from models.train.progress import Say
 from stream.catalog import Catalog
 from stream.events import EVENT, FUTURE_TOLERANCE, decode_run
 
 Rows = npt.NDArray[np.void]
-Say = Callable[[str], None]
 Holds = Literal["clickstream", "events", "impressions"]
 CHUNK = 4096  # lines that are decoded together
 TOLD = 20  # bad lines that are told of one by one
@@ -102,7 +102,7 @@ class Refusals:
 
 
 class Events(NamedTuple):
-    rows: Rows  # (n,) EVENT, in the order of the files, each event once, none of whom has been erased
+    rows: Rows  # (n,) EVENT, each event once, its parts together; as `without_erased` leaves them
     lines: int
     refused: int  # lines
     twice: int  # events that came again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from models.ranker import HEAD, Ranker
 from models.train.heads import fit_heads
 from models.train.impressions import Join, Joined, PageClicks
 from models.train.judge import page_figures
-from models.train.progress import of_stretch
+from models.train.progress import Say, of_stretch
 from models.train.ranker import Choices, examination, export
 from models.train.resume import FOLDER, Arrays, Bench
 from stream.events import EventError, decode
@@ -28,7 +28,6 @@ from stream.signals import HALF_LIVES
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-Say = Callable[[str], None]
 TOGETHER = 256  # choices that are scored at once
 LIMITS = (
     "Fitted on what shoppers chose among what their pages showed: of items that pages never showed it knows what the "

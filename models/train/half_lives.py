@@ -14,7 +14,7 @@ import numpy as np
 from models.clickstream import Clicks
 from models.eventlog import EventLog
 from models.train.clicks import offered
-from models.train.progress import of_stretch
+from models.train.progress import Say, of_stretch
 from models.train.ranker import cross_entropy, fit
 from models.train.resume import Bench
 from models.walk import Shop, walk
@@ -27,7 +27,6 @@ QUERIES = 9_000  # of the newest sessions; a quick ranker learns from two thirds
 FEWEST = 1_000  # positions: of fewer, nothing can be told
 EPOCHS = 12  # of the quick ranker
 DAY = 86_400.0
-Say = Callable[[str], None]
 ShopWith = Callable[..., Shop]  # takes half_lives
 
 

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from models.train.curve import Point, Progress
 
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # takes a line for people
 PATIENCE = 2.0  # s of work that nothing is said of
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.phi import features_hash
+from models.train.progress import Say
 
 Arrays = dict[str, npt.NDArray[Any]]
 FOLDER = ".training"
@@ -24,7 +25,7 @@ class Bench:
     inputs: all that the result depends on beside the features of phi, as text.
     """
 
-    def __init__(self, out: Path, inputs: str, say: Callable[[str], None]) -> None:
+    def __init__(self, out: Path, inputs: str, say: Say) -> None:
         self._folder, self._say = out / FOLDER, say
         mark, wanted = self._folder / "inputs", hashlib.sha256(f"{features_hash()} {inputs}".encode()).hexdigest()
         if self._folder.is_dir() and (not mark.is_file() or mark.read_text() != wanted):

@@ -38,6 +38,7 @@ from stream.slots import SLOTS
 # Of a choice: code of the slot that the item stood in, of the shopper's locale, whether the item was drawn by chance.
 ABOUT = np.dtype([("slot", "i1"), ("locale", "i1"), ("explored", "i1")])
 MOST = 200_000  # clicks, the newest, that are learnt from: 5 kB each
+ERASED = "their shoppers asked to be erased"  # why clicks are left out
 _decoder = msgspec.json.Decoder(Impression)
 _SLOT_OF = {name: code for code, name in enumerate(SLOTS)}
 
@@ -70,9 +71,6 @@ class _Page(NamedTuple):
     phi: npt.NDArray[np.float16]  # (n, F)
     slots: list[int]
     explored: list[bool]
-
-
-ERASED = "their shoppers asked to be erased"
 
 
 class PageClicks:

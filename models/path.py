@@ -31,6 +31,7 @@ from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
 from stream.ladder import Shed
+from stream.leaders import Leaders
 from stream.page import PageHead, encode_impressions, encode_pages
 from stream.profile import PROFILE, interests
 from stream.records import decode_records, encode_records, touched_at
@@ -38,7 +39,7 @@ from stream.retrieval import NO_PROPOSALS, Candidates, retrieve, retrieve_popula
 from stream.rows import rows_at
 from stream.rules import PageRules, Placements, assemble, leads
 from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
-from stream.signals import ItemTable, Leaders, Signals
+from stream.signals import ItemTable, Signals
 from stream.slots import SLOTS
 
 Rows = npt.NDArray[np.void]

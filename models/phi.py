@@ -197,7 +197,7 @@ def _mark(marks, key, sign):  # type: ignore[no-untyped-def]
 
 @njit
 def _joint_features(profiles, serving, now, rows, generators, count, index_keys, index_rows, items, signals,  # type: ignore[no-untyped-def]
-                    near_row, figures, seen_of, lives, shares, unknown, phi):  # fmt: skip
+                    near_row, figures, seen_of, lives, clock, shares, unknown, phi):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
     weights = np.empty(RECENT_ITEMS)
     recent_category, recent_brand = np.empty(RECENT_ITEMS, np.int32), np.empty(RECENT_ITEMS, np.int32)
@@ -213,6 +213,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
     its, figs, leads_back = np.empty(limit, items.dtype), np.empty(limit, figures.dtype), np.empty(limit, np.bool_)
     for u in range(rows.shape[0]):
         p, served, time, n = profiles[u], serving[u], now[u], count[u]
+        known_until = min(time, clock)
         keys[:] = -1
         for c in range(n):
             slot = slot_of(keys, rows[u, c])
@@ -385,7 +386,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             if raw[c, 8] > 0.0:
                 phi[i, TOGETHER_CART] = _log_share(raw[c, 8], 3e-3)
             if s.known != 0:
-                gap = max(0.0, time - s.time)
+                gap = max(0.0, known_until - s.time)
                 stock = 0.0
                 for life in range(3):
                     stock = 2.0 ** -(gap / lives[life])
@@ -508,7 +509,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 phi[i, k] = _log1p(raw[c, 9])
             if s.known != 0:
                 phi[i, k + 1] = _log1p(np.float64(s.strict_out)) / 5.0
-                phi[i, k + 2] = _log1p(max(0.0, time - s.time) / 3600.0)
+                phi[i, k + 2] = _log1p(max(0.0, known_until - s.time) / 3600.0)
             phi[i, k + 3], phi[i, k + 4], phi[i, k + 5] = log_length, log_items, log_gap
             phi[i, k + 6], phi[i, k + 7] = support, visits
 
@@ -543,7 +544,7 @@ def joint_features(
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
         catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures,
-        signals.seen, signals.lives, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
+        signals.seen, signals.lives, signals.clock, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
     )  # fmt: skip
     return phi
 

@@ -44,16 +44,19 @@ class Leaderboard:
         self._rest = 0.0  # what of a row is still to be looked at
         self._asked_at = 0.0  # event time of the last call, s
 
-    def at(self, now: float, figures: Rows) -> Leaders:
-        """What leads at `now` (s, event time). figures: (capacity,) FIGURES of the signals, as many as the catalogue has room for."""
+    def at(self, now: float, figures: Rows, clock: float) -> Leaders:
+        """What leads at `now` (s, event time).
+
+        figures: (capacity,) FIGURES of the signals, as many as the catalogue has room for; clock: s, `Signals.clock`.
+        """
         n = len(self._catalog)
         if self._leaders is None:
-            scan = _Scan(now)
+            scan = _Scan(now, clock)
             scan.look(self._catalog, figures, self._lives, n)
             return self._finished(scan)
         passed, self._asked_at = abs(now - self._asked_at), now
         if self._scan is None and (abs(now - self._found_at) > LEADERS_AGE or self._version != self._catalog.version):
-            self._scan, self._rest = _Scan(now), 0.0
+            self._scan, self._rest = _Scan(now, clock), 0.0
         if self._scan is None:
             return self._leaders
         if n <= SCAN:
@@ -87,7 +90,7 @@ def _insert(rows, scores, row, score, items):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _look(items, figures, lives, start, end, now, keys, places, known, overall, popularity, of_category, strength,  # type: ignore[no-untyped-def]
+def _look(items, figures, lives, start, end, now, as_of, keys, places, known, overall, popularity, of_category, strength,  # type: ignore[no-untyped-def]
           fresh, added):  # fmt: skip
     """Look through the rows `start` to `end`. lives: `HalfLives.array`. -> the row to go on from, how many categories are known.
 
@@ -98,7 +101,7 @@ def _look(items, figures, lives, start, end, now, keys, places, known, overall, 
         if not showable(item, now, 0):
             continue
         f = figures[row]
-        gap = max(0.0, now - f.time)
+        gap = max(0.0, as_of - f.time)
         # By the hour, the day and the fortnight: what trends now leads what was once loved.
         score = 0.5 * f.popular[0] * 2.0 ** -(gap / lives[0])
         score += 1.0 * f.popular[1] * 2.0 ** -(gap / lives[1])
@@ -126,8 +129,9 @@ class _Scan:
     _of_category: npt.NDArray[np.int32]  # (places, CATEGORY_LEADERS) rows of the catalogue
     _strength: npt.NDArray[np.float64]
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, clock: float) -> None:
         self.now, self.version = now, -1
+        self._as_of = min(now, clock)  # of popularity
         self._at = self._known = 0
         self._overall, self._popularity = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
         self._fresh, self._added = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
@@ -150,8 +154,8 @@ class _Scan:
         end = min(self._at + items, len(catalog))
         while self._at < end:
             self._at, self._known = _look(
-                catalog.items, figures, lives, self._at, end, self.now, self._keys, self._places, self._known,
-                self._overall, self._popularity, self._of_category, self._strength, self._fresh, self._added,
+                catalog.items, figures, lives, self._at, end, self.now, self._as_of, self._keys, self._places,
+                self._known, self._overall, self._popularity, self._of_category, self._strength, self._fresh, self._added,
             )  # fmt: skip
             if self._at < end:
                 self._grow()

@@ -13,8 +13,7 @@ from stream.catalog import Catalog
 from stream.events import ADD, BUY
 from stream.ids import IdIndex
 from stream.jit import njit
-from stream.leaders import Leaderboard
-from stream.leaders import Leaders as Leaders  # what `Signals.leaders` gives
+from stream.leaders import Leaderboard, Leaders
 from stream.rows import pack, rows_at, unpack
 
 Rows = npt.NDArray[np.void]
@@ -292,6 +291,9 @@ class Signals:
         # (capacity,) sessions of each once more, by itself: a walk asks it of a thousand neighbours.
         self.seen = np.zeros(len(catalog.items), np.float32)
         self.count = 0
+        # s, the newest event time that is counted in them. For a shopper whose time is later they are as of that one: where
+        # nothing new comes in, what led goes on leading, and features do not drift from what theta was fitted on.
+        self.clock = 0.0
         self._leaderboard = Leaderboard(catalog, self.lives)
 
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
@@ -328,6 +330,8 @@ class Signals:
                 figures[name] = rows[name]
         figures["known"] = 1
         self.figures[at], self.seen[at] = figures, rows["seen"]
+        if len(rows):
+            self.clock = max(self.clock, float(rows["time"].max()))
 
     def fit(self) -> None:
         """Grow to the catalogue's capacity: call before a batch reads both."""
@@ -341,4 +345,4 @@ class Signals:
     def leaders(self, now: float) -> Leaders:
         """What leads at `now` (s, event time), see `Leaderboard.at`."""
         self.fit()
-        return self._leaderboard.at(now, self.figures)
+        return self._leaderboard.at(now, self.figures, self.clock)

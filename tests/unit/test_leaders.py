@@ -45,7 +45,8 @@ def leaders_of(catalog: Any, signals: Signals, now: float) -> Any:
     shown = [k for k in range(len(catalog)) if showable(catalog.items[k], now, 0)]
 
     def score(row: int) -> float:
-        popular, gap = signals.rows["popular"][row], max(0.0, now - signals.rows["time"][row])
+        popular = signals.rows["popular"][row]
+        gap = max(0.0, min(now, signals.clock) - signals.rows["time"][row])
         found = 0.0
         for weight, count, life in zip((0.5, 1.0, 0.25), popular.tolist(), HALF_LIVES.popularity, strict=True):
             found += weight * count * 2.0 ** -(gap / life)
@@ -107,6 +108,17 @@ def test_an_item_that_changes_is_looked_at_again_at_once_and_popularity_after_a_
     assert [catalog.item_id(r) for r in later.overall[:3]] == ["i7", "i3", "i4"]
     catalog.apply([item("i7", available=False)])
     assert [catalog.item_id(r) for r in signals.leaders(NOW + LEADERS_AGE + 0.001).overall[:2]] == ["i3", "i4"]
+
+
+def test_what_leads_goes_on_leading_while_nothing_new_comes_in() -> None:
+    _, signals = shop_with_popularity(50, 8)
+    before = found_by(signals.leaders(NOW))[0]
+    signals.figures["popular"][:50] = np.random.default_rng(9).random((50, 3))
+    loved = found_by(signals.leaders(NOW + 2000))[0]
+    assert loved != before, "they are found anew"
+    assert found_by(signals.leaders(NOW + 30 * 86_400))[0] == loved, (
+        "as half an hour later, and not by what lasts longest"
+    )
 
 
 def test_a_clock_that_was_wrong_once_does_not_keep_the_leaders_for_ever() -> None:

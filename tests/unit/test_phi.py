@@ -198,7 +198,7 @@ def phi_in_words(
 
     # The item's own fame.
     if s["item"]:
-        late = max(0.0, now - s["time"])
+        late = max(0.0, min(now, signals.clock) - s["time"])
         for name, of, half_life in zip(
             ("hour", "day", "fortnight"), s["popular"], SIGNAL_LIVES.popularity, strict=True
         ):
@@ -321,3 +321,20 @@ def test_phi_is_what_it_says_in_words(seed: int) -> None:
             assert not wrong, (u, c, wrong)
         assert not phi[u, found.count[u] :].any()
     assert seen == set(FEATURES), set(FEATURES) - seen
+
+
+def test_signals_do_not_fade_while_nothing_new_is_counted() -> None:
+    catalog, signals = shop(5)
+    profiles, serving = shoppers(5, 4)
+
+    def of_signals(now: float) -> Any:
+        """What phi says of items' popularity and age, with what the shopper has done being as it is."""
+        found = retrieve(profiles, np.full(4, NOW), catalog, signals, signals.leaders(NOW))
+        phi = joint_features(profiles, serving, np.full(4, now), found, catalog, signals)
+        names = ("popular_hour", "popular_day", "popular_fortnight", "bought_by_many", "touched_age")
+        return phi[..., [FEATURES.index(name) for name in names]]
+
+    clock = float(signals.rows["time"].max())
+    fresh = of_signals(clock)
+    assert fresh.any() and np.array_equal(of_signals(clock + 7 * 86_400), fresh)
+    assert not np.array_equal(of_signals(clock - 600), fresh), "of an earlier shopper they are as of her time"

@@ -17,7 +17,8 @@ import numpy as np
 from agents.poison import place, told, without_poison
 from agents.together import OffLoop, Together
 from models.copybook import Refresh
-from models.path import PagePath, Part, Step
+from models.parts import Part
+from models.path import PagePath, Step
 from stream import metrics
 from stream.activity import encode_activity, owner, split_activity
 from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run

@@ -24,21 +24,23 @@ from models.copybook import (
     segment_of,
 )
 from models.history import Foresight, History
-from models.phi import NOT_FORESEEN, explain, features_hash, joint_features
+from models.parts import Part, Trigger, folded, put_off, too_soon
+from models.phi import NOT_FORESEEN, features_hash, joint_features
 from models.ranker import Scorer, sound
-from stream.activity import ACTIVITY, decode_activity, encode_activity, fold_with_activity
+from models.reasons import explain
+from stream.activity import ACTIVITY, decode_activity, encode_activity
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
 from stream.ladder import Shed
 from stream.leaders import Leaders
 from stream.page import PageHead, encode_impressions, encode_pages
-from stream.profile import PROFILE, interests
-from stream.records import decode_records, encode_records, touched_at
+from stream.profile import interests
+from stream.records import encode_records, touched_at
 from stream.retrieval import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
 from stream.rows import rows_at
 from stream.rules import PageRules, Placements, assemble, leads
-from stream.serving import OWED_ID, SERVING, lapses, react, show, touch, turn
+from stream.serving import show, turn
 from stream.signals import ItemTable, Signals
 from stream.slots import SLOTS
 
@@ -54,11 +56,6 @@ _NO_LEADS = [-1] * len(SLOTS)
 _NO_EVENT, _NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
-class Trigger(NamedTuple):
-    event_id: str
-    event_time: float
-
-
 class Policy(NamedTuple):
     """What of the settings shapes a page."""
 
@@ -68,16 +65,6 @@ class Policy(NamedTuple):
     page_ttl: float = 3600.0
     copy: bool = True
     profile_ttl: float = 0.0  # s of the partition's event time after which a shopper is forgotten; 0: never
-
-
-class Part(NamedTuple):
-    """What a step has to do in one partition: a run of events, or pages to make once more."""
-
-    stored: Mapping[bytes, bytes]  # changelog values by shopper key
-    decoded: Decoded = Decoded(np.zeros(0, EVENT), [], [], [], 0)
-    offsets: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # (records,)
-    refreshes: Mapping[bytes, Refresh] = {}
-    clock: float = 0.0  # s, the newest event time that the partition has seen before
 
 
 class Step(NamedTuple):
@@ -140,20 +127,20 @@ class PagePath:
         later one is made.
         """
         watch, shed = _Stopwatch(), self.shed
-        folded, profiles, serving = _folded(parts, shed, self.policy.profile_ttl)
-        keys = [key for one in folded for key in one.keys]
-        triggers = [trigger for one in folded for trigger in one.triggers]
+        each, profiles, serving = folded(parts, shed, self.policy.profile_ttl)
+        keys = [key for one in each for key in one.keys]
+        triggers = [trigger for one in each for trigger in one.triggers]
         watch.lap("fold")
         made = Step(_NO_EVENT, _NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
         late = [False] * len(keys)  # whose page is put off
         if keys:
             if shed.page_every:
-                soon = _too_soon(profiles, serving, triggers, generated_at, shed.page_every)
-                soon &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in folded])
+                soon = too_soon(profiles, serving, triggers, generated_at, shed.page_every)
+                soon &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in each])
                 late = soon.tolist()
             self._publish(watch, made, keys, triggers, profiles, serving, late, generated_at, shed)
         steps, start, page = [], 0, 0
-        for one in folded:
+        for one in each:
             mine = slice(start, start + len(one.keys))
             paged = slice(page, page + late[mine].count(False))
             steps.append(
@@ -199,8 +186,8 @@ class PagePath:
             for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
                 serving[field][refused] = 0
         if True in late:
-            _put_off(serving, late, triggers)
-            paged = [at for at, put_off in enumerate(late) if not put_off]
+            put_off(serving, late, triggers)
+            paged = [at for at, waits in enumerate(late) if not waits]
             served = rows_at(serving, paged)
             self._page_all(
                 watch, step, [keys[at] for at in paged], [triggers[at] for at in paged], rows_at(profiles, paged), served,
@@ -441,143 +428,6 @@ class _Batch(NamedTuple):
             self.keys[these], self.names[these], self.profiles[these], self.serving[these], self.now[these],
             self.triggers[these], self.personal[these], self.locales[these], self.seeds[these],
         )  # fmt: skip
-
-
-class _Folded(NamedTuple):
-    """The shoppers of one part who get a page, in parallel."""
-
-    keys: list[bytes]
-    places: list[int]  # of each among the part's shoppers
-    triggers: list[Trigger]
-    fresh: npt.NDArray[np.bool_]
-    activity: Rows
-    clock: float
-    lapsed: Sequence[bytes] = ()
-
-
-def _folded(parts: Sequence[Part], shed: Shed, ttl: float) -> tuple[list[_Folded], Rows, Rows]:
-    """Who gets a page of each part, and of all of them, part after part, profiles (S,) PROFILE and serving (S,) SERVING.
-
-    The rows of all parts lie in common arrays from the start: to join such arrays costs more than to fold.
-    """
-    keys = [_shoppers(part) for part in parts]
-    profiles, serving = decode_records(
-        [part.stored.get(key) for part, mine in zip(parts, keys, strict=True) for key in mine]
-    )
-    folded: list[_Folded] = []
-    places: list[int] = []  # among all
-    start = 0
-    for part, mine in zip(parts, keys, strict=True):
-        these = slice(start, start + len(mine))
-        if part.refreshes:
-            one = _to_refresh(part, mine, serving[these], shed, ttl)
-        else:
-            one = _fold(part, mine, profiles[these], serving[these], ttl)
-        folded.append(one)
-        places.extend(start + at for at in one.places)
-        start = these.stop
-    if len(places) < start:
-        profiles, serving = rows_at(profiles, places), rows_at(serving, places)
-    return folded, profiles, serving
-
-
-def _shoppers(part: Part) -> list[bytes]:
-    """Keys whose rows the part needs, each once."""
-    if part.refreshes:
-        return [key for key in part.refreshes if key in part.stored]
-    return [key for key in dict.fromkeys(part.decoded.keys) if key]
-
-
-def _fold(part: Part, keys: list[bytes], profiles: Rows, serving: Rows, ttl: float) -> _Folded:
-    """Fold the part's events into its rows, in place."""
-    decoded, rows = part.decoded, part.decoded.rows
-    place_of = {key: at for at, key in enumerate(keys)}
-    records, times = rows["record"].tolist(), rows["time"]
-    who = np.array([place_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
-    lapsed: list[bytes] = []
-    if ttl:
-        began = lapses(serving["touched"], who, times, part.clock, ttl)
-        lapsed = [key for key, at in zip(keys, began.tolist(), strict=True) if at >= 0]
-    newest = np.empty(len(keys), np.int64)
-    if lapsed:
-        room, room_serving, who = _begun_anew(profiles, serving, who, began)
-        fresh, activity, clock = _fold_into(room, room_serving, who, part, newest)
-        profiles[:], serving[:] = room[: len(keys)], room_serving[: len(keys)]
-    else:
-        fresh, activity, clock = _fold_into(profiles, serving, who, part, newest)
-    of = newest.tolist()
-    places = [s for s, at in enumerate(of) if at >= 0]
-    seconds = times.tolist()
-    triggers = [Trigger(decoded.ids[records[of[s]]], seconds[of[s]]) for s in places]
-    return _Folded([keys[s] for s in places], places, triggers, fresh, activity, clock, lapsed)
-
-
-def _fold_into(
-    profiles: Rows, serving: Rows, who: npt.NDArray[np.int32], part: Part, newest: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.bool_], Rows, float]:
-    """-> which events were fresh, the items' activity, the partition's clock; `newest` as `touch` fills it."""
-    rows = part.decoded.rows
-    fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
-    react(serving, who, rows, fresh)
-    return fresh, activity, touch(serving, profiles, who, rows, fresh, part.clock, newest)
-
-
-def _begun_anew(
-    profiles: Rows, serving: Rows, who: npt.NDArray[np.int32], began: npt.NDArray[np.int64]
-) -> tuple[Rows, Rows, npt.NDArray[np.int32]]:
-    """Shoppers with an event `began` >= 0 are blank from it on; her events before it go to a copy, behind all others."""
-    gone = np.flatnonzero(began >= 0)
-    copy_of = np.full(len(began), -1, np.int32)
-    copy_of[gone] = np.arange(len(began), len(began) + len(gone))
-    before = np.arange(len(who)) < began[who]
-    profiles, serving = np.concatenate([profiles, profiles[gone]]), np.concatenate([serving, serving[gone]])
-    profiles[gone], serving[gone] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
-    return profiles, serving, np.where(before, copy_of[who], who).astype(np.int32)
-
-
-def _to_refresh(part: Part, keys: list[bytes], serving: Rows, shed: Shed, ttl: float) -> _Folded:
-    """Who gets a page of a part of refreshes: to whom one is owed, and who waits for a headline unless copy is shed."""
-    triggers, taken = [], []
-    for at, (key, time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
-        refresh = part.refreshes[key]
-        if refresh.segment and shed.copy:
-            continue
-        if ttl and 0 < serving["touched"][at] < part.clock - ttl:
-            continue  # expired; the sweep has not come by yet
-        if time > 0:
-            event_id = serving["owed_id"][at].tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass")
-            triggers.append(Trigger(event_id, time))
-        elif refresh.segment:
-            triggers.append(Trigger(refresh.event_id, refresh.event_time))
-        else:
-            continue  # a later page has settled it
-        taken.append(at)
-    return _Folded([keys[at] for at in taken], taken, triggers, _NO_EVENT, _NO_ACTIVITY, part.clock)
-
-
-def _too_soon(
-    profiles: Rows, serving: Rows, triggers: Sequence[Trigger], now: float, every: float
-) -> npt.NDArray[np.bool_]:
-    """(S,) True for who had a page less than `every` s before `now`.
-
-    Not who refused consent: nothing is kept of her, not the id of an event either. Nor whose event has an id that is too
-    long to be kept. Where the clock has been set back, the page is made.
-    """
-    age = now - serving["paged_at"]
-    soon: npt.NDArray[np.bool_] = (age >= 0) & (age < every) & (profiles["consent"] >= 0)
-    for at in np.flatnonzero(soon).tolist():
-        name = triggers[at].event_id.encode("utf-8", "surrogatepass")
-        soon[at] = len(name) <= OWED_ID and not name.endswith(b"\0")
-    return soon
-
-
-def _put_off(serving: Rows, late: Sequence[bool], triggers: Sequence[Trigger]) -> None:
-    """In place: note of whom `late` is true that a page for the newest of her events is owed."""
-    for at, (event_id, time) in enumerate(triggers):
-        if late[at] and time >= serving["owed_time"][at]:
-            serving["owed_time"][at] = time
-            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID, b"\0")
-            serving["owed_id"][at] = np.frombuffer(name, np.int32)
 
 
 class _Stopwatch:

@@ -22,7 +22,8 @@ from models.copybook import (
     naming_segment_of,
     segment_of,
 )
-from models.path import _NAMED, PagePath, Part, Step
+from models.parts import Part
+from models.path import _NAMED, PagePath, Step
 from stream.ids import key32
 from stream.page import PLACED, POSITIONS
 from stream.rules import Placements, leads

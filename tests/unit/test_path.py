@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 
 from models.copybook import CopyBook, CopyText, Refresh, segment_of
-from models.path import PagePath, Part, Policy, Step
+from models.parts import Part
+from models.path import PagePath, Policy, Step
 from models.phi import F, joint_features
 from models.ranker import Ranker
 from stream.events import Decoded, decode_run

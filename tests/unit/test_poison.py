@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import models.parts
 import models.path
 from agents.poison import place, told, without_poison
 from agents.shopper import ALL_POISON, Shoppers
@@ -173,7 +174,7 @@ def poison_fold(monkeypatch: pytest.MonkeyPatch, path: PagePath, shoppers: Seque
             raise ZeroDivisionError("in the fold")
         return real(profiles, who, rows, offsets)
 
-    monkeypatch.setattr(models.path, "fold_with_activity", fold)
+    monkeypatch.setattr(models.parts, "fold_with_activity", fold)
 
 
 def poison_ranker(monkeypatch: pytest.MonkeyPatch, path: PagePath, shoppers: Sequence[str]) -> None:
@@ -296,10 +297,11 @@ def test_a_fault_of_the_program_stops_the_worker_with_a_sentence_and_blames_no_e
     def broken(*arguments: Any, **named: Any) -> Any:
         raise TypeError("u3")
 
-    for stage in ("fold_with_activity", "retrieve", "encode_pages", "encode_impressions"):
+    stages = [(models.path, name) for name in ("retrieve", "encode_pages", "encode_impressions")]
+    for module, stage in [(models.parts, "fold_with_activity"), *stages]:
         with monkeypatch.context() as patch:
             path, profiles = path_of(), served()
-            patch.setattr(models.path, stage, broken)
+            patch.setattr(module, stage, broken)
             with pytest.raises(RuntimeError, match=r"whatever the event \(TypeError in test_poison.py.*wait in Kafka"):
                 answers(agent(path, profiles), run_of(views(5)))
             assert profiles.count() == 0

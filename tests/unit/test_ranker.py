@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from models.manifest import ManifestError
-from models.phi import FEATURES, REASON_OF, F, features_hash, largest_term
+from models.phi import FEATURES, REASON_OF, F, features_hash
 from models.ranker import Ranker
+from models.reasons import largest_term
 from models.reference import verify
 from models.train.ranker import Choices, Fit, export, fit, sample_phi
 from models.train.ranker_graph import NARROW, WIDE, Head, graph

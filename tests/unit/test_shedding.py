@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from models.copybook import Refresh
-from models.path import PagePath, Part, Step
+from models.parts import Part
+from models.path import PagePath, Step
 from stream.ladder import Shed
 from stream.page import schemas
 from stream.records import decode_record, owing_pages

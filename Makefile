@@ -17,7 +17,7 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## install everything into .venv, the JRE and Kafka too
 
-setup-train: $(VENV)/.ready-train ## the same and torch, for training the copywriter
+setup-train: $(VENV)/.ready-train ## the same and torch, for training
 
 models: $(VENV)/.ready-train ## train anew every model that ships, from nothing and without a network (about an hour)
 	@$(BIN)/shopwindow train all --out models/default

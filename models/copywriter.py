@@ -49,7 +49,7 @@ class Copywriter:
         params: dict[str, Any] = self.manifest.params
         # A model that was not trained on a shop's interests has no names for them.
         known = params["names"] or {locale: {} for locale in LOCALES}
-        self.lexicon = Lexicon(known, *(params.get(part) for part in ("nouns", "uses", "likes", "turns")))
+        self.lexicon = Lexicon(known, *(params.get(part) for part in ("nouns", "uses", "likes", "turns", "misfits")))
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._reads_placeholders = self._tokenizer.token_to_id(TOPIC) is not None
         self._ends = frozenset(params.get("ends") or [self._tokenizer.token_to_id(END)])

@@ -51,17 +51,21 @@ _DANGLING = re.compile(
     re.I,
 )
 ENDS_OPEN = tuple(",，、:：;；&-—·") + tuple("的和与从")
-_CLUMSY = re.compile(
+CLUMSY = re.compile(
     r"([\u3400-\u9fff]{2,})\1|  |[,.:;!?\-，。：；！？、]{2}| [,.:;!?]|[,;:](?=[A-Za-z'’])"
     r"|\ba (?=[aeiou](?!ne\b|ni|se|ur))|\ban (?=[bcdfgjklmnpqrstvwxyz])",
     re.I,
 )
 _STUTTER = re.compile(r"\b(\w+) \1\b|([\u3400-\u9fff])\2\2", re.I)
 _ECHO = re.compile(r"\b(\w+ \w+ \w+)\b.*\b\1\b|([\u3400-\u9fff]{4,}).*\2", re.I)
-_GIVEN = "\ufffc"  # stands where a given name stood
+GIVEN = "\ufffc"  # stands where a given name stood, or about one
+TWICE = re.compile(rf"([\u3400-\u9fff]){GIVEN}+\1")  # where a phrase begins or ends: 爱爱情小说
+_SMALL = re.compile(r"about|every|from|here|just|like|more|such|that|them|these|this|those|what|with|your")
 # What a phrase is to a headline, and the sign that stands for it while neighbours are looked at.
 SIGNS = dict(zip(("<name>", "<thing>", "<use>", "<like>", "<item>"), "\ue000\ue001\ue002\ue003\ue004", strict=True))
 _KINDS = {sign: kind for kind, sign in SIGNS.items()}
+# A thing and what it is a kind of: 长板与滑板.
+_JOINED = re.compile("{0}{2}{1}|{1}{2}{0}".format(*list(SIGNS.values())[:2], "(?: and |, |与|和|、)"))
 
 
 class Facts(NamedTuple):
@@ -79,7 +83,7 @@ class Lexicon:
     names: locale -> category -> names, the first is the one that prompts use. nouns: locale -> category -> things that
     belong to it. Both may be said in a headline on the category, and in no other. uses, likes: locale -> category -> what
     its things are for, and what they are like. turns: locale -> the neighbours that `neighbours` may find; without them
-    whatever neighbours will do.
+    whatever neighbours will do. misfits: locale -> category -> a like before a name or a thing that it does not suit.
     """
 
     def __init__(
@@ -89,9 +93,15 @@ class Lexicon:
         uses: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         likes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         turns: Mapping[str, Iterable[str]] | None = None,
+        misfits: Mapping[str, Mapping[str, Iterable[str]]] | None = None,
     ) -> None:
         self.names = names
         self._turns = {locale: frozenset(of) for locale, of in (turns or {}).items()}
+        self._misfits = {
+            (locale, category): frozenset(phrase.lower() for phrase in phrases)
+            for locale, of in (misfits or {}).items()
+            for category, phrases in of.items()
+        }
         self._phrases: dict[tuple[str, str], dict[str, str]] = {}
         for parts, kind in ((likes, "<like>"), (uses, "<use>"), (names, "<name>"), (nouns, "<thing>")):
             for locale, of in (parts or {}).items():
@@ -99,6 +109,7 @@ class Lexicon:
                     into = self._phrases.setdefault((locale, category), {})
                     into.update((phrase.lower(), SIGNS[kind]) for phrase in phrases)
         self._readings: dict[tuple[str, str], list[list[re.Pattern[str]]]] = {}
+        self._liked: dict[tuple[str, str], re.Pattern[str]] = {}
         self._ids: dict[str, str] = {}
         for of in names.values():
             for category, called in of.items():
@@ -137,7 +148,7 @@ class Lexicon:
         return None
 
     def odd(self, text: str, facts: Facts) -> str | None:
-        """Two neighbours in a headline that stand side by side in none that the model has read."""
+        """What stands side by side in a headline and in none that the model has read: two words, or phrases."""
         turns = self._turns.get(facts.locale)
         if turns is None:
             return None
@@ -152,9 +163,25 @@ class Lexicon:
             for pattern in patterns:
                 read = pattern.sub(lambda found: phrases[found[0].lower()], read)
             odd = next((pair for pair in neighbours(read, facts.locale) if pair not in turns), None)
+            odd = odd or ("kinds of one another" if _JOINED.search(read) else None)
             if odd is None:
-                return None
+                return self._misfit(text, facts.locale, category or "")
         return odd
+
+    def _misfit(self, text: str, locale: str, category: str) -> str | None:
+        """A like before what it does not suit: "warm violin cases"."""
+        misfits = self._misfits.get((locale, category))
+        if not misfits:
+            return None
+        if (locale, category) not in self._liked:
+            like = _any_of(
+                phrase for phrase, sign in self._phrases[locale, category].items() if sign == SIGNS["<like>"]
+            )
+            self._liked[locale, category] = re.compile(
+                rf"(?:{like.pattern}){' ' * (locale == 'en')}(?:{self._own[locale, category].pattern})", re.I
+            )
+        found = (pair[0].lower() for pair in self._liked[locale, category].finditer(text))
+        return next((pair for pair in found if pair in misfits), None)
 
     def _read(self, locale: str, category: str) -> list[list[re.Pattern[str]]]:
         """Ways to find a category's phrases, each by patterns one after the other.
@@ -252,10 +279,14 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
         return "a name that may not be said"
     given = [*names, *([interest] if interest else [])]
     said: list[str] = []
+    doubled = False
 
     def noted(found: re.Match[str]) -> str:
+        nonlocal doubled
         said.append(found[0].lower())
-        return _GIVEN
+        before, after = found.string[: found.start()], found.string[found.end() :]
+        doubled |= TWICE.search(f"{before[-1:]}{GIVEN}{found[0]}{GIVEN}{after[:1]}") is not None
+        return GIVEN
 
     rest = bare = _any_of(given).sub(noted, text) if given else text
     if category is not None:
@@ -273,15 +304,25 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
         return "language"
     if not _sentence(text, rest):
         return "not a sentence"
-    if len(said) > len(set(said)) or _STUTTER.search(bare) or _ECHO.search(rest):
+    own = set(said) - {name.lower() for name in names}
+    if len(said) > len(set(said)) or doubled or says_again(rest, own) or _STUTTER.search(bare) or _ECHO.search(rest):
         return "the same twice"
-    if (category is not None or interest) and _GIVEN not in rest:
+    if (category is not None or interest) and GIVEN not in rest:
         return "off topic"
     if (other := lexicon.other(rest, facts.locale)) is not None:
         return f"speaks of {other}"
     if lexicon.odd(text, facts) is not None:
         return "not how headlines speak"
     return None
+
+
+def says_again(rest: str, phrases: Iterable[str]) -> bool:
+    """True where an English word that matters stands in a phrase, and in the rest too: "your love of" "love stories"."""
+    return not _stems(rest).isdisjoint(stem for phrase in phrases for stem in _stems(phrase))
+
+
+def _stems(text: str) -> set[str]:
+    return {word.rstrip("s") for word in re.findall(r"[a-zà-ɏ]{4,}", text.lower()) if not _SMALL.fullmatch(word)}
 
 
 def _sentence(text: str, rest: str) -> bool:
@@ -292,8 +333,8 @@ def _sentence(text: str, rest: str) -> bool:
         or rest[0].islower()
         or re.search(r"[a-z\ufffc][A-Z]", rest)
         or _DANGLING.search(rest)
-        or _CLUMSY.search(rest)
-        or f"{_GIVEN}{_GIVEN}" in rest.replace(" ", "")
+        or CLUMSY.search(rest)
+        or f"{GIVEN}{GIVEN}" in rest.replace(" ", "")
         or text.count("“") != text.count("”")
         or text.count("《") != text.count("》")
     )

@@ -36,7 +36,7 @@ from models.train.shoptext import SLOTS, Pair, language, pairs, shapes, spoken, 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
 VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
 CHINESE_WORDS = 1500  # tokens of more than one character, at most
-PRETRAINING, FINE_TUNING = 300, 1900  # steps: about 25 minutes of one core
+PRETRAINING, FINE_TUNING = 300, 4000  # steps: about 50 minutes of one core
 WINDOWS, WINDOW = 12, 64  # texts one behind the other are read in windows of so many tokens
 PAIRS = 24  # of each language a step
 CHUNK = 24  # pairs that are computed together: of about one length
@@ -161,7 +161,7 @@ def made_tokenizer(seed: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _split(r"[^\x00-\x7f]")
     tokenizer.decoder = decoders.ByteLevel()
-    words = [" ".join(part) for of in topics()[0].values() for word in of.values() for part in word]
+    words = [" ".join(part) for of in topics()[0].values() for word in of.values() for part in word.parts]
     words += [shape.text for of_slot in shapes().values() for shape in of_slot]
     words += [prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS]
     trainer = trainers.BpeTrainer(
@@ -190,7 +190,7 @@ def _with_chinese_words(tokenizer: Tokenizer) -> Tokenizer:
 
     They are merged within the phrases of topics and shapes alone: merged in running text, they would straddle the words.
     """
-    phrases = Counter({word: 2 for of in topics()[0].values() for part in of["zh"] for word in part})
+    phrases = Counter({word: 2 for of in topics()[0].values() for part in of["zh"].parts for word in part})
     phrases.update(re.findall(r"[\u3400-\u9fff]+", prefix("zh", "")) * 4)
     for (locale, _), of_slot in shapes().items():
         phrases.update(
@@ -365,7 +365,8 @@ def _of_held_out_topics(rng: random.Random) -> Iterator[Pair]:
         words = rng.choice(list(topics()[1].values()))[locale]
         fitting = [s for s in shapes()[locale, slot] if s.of_any_interest and not s.items and not s.held_out]
         headline = spoken(rng, rng.choice(fitting).text, locale, words._replace(names=words.names[:1]))
-        yield Pair(locale, slot, words.names[0], 0, headline, "")
+        if headline is not None:
+            yield Pair(locale, slot, words.names[0], 0, headline, "")
 
 
 def _end(tokenizer: Tokenizer) -> int:

@@ -198,13 +198,13 @@ def _is_mass(name: str) -> bool:
 
 
 def does_parse(text: str, facts: Facts) -> bool:
-    masked = _masked(text, facts.locale, _interest(facts), spoken_names(facts), _strange(facts))
-    return any(pattern.fullmatch(masked) for pattern in _grammar(facts.locale))
+    ways = _readings(text, facts.locale, _interest(facts), spoken_names(facts), _strange(facts))
+    return any(pattern.fullmatch(way) for way in ways for pattern in _grammar(facts.locale))
 
 
 def sounds_right(text: str, facts: Facts) -> bool:
-    masked = _masked(text, facts.locale, _interest(facts), spoken_names(facts), _strange(facts))
-    return all(window in _windows(facts.locale) for window in _triples(masked, facts.locale))
+    ways = _readings(text, facts.locale, _interest(facts), spoken_names(facts), _strange(facts))
+    return any(all(window in _windows(facts.locale) for window in _triples(way, facts.locale)) for way in ways)
 
 
 @cache
@@ -224,27 +224,32 @@ def _own(locale: str, category: str | None, part: str) -> list[str]:
     return list(getattr(topics()[0][category][locale], part)) if category else []
 
 
-def _masked(text: str, locale: str, category: str | None, names: Iterable[str], strange: str) -> str:
-    """The line with a sign for each name, each occasion and each word for the interest, in small letters."""
+def _readings(text: str, locale: str, category: str | None, names: Iterable[str], strange: str) -> list[str]:
+    """The line with a sign for each name, each occasion and each word for the interest, in small letters.
+
+    By what is longest, and by words for the interest before occasions: "colourful fish tanks" are fish tanks.
+    """
     text = text.lower()
     for word, sign in [*((name, _ITEM) for name in names), *([(strange, _PHRASE)] if strange else [])]:
         text = text.replace(word.lower(), sign)
-    return (
-        _own_words(locale, category).sub(lambda found: _OCCASION if found.lastindex else _PHRASE, text)
-        if category
-        else text
-    )
+    together = _own_words(locale, category).sub(lambda found: _OCCASION if found.lastindex else _PHRASE, text)
+    own = _any_of(locale, _own(locale, category, "names") + _own(locale, category, "nouns"))
+    return [together, _occasions(locale).sub(_OCCASION, own.sub(_PHRASE, text))]
 
 
 @cache
 def _occasions(locale: str) -> re.Pattern[str]:
+    return _any_of(locale, {occasion for of in topics()[0].values() for occasion in of[locale].occasions})
+
+
+def _any_of(locale: str, words: Iterable[str]) -> re.Pattern[str]:
+    ordered = sorted((re.escape(word.lower()) for word in words), key=len, reverse=True)
     edge = r"\b" if locale == "en" else ""
-    words = {occasion.lower() for of in topics()[0].values() for occasion in of[locale].occasions}
-    return re.compile(f"{edge}(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))}){edge}")
+    return re.compile(f"{edge}(?:{'|'.join(ordered) or '(?!)'}){edge}")
 
 
 @cache
-def _own_words(locale: str, category: str) -> re.Pattern[str]:
+def _own_words(locale: str, category: str | None) -> re.Pattern[str]:
     """All occasions (groups), and a topic's names and things, the longest first."""
     words = [(word, False) for part in ("names", "nouns") for word in _own(locale, category, part)]
     # Whether an occasion suits the topic is no matter of grammar.
@@ -299,7 +304,8 @@ def _windows(locale: str) -> frozenset[tuple[str, ...]]:
         for pair in islice(pairs(77, held_out=held_out), n):
             if pair.locale == locale:
                 strange = "" if pair.category else pair.topic
-                seen.update(_triples(_masked(pair.headline, locale, pair.category or None, ITEMS, strange), locale))
+                way = _readings(pair.headline, locale, pair.category or None, ITEMS, strange)[0]
+                seen.update(_triples(way, locale))
     return frozenset(seen)
 
 

@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from models.headline import BANNED, ENDS_OPEN, ITEMS, LOCALES, SIGNS, TOPIC, Lexicon, neighbours
+from models.headline import (
+    BANNED,
+    CLUMSY,
+    ENDS_OPEN,
+    GIVEN,
+    ITEMS,
+    LOCALES,
+    SIGNS,
+    TOPIC,
+    TWICE,
+    Lexicon,
+    neighbours,
+    says_again,
+)
 
 SLOTS = ("for_you", "because_you_viewed", "in_your_categories", "trending", "fresh", "buy_again")
 _OF_A_TOPIC, _OF_ITEMS = frozenset("txnmfa"), "ijk"
 _NEEDS_KNOWLEDGE = frozenset("tnmfa")
 # True of anything; topics have better ones of their own.
-LIKE = {"en": ("lovely", "thoughtful", "charming", "well-chosen", "fine"), "zh": ("贴心", "心动", "讨喜", "耐看")}
+LIKE = {"en": ("lovely", "delightful", "well-chosen", "fine"), "zh": ("贴心", "心动", "讨喜", "可心")}
 _OWN_LIKE = 0.8
 _SPECIFIC = 0.6  # of the headlines on a topic that is known: at least so many say more than its name
 _NAMING = 0.7  # of the headlines whose prompt tells of items: so many name some
@@ -39,6 +52,15 @@ class Words(NamedTuple):
     nouns: tuple[str, ...] = ()
     occasions: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ()
+    partial: tuple[tuple[str, str], ...] = ()  # (quality, what it suits) of those that do not suit all names and things
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        return self.names, self.nouns, self.occasions, self.qualities
+
+    def suits(self, quality: str, said: Iterable[str]) -> bool:
+        only = {one for of, one in self.partial if of == quality}
+        return not only or only.issuperset(said)
 
 
 class Shape(NamedTuple):
@@ -84,14 +106,21 @@ def topics() -> tuple[dict[str, dict[str, Words]], dict[str, dict[str, Words]]]:
         if re.fullmatch(r"\*?[a-z\-]+", id_) is None or id_.lstrip("*") in learnt | held_out:
             raise ValueError(f"topics.txt: {id_!r} is no new id of a topic")
         words = {locale: _words(line, mark) for locale, line, mark in (("en", en, ", "), ("zh", zh, "、"))}
-        if any(sum(map(bool, of)) != parts for of in words.values()):
+        if any(sum(map(bool, of.parts)) != parts for of in words.values()):
             raise ValueError(f"topics.txt: {id_} must have {parts} parts in each language")
+        for of in words.values():
+            if strange := {one for _, one in of.partial} - {*of.names, *of.nouns}:
+                raise ValueError(f"topics.txt: {id_} has no {', '.join(sorted(strange))} that a quality could suit")
         into[id_.lstrip("*")] = words
     return learnt, held_out
 
 
 def _words(line: str, mark: str) -> Words:
-    return Words(*(tuple(part.strip().split(mark)) for part in line.split("|")))
+    parts = [tuple(part.strip().split(mark)) for part in line.split("|")]
+    names, nouns, occasions, qualities = parts + [()] * (4 - len(parts))
+    told = [quality.rstrip(")").partition(" (") for quality in qualities]
+    partial = tuple((quality, one) for quality, _, suited in told if suited for one in suited.split("/"))
+    return Words(names, nouns, occasions, tuple(quality for quality, _, _ in told), partial)
 
 
 @cache
@@ -120,7 +149,7 @@ def lexicon() -> Lexicon:
 
 def language() -> dict[str, Any]:
     """All parts of the lexicon, as they stand in a model's manifest."""
-    return {**_phrases(), "turns": turns()}
+    return {**_phrases(), "turns": turns(), "misfits": misfits()}
 
 
 def _phrases() -> dict[str, dict[str, dict[str, list[str]]]]:
@@ -130,6 +159,25 @@ def _phrases() -> dict[str, dict[str, dict[str, list[str]]]]:
             both = dict.fromkeys([*own, *LIKE[locale]])
             of[category] = list(both) if locale == "en" else [form for like in both for form in _forms(like)]
     return {"names": said("names"), "nouns": said("nouns"), "uses": said("occasions"), "likes": likes}
+
+
+def misfits() -> dict[str, dict[str, list[str]]]:
+    """locale -> category -> a quality before what it does not suit, as no headline has them."""
+    found: dict[str, dict[str, list[str]]] = {locale: {} for locale in LOCALES}
+    for id_, of in topics()[0].items():
+        for locale, words in of.items():
+            unsuited = [
+                (like, thing)
+                for like in words.qualities
+                for thing in (*words.names, *words.nouns)
+                if not words.suits(like, [thing])
+            ]
+            found[locale][id_] = [
+                f"{like} {thing}" if locale == "en" else form + thing
+                for like, thing in unsuited
+                for form in ([like] if locale == "en" else _forms(like))
+            ]
+    return found
 
 
 def _forms(like: str) -> list[str]:
@@ -222,7 +270,7 @@ def _pair(rng: random.Random, locale: str, slot: str, held_out: bool) -> Pair | 
     else:
         words = Words(())
     headline = spoken(rng, rng.choice(fitting).text, locale, words)
-    return Pair(locale, slot, topic, items, headline, category, held_out)
+    return None if headline is None else Pair(locale, slot, topic, items, headline, category, held_out)
 
 
 @cache
@@ -256,11 +304,13 @@ def texts(seed: int) -> Iterator[str]:
             continue
         locale = rng.choice(LOCALES)
         words = rng.choice(list(topics()[0].values()))[locale]
-        yield spoken(rng, rng.choice(shapes()[locale, "text"]).text, locale, words)
+        text = spoken(rng, rng.choice(shapes()[locale, "text"]).text, locale, words)
+        if text is not None:
+            yield text
 
 
-def spoken(rng: random.Random, shape: str, locale: str, words: Words) -> str:
-    """The shape with what it leaves open put in."""
+def spoken(rng: random.Random, shape: str, locale: str, words: Words) -> str | None:
+    """The shape with what it leaves open put in; None where what was drawn says a word twice: "your love of love stories"."""
     text = re.sub(r"\[([^\]]*)\]", lambda found: rng.choice(found[1].split("|")), shape)
     put: dict[str, str] = dict(zip(_OF_ITEMS, ITEMS, strict=True))
     if words.nouns:
@@ -270,19 +320,33 @@ def spoken(rng: random.Random, shape: str, locale: str, words: Words) -> str:
         # "The bags for every day corner" is none, nor are "things for hikers for long views" or "power banks: power banks".
         put["x"] = rng.choice([name for name in words.names if " for " not in name])
         things = [put[slot] for slot in "nm" if f"{{{slot}}}" in text]
-        # Nor "rich things for painters".
-        plain = [name for name in words.names if "{a} {t}" not in text or not name.startswith("things ")]
+        # Nor "rich things for painters", nor what is new "in things for painters".
+        bare = "{a} {t}" in text or "in {t}" in text
+        plain = [name for name in words.names if not bare or not name.startswith("things ")]
         named = [name for name in plain if "{f}" not in text or " for " not in name]
         put["t"] = rng.choice([name for name in named if not any(thing in name for thing in things)] or named)
     if words.nouns:
-        near = put["n"] if "{a}{n}" in text.replace(" ", "") else put["t"]
-        own, any_ = ([like for like in of if like not in near] for of in (words.qualities, LIKE[locale]))
-        quality = rng.choice(own if own and rng.random() < _OWN_LIKE else any_)
-        # One 的 will do: 你会喜欢的柔软毛线. Longer words must have their own.
-        bare = locale == "en" or ("的{a}" in text and len(quality) == 2)
-        put["a"] = quality if bare else quality + "的"
-    text = text.format_map(put)
+        put["a"] = _quality(rng, text, locale, words, put)
+    told = [put[slot] for slot in "nmtx" if f"{{{slot}}}" in text]
+    apart = re.sub(r"\{[nmtx]\}", lambda found: GIVEN + put[found[0][1]] + GIVEN, text)
+    apart = re.sub(r"\{[afijk]\}", lambda found: put[found[0][1]], apart)
+    text = apart.replace(GIVEN, "")
+    rest = re.sub(f"{GIVEN}[^{GIVEN}]*{GIVEN}", GIVEN, apart)
+    if says_again(rest, told) or TWICE.search(apart) or CLUMSY.search(text):
+        return None
     return text if text.startswith("<") else text[0].upper() + text[1:]
+
+
+def _quality(rng: random.Random, shape: str, locale: str, words: Words, put: dict[str, str]) -> str:
+    """One that suits what the shape puts behind it. 的 follows a Chinese one where it must."""
+    likened = re.search(r"\{a\} ?\{n\}((?: and |与|、)\{m\})?", shape)
+    said = [put["t"]] if likened is None else [put["n"], *([put["m"]] if likened[1] else [])]
+    own = [like for like in words.qualities if words.suits(like, said)]
+    own, any_ = ([like for like in of if not any(like in one for one in said)] for of in (own, LIKE[locale]))
+    quality = rng.choice(own if own and rng.random() < _OWN_LIKE else any_)
+    # One 的 will do: 你会喜欢的柔软毛线. Longer words must have their own.
+    bare = "的{a}" in shape and len(quality) == 2 and not any("的" in one for one in said)
+    return quality if locale == "en" or bare else quality + "的"
 
 
 def invented(rng: random.Random, locale: str) -> str:

@@ -89,6 +89,10 @@ HOSTILE = (
         ("Kitchenware for your big table, chosen for your big table", "en", "kitchen", "the same twice"),
         ("Ladles, kitchenware and ladles", "en", "kitchen", "the same twice"),
         ("厨具，厨具和汤勺", "zh", "kitchen", "the same twice"),
+        ("For your love of love letters", "en", "love letters", "the same twice"),
+        ("For your love of letters", "en", "letters", None),
+        ("爱爱情小说的你，看看这些", "zh", "爱情小说", "the same twice"),
+        ("喜欢爱情小说的你，看看这些", "zh", "爱情小说", None),
         ("Kitchenware for youKitchenware", "en", "kitchen", "not a sentence"),
         ("Kitchenware：for you", "en", "kitchen", "language"),
         ("厨具: 为你精选", "zh", "kitchen", "language"),
@@ -114,7 +118,7 @@ def test_the_guard_lets_through_only_what_was_given(text: str, locale: str, cate
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("locale", ["en", "zh"])
-def test_a_hostile_name_changes_nothing(name: str, locale: str) -> None:
+def test_a_hostile_name_or_interest_changes_nothing(name: str, locale: str) -> None:
     facts = Facts(locale, "for_you", "kitchen", (name, "Oak Bench"))
     assert brief(facts, LEXICON) == brief(facts._replace(titles=("Oak Bench",)), LEXICON), (
         "the model does not hear of it"
@@ -124,16 +128,11 @@ def test_a_hostile_name_changes_nothing(name: str, locale: str) -> None:
         assert guard(line, facts, LEXICON) is not None, "nor may it be said"
     good = "Kitchenware for home cooking" if locale == "en" else "为家庭聚餐挑选的厨具"
     assert guard(good, facts, LEXICON) is None, "and a headline without it is as good as ever"
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_interest_changes_nothing(name: str) -> None:
-    for locale in ("en", "zh"):
-        told = brief(Facts(locale, "for_you", name), LEXICON)
-        assert name.strip() == "" or name not in told.prompt
-        assert all(text == "台灯" or text.isascii() for text in told.stands_for.values())
-        for text in told.stands_for.values():
-            assert guard(f"The {text} corner", Facts("en", "for_you", text), LEXICON) is None
+    told = brief(facts._replace(category=name, titles=()), LEXICON)
+    assert name.strip() == "" or name not in told.prompt
+    for text in told.stands_for.values():
+        assert text.isascii()
+        assert guard(f"The {text} corner", Facts("en", "for_you", text), LEXICON) is None
 
 
 def test_figures_are_said_in_a_name_that_was_given_and_nowhere_else() -> None:
@@ -248,8 +247,10 @@ SPOKEN = Lexicon(
         "en": ["^ <name>", "<name> for", "for <use>", "^ <like>", "<like> <name>", "<use> $", "^ start", "start with",
                "with <item>", "<item> $", "explore <name>", "^ explore", "<name> $", "so many", "^ so", "many <thing>",
                "<thing> $"],
-        "zh": ["^ 为", "为 <use>", "<use> 挑", "挑 选", "选 的", "的 <like>", "<like> <thing>", "<thing> $"],
+        "zh": ["^ 为", "为 <use>", "<use> 挑", "挑 选", "选 的", "的 <like>", "<like> <thing>", "<thing> $", "的 <thing>",
+               "<thing> 与", "与 <name>", "<name> $"],
     },
+    {"en": {"kitchen": ["copper pots and pans"]}, "zh": {"kitchen": []}},
 )  # fmt: skip
 
 
@@ -269,6 +270,8 @@ SPOKEN = Lexicon(
         ("为下厨时光挑选的实用汤勺", "zh", "kitchen", (), None),
         ("为汤勺挑选的实用汤勺", "zh", "kitchen", (), "为 <thing>"),
         ("为时光挑选的实用汤勺", "zh", "kitchen", (), "为 时"),
+        ("Copper pots and pans for home cooking", "en", "kitchen", (), "copper pots and pans"),
+        ("为下厨时光挑选的汤勺与厨具", "zh", "kitchen", (), "kinds of one another"),
     ],
 )
 def test_words_stand_side_by_side_only_where_they_did_in_what_was_learnt(

@@ -56,6 +56,21 @@ def test_a_new_sentence_of_known_turns_sounds_right() -> None:
     assert sounds_right(text, Facts("en", "because_you_viewed", "lighting"))
 
 
+@pytest.mark.parametrize(
+    ("text", "slot", "category"),
+    [
+        (
+            "The talk of the shop: colourful fish tanks",
+            "trending",
+            "aquariums",
+        ),  # though "colourful fish" is what they are for
+        ("New ideas around sundials", "in_your_categories", "sundials"),  # "new ideas" is what notebooks are for
+    ],
+)
+def test_a_phrase_is_read_in_each_way_that_it_can_be(text: str, slot: str, category: str) -> None:
+    assert is_grammatical(text, Facts("en", slot, category))
+
+
 def test_topics_and_claims_are_judged_without_the_guard() -> None:
     facts = Facts("en", "for_you", "lighting", ("Trail Shoe 3", "Half Price Lamp"))
     assert is_on_topic("Soft floor lamps", facts)

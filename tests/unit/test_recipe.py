@@ -154,7 +154,7 @@ def test_the_history_model_that_ships_is_what_training_gives(tmp_path: Path) -> 
 
 @needs_torch
 def test_the_copywriter_begins_as_the_one_that_ships_did() -> None:
-    """The whole of it takes half an hour; these are the first steps of each kind."""
+    """The whole of it takes fifty minutes; these are the first steps of each kind."""
     from tokenizers import Tokenizer
 
     found, told = made("copywriter")

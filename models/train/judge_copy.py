@@ -147,7 +147,7 @@ def metrics(lines: Sequence[Line]) -> dict[str, float]:
                 "distinct": (len({line.text for line in written}), len(written)),
                 "named": (sum(line.named for line in written), len(written)),
             }
-            at = f"{locale}.{group}."
+            at = f"{locale}.{group}/"
             found |= {at + name: round(part / whole, 4) if whole else 0.0 for name, (part, whole) in shares.items()}
             found |= {at + "segments": len(mine), at + "claims": sum(line.claims for line in written)}
     return found

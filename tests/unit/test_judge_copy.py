@@ -103,20 +103,20 @@ def test_shares_are_of_the_segments_or_of_the_lines() -> None:
         Line(segment, None, False),
     ]
     found = metrics(lines)
-    assert {name.rsplit(".", 1)[1]: value for name, value in found.items() if name.startswith("en.known")} == {
+    assert {name.rsplit("/", 1)[1]: value for name, value in found.items() if name.startswith("en.known/")} == {
         "first_sample": 0.25, "passed": 0.5, "on_topic": 1.0, "grammatical": 1.0, "parses": 0.5, "distinct": 0.5,
         "named": 0.0, "segments": 4, "claims": 0,
     }  # fmt: skip
-    assert found["en.without_items.segments"] == 4
-    assert found["en.with_items.segments"] == found["zh.known.segments"] == 0
+    assert found["en.without_items/segments"] == 4
+    assert found["en.with_items/segments"] == found["zh.known/segments"] == 0
 
 
 def test_segments_with_items_are_counted_apart() -> None:
     bare, told = (Segment(Facts("en", "for_you", "lighting", titles), known=True) for titles in ((), ("Oak Lamp",)))
     lines = [line_of(bare, "Soft lamps", True), line_of(told, "Start with Oak Lamp", True), line_of(told, None, False)]
     found = metrics(lines)
-    assert (found["en.with_items.segments"], found["en.with_items.passed"], found["en.with_items.named"]) == (2, 0.5, 1)
-    assert (found["en.without_items.segments"], found["en.without_items.named"]) == (1, 0)
+    assert (found["en.with_items/segments"], found["en.with_items/passed"], found["en.with_items/named"]) == (2, 0.5, 1)
+    assert (found["en.without_items/segments"], found["en.without_items/named"]) == (1, 0)
 
 
 @pytest.mark.parametrize(

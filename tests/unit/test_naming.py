@@ -232,9 +232,8 @@ def test_what_is_kept_and_what_is_asked_is_bounded_whatever_happens(seen: list[t
 def test_a_refresh_for_a_common_headline_keeps_the_one_that_names_an_item() -> None:
     path = path_of()
     stored, now = told(path)
-    (again,) = path.steps([Part(stored, refreshes=answered_for(b"u0"))], now)
+    part = Part(stored, refreshes={b"u0": copybook.Refresh("en|for_you|c0", "e", NOW)})
+    (before,) = path.steps([part], now)  # made anew it may be led by another item than after a look
+    answered(path.copies, [*asked(before, False), *asked(before, True)], now)
+    (again,) = path.steps([part], now)
     assert any(title.endswith("it is") for title, _, _ in titled(again.pages))
-
-
-def answered_for(key: bytes) -> dict[bytes, Any]:
-    return {key: copybook.Refresh("en|for_you|c0", "e", NOW)}

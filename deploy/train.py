@@ -22,7 +22,7 @@ from models.ranker import Ranker, Scorer
 from models.train.behaviour import Behaviour
 from models.train.clicks import offered
 from models.train.heads import fit_heads
-from models.train.judge import next_figures, ranker_figures
+from models.train.judge import by_theta, next_figures, ranker_figures
 from models.train.ranker import Choices, export
 from models.train.recipe import made_here
 from models.train.resume import Arrays, Bench
@@ -216,7 +216,7 @@ def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, loo
         told = f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}"
         if turn == ROUNDS - 1:
             unseen = seed + ROUNDS
-            score = head.score if head is not None else lambda phi, theta=fitted.theta: phi @ theta
+            score = head.score if head is not None else by_theta(fitted.theta)
             next_ = next_figures(_unseen(history, shoppers, looks, unseen, bench), score)
             _say_figures("what comes next in an unseen shop", next_)
             figures |= next_

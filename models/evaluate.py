@@ -8,7 +8,7 @@ it was ranked, as a worker's do.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +22,7 @@ from models.ranker import Ranker
 from models.train import clicks, half_lives
 from models.train.clicks import QUERIES
 from models.train.curve import Point
+from models.train.progress import Say
 from models.train.ranker import export
 from models.walk import Shop, walk
 
@@ -29,7 +30,6 @@ Floats = npt.NDArray[np.float32]
 # Where the rows of the report begin.
 LENGTHS = (1, 2, 3, 5, 10)  # clicks before the one that is foreseen
 POPULARITY = (0, 1, 5, 20, 100)  # clicks on it in the training part
-Say = Callable[[str], None]
 
 
 def ranks(scores: Floats, count: npt.NDArray[np.int32], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from stream.rows import rows_at
 from stream.serving import OWED_ID, SERVING, lapses, react, touch
 
 Rows = npt.NDArray[np.void]
-_NO_EVENT, _NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
+NO_EVENT, NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
 class Trigger(NamedTuple):
@@ -145,7 +145,7 @@ def _to_refresh(part: Part, keys: list[bytes], serving: Rows, shed: Shed, ttl: f
         else:
             continue  # a later page has settled it
         taken.append(at)
-    return Folded([keys[at] for at in taken], taken, triggers, _NO_EVENT, _NO_ACTIVITY, part.clock)
+    return Folded([keys[at] for at in taken], taken, triggers, NO_EVENT, NO_ACTIVITY, part.clock)
 
 
 def too_soon(

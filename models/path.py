@@ -24,11 +24,11 @@ from models.copybook import (
     segment_of,
 )
 from models.history import Foresight, History
-from models.parts import Part, Trigger, folded, put_off, too_soon
+from models.parts import NO_ACTIVITY, NO_EVENT, Part, Trigger, folded, put_off, too_soon
 from models.phi import NOT_FORESEEN, features_hash, joint_features
 from models.ranker import Scorer, sound
 from models.reasons import explain
-from stream.activity import ACTIVITY, decode_activity, encode_activity
+from stream.activity import decode_activity, encode_activity
 from stream.catalog import Catalog
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
 from stream.ids import key64
@@ -53,7 +53,6 @@ _NAMED = np.array(
 )
 log = logging.getLogger(__name__)
 _NO_LEADS = [-1] * len(SLOTS)
-_NO_EVENT, _NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
 class Policy(NamedTuple):
@@ -131,7 +130,7 @@ class PagePath:
         keys = [key for one in each for key in one.keys]
         triggers = [trigger for one in each for trigger in one.triggers]
         watch.lap("fold")
-        made = Step(_NO_EVENT, _NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
+        made = Step(NO_EVENT, NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
         late = [False] * len(keys)  # whose page is put off
         if keys:
             if shed.page_every:

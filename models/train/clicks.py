@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from models.phi import F
 from models.train.behaviour import Behaviour
 from models.train.curve import Point
 from models.train.heads import fit_heads
-from models.train.progress import of_stretch
+from models.train.progress import Say, of_stretch
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
 from models.train.resume import Bench
@@ -35,7 +35,6 @@ STAGES = 4  # in which it goes on learning from the newest sessions
 WITHOUT_TORCH = "torch is not installed, so there is neither a history model nor an MLP head, which foresee better: make setup-train"
 # Of a choice: steps of its session before it, clicks on its item in the sessions that were learnt from.
 ABOUT = np.dtype([("before", "i4"), ("popularity", "i4")])
-Say = Callable[[str], None]
 
 
 def gather(

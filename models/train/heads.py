@@ -10,12 +10,10 @@ import numpy as np
 
 from models.train import ranker
 from models.train.curve import Point, Progress
-from models.train.progress import of_epochs
+from models.train.progress import Say, of_epochs
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
 from models.train.resume import Arrays, Bench
-
-Say = Callable[[str], None]
 
 
 def fit_heads(

@@ -11,7 +11,7 @@ Needs torch: `make setup-train`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -28,13 +28,13 @@ from models.reference import Case
 from models.train.behaviour import Behaviour
 from models.train.curve import Point
 from models.train.history_graph import LOUD, SCALE, Shape, export
+from models.train.progress import Say
 from models.train.recipe import UNTOLD, Recipe
 from models.train.resume import Arrays, Bench
 from stream.jit import njit
 
 Rows = npt.NDArray[np.void]
 Ints = npt.NDArray[np.int64]
-Say = Callable[[str], None]
 AHEAD = (1.0, 0.4, 0.2)  # weights of the next, second and third next interaction; the latter two fade out
 NEGATIVES = 2000  # items that each batch is compared with, half of them by popularity^.75, half uniform
 WARM_UP = 200  # steps

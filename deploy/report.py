@@ -61,6 +61,8 @@ def page(report: Report, k: int, told: Mapping[str, str]) -> str:
         ),
         calibration=_calibration(bins),
         error=f"{figures['calibration_error']:.2f}",
+        missed=f"{100 - figures['recall_candidates']:.1f}",
+        among=f"{figures['calibration_error_among_candidates']:.2f}",
         bins=_table(("probability", "positions", "mean probability", "clicked", "95% interval"), map(_bin_cells, bins)),
         rows=_table(
             ("", "positions", f"HR@{k}, %", f"MRR@{k}, %"),
@@ -211,7 +213,7 @@ The history model is compared with a sample of items, so its losses are not thos
 <div class="charts">$curves</div>
 <details><summary>All losses</summary><div class="wide">$losses</div></details>
 <h2>Calibration</h2>
-<p>How often the favourite was clicked, against the probability that it was given. On the dotted line what is said comes true; a vertical line is a 95% interval (Wilson), bars count the positions. Expected calibration error: $error%.</p>
+<p>How often the favourite was clicked, against the probability that it was given. On the dotted line what is said comes true; a vertical line is a 95% interval (Wilson), bars count the positions. Expected calibration error: $error%. Of $missed% of the next clicks no candidate could come true; among the others the error is $among%.</p>
 <div class="charts">$calibration</div>
 <details><summary>All bins</summary><div class="wide">$bins</div></details>
 <h2>By length of the session and popularity of the item</h2>

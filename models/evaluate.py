@@ -83,8 +83,14 @@ class Report(NamedTuple):
 
     @property
     def calibration(self) -> Calibration:
-        """Of the favourites' probabilities."""
+        """Of the favourites' probabilities, where a next click that is no candidate makes all of them wrong."""
         return Calibration.of(self.sure, self.rank == 1)
+
+    @property
+    def calibration_among_candidates(self) -> Calibration:
+        """The same where the next click is a candidate, as P(C|U) supposes."""
+        there = self.rank > 0
+        return Calibration.of(self.sure[there], self.rank[there] == 1)
 
     def figures(self, k: int) -> dict[str, float]:
         """What is compared: per cent, minutes, us."""
@@ -93,6 +99,7 @@ class Report(NamedTuple):
             f"HR@{k}": round(hit, 3), f"MRR@{k}": round(gain, 3), "positions": len(self.rank),
             "recall_candidates": round(100 * float((self.rank > 0).mean()), 3),
             "calibration_error": round(100 * self.calibration.error, 3),
+            "calibration_error_among_candidates": round(100 * self.calibration_among_candidates.error, 3),
             "train_minutes": round(self.train_minutes, 2), "us_per_page": round(self.us_per_page, 1),
         }  # fmt: skip
 

@@ -74,6 +74,7 @@ def test_losses_bins_rows_and_figures_are_in_its_tables() -> None:
         ["0.067 to 0.133", "100", "0.100", "0.500", "0.404 to 0.596"],
         ["clicks on it in training, 5 to 19", "160", "50.00", "50.00"],
         ["calibration_error", f"{100 * (100 * 0.4 + 10 * 0.4) / 160:,.1f}"],
+        ["calibration_error_among_candidates", f"{100 * (100 * 0.4 + 10 * 0.4) / 160:,.1f}"],
         ["command", "shopwindow evaluate --train 'a <b>'"],
         ["scored by", "mlp"],
     ):

@@ -2,6 +2,8 @@
 
 Tab, comma or semicolon between the columns, whose names the first line gives, in any order; others are passed over. Ids
 are any text, Time is in seconds since the epoch or ISO 8601. Files may be gzipped.
+
+A clock may be coarse, down to one that knows but the day: of equal times in a session the file's order holds.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from stream.events import CLICK, EVENT
 Rows = npt.NDArray[np.void]
 COLUMNS = ("SessionId", "ItemId", "Time")
 GZIP = b"\x1f\x8b"
+TICKS = (86_400.0, 3_600.0, 60.0, 1.0, 1e-3)  # s, of clocks
+APART = 30.0  # s between two clicks of a session that have the same time, at most
 
 
 class ClickstreamError(ValueError):
@@ -47,7 +51,7 @@ class Clicks(NamedTuple):
 
     ends: npt.NDArray[np.int64]  # (S,) where the clicks of each session end
     item: npt.NDArray[np.int32]  # (n,) number of the item
-    time: npt.NDArray[np.float64]  # (n,) s since the epoch
+    time: npt.NDArray[np.float64]  # (n,) s since the epoch, as `apart` leaves them
 
     def part(self, first: int, last: int) -> Clicks:
         """Sessions `first` to `last`, that one not included."""
@@ -123,7 +127,23 @@ def _read(path: Path, items: dict[str, int]) -> Clicks:
     rank[np.argsort(last, kind="stable")] = np.arange(len(sessions))
     order = np.lexsort((when, rank[who]))  # stable: of equal times the file's order
     ends = np.cumsum(np.bincount(rank[who], minlength=len(sessions)))
-    return Clicks(ends.astype(np.int64), np.array(item, np.int32)[order], when[order])
+    return Clicks(ends.astype(np.int64), np.array(item, np.int32)[order], apart(rank[who[order]], when[order]))
+
+
+def apart(session: npt.NDArray[np.int64], time: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(n,) times, s, of which equal ones of a session are spread in their order, within the tick of the clock at most.
+
+    session, time: (n,) session by session, each in order of time. A profile knows events by their times, as it must come
+    out the same in whatever order they arrive; without this, equal times would put a session in the order of its items' ids.
+    """
+    tick = next((tick for tick in TICKS if not np.mod(time, tick).any()), TICKS[-1])
+    new = np.ones(len(time), np.bool_)
+    new[1:] = (np.diff(session) != 0) | (np.diff(time) != 0)
+    first = np.flatnonzero(new)
+    many = np.diff(first, append=len(time))  # clicks of each run of equal times
+    place = np.arange(len(time)) - np.repeat(first, many)
+    step: npt.NDArray[np.float64] = np.minimum(APART, tick / many)
+    return time + place * step.repeat(many)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:

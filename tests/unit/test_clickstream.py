@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.clickstream import Clicks, ClickstreamError, read
+from models.clickstream import Clicks, ClickstreamError, apart, read
 
 LINES = [("b", "x", 30.0), ("a", "y", 10.0), ("b", "y", 20.0), ("c", "z", 25.0), ("a", "x", 10.0), ("a", "x", 40.5)]
 
@@ -30,7 +30,24 @@ def test_sessions_come_in_the_order_of_their_last_clicks_and_clicks_in_that_of_t
     # c has one click, at 25; b ends at 30, a at 40.5, and its two clicks of one moment are in the file's order.
     assert clicks.ends.tolist() == [1, 3, 6]
     assert [items[k] for k in clicks.item] == ["z", "y", "x", "y", "x", "x"]
-    assert clicks.time.tolist() == [25, 20, 30, 10, 10, 40.5]
+    assert clicks.time.tolist() == [25, 20, 30, 10, 10.0005, 40.5]
+
+
+@pytest.mark.parametrize(
+    ("tick", "times", "spread"),
+    [
+        (86_400.0, [0, 0, 0, 1, 1], [0, 30, 60, 86_400, 86_430]),  # a clock of days
+        (3_600.0, [1, 1, 1, 1, 2], [3_600, 3_630, 3_660, 3_690, 7_200]),
+        (60.0, [1, 1, 1, 2, 2], [60, 80, 100, 120, 150]),
+        (1.0, [5, 7, 7, 8, 8], [5, 7, 7.5, 8, 8.5]),
+        (1e-3, [5, 5, 6, 7, 7], [0.005, 0.0055, 0.006, 0.007, 0.0075]),
+    ],
+)
+def test_clicks_of_one_tick_are_spread_in_it_in_their_order(tick: float, times: list[int], spread: list[float]) -> None:
+    whole = apart(np.zeros(5, np.int64), tick * np.array(times))
+    assert whole == pytest.approx(spread) and (np.diff(whole) > 0).all()
+    alone = apart(np.arange(5), tick * np.array(times))
+    assert alone.tolist() == (tick * np.array(times)).tolist(), "other sessions' times are their own"
 
 
 def test_items_of_several_files_are_numbered_together(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import models.walk
 from deploy.cli import main
-from models.clickstream import Clicks
+from models.clickstream import Clicks, read
 from models.evaluate import Calibration, Report, evaluate, ranks
 from models.train.clicks import gather
 from models.walk import Shop, walk
@@ -103,6 +103,19 @@ def test_habits_are_found_and_new_ones_where_the_signals_follow() -> None:
     assert few.figures(3)["positions"] == 50
     again = evaluate(ITEMS, train, same, queries=400, limit=50)
     assert again.rank.tolist() == few.rank.tolist(), "the same seed, the same ranks"
+
+
+def test_a_clock_that_knows_but_the_day_leaves_sessions_in_the_order_of_the_file(tmp_path: Path) -> None:
+    def read_with(tick: float) -> list[Clicks]:
+        paths = [tmp_path / f"{name}-{tick:g}.csv" for name in ("train", "test")]
+        for path, clicks in zip(paths, (rounds(1, 500, 1), rounds(2, 150, 1, 1e9 + 5e4)), strict=True):
+            session = np.searchsorted(clicks.ends, np.arange(len(clicks.item)), side="right")
+            rows = zip(session, clicks.item, clicks.time // tick * tick, strict=True)
+            path.write_text("SessionId,ItemId,Time\n" + "".join(f"{s},{ITEMS[i]},{t}\n" for s, i, t in rows))
+        return read(paths).files
+
+    exact, coarse = (evaluate(ITEMS, *read_with(tick), queries=400).figures(1)["HR@1"] for tick in (1.0, 86_400.0))
+    assert coarse > exact - 5 > 50
 
 
 def test_the_newest_sessions_are_those_that_the_ranker_is_fitted_on() -> None:

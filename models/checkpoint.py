@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, decoders
 
-from models import gpt2_graph, manifest
+from models import gpt2_graph, gpt2_numpy, manifest, reference
 from models.copywriter import GRAPH, TOKENIZER
-from models.gpt2_graph import CheckpointError, build_graph
+from models.gpt2_graph import CheckpointError, Shape, build_graph
 from stream.jit import cache_folder
 
 CONFIG, GENERATION, TOKENIZING = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -36,6 +36,8 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ENDS = re.compile(r"\s*[.!?。！？…]+[\"'”’)]*\s*|[^\n]*\n.*", re.S)
 # A Chinese sentence in words of one character each has no spaces.
 _GAP = r"(?<=[\u3000-\u9fff\uff00-\uffef]) | (?=[\u3000-\u9fff\uff00-\uffef])"
+NEAR = 0.5  # of the logits' standard deviation: so far the graph in 8 bits may be from the checkpoint in 32
+LICENCE = "that of the checkpoint"
 log = logging.getLogger(__name__)
 
 
@@ -178,17 +180,31 @@ def _convert(folder: Path, name: str, out: Path) -> None:
         )
     (out / GRAPH).write_bytes(graph)
     tokenizer.save(str(out / TOKENIZER))
+    _write_reference(folder, config, out)
     manifest.write(
         out, name=name, kind="copywriter", created=datetime.now(UTC).isoformat(timespec="seconds"),
-        data=f"converted from the checkpoint {name}", metrics={},
+        data=f"converted from the checkpoint {name}", metrics={}, licence=LICENCE,
         params={"ends": _ends(folder, tokenizer, vocabulary), "names": {}},
     )  # fmt: skip
+
+
+def _write_reference(folder: Path, config: Mapping[str, Any], out: Path) -> None:
+    """What the checkpoint makes, in 64 bits, of a beginning and of texts that may follow it."""
+    with ExitStack() as stack:
+        shape = Shape(config, _Weights(folder, stack))
+        ids = np.random.default_rng(1).integers(0, shape.vocabulary, (4, min(12, shape.positions)))
+        begin = ids.shape[1] // 2
+        ids[:, :begin] = ids[0, :begin]
+        logits = gpt2_numpy.logits(shape, ids)[:, begin - 1 : -1]
+    logprob = np.take_along_axis(gpt2_numpy.log_softmax(logits), ids[:, begin:, None], axis=2)[..., 0]
+    bound = NEAR * float(logits.std())
+    reference.write_texts(out, ids[0, :begin], ids[:, begin:], logprob.astype(np.float32), bound)
 
 
 def _key(folder: Path) -> str:
     """Of the checkpoint's files, and of the programs that convert them (32 hex digits)."""
     digest = hashlib.sha256()
-    sources = [Path(gpt2_graph.__file__), Path(__file__)]
+    sources = [Path(gpt2_graph.__file__), Path(gpt2_numpy.__file__), Path(__file__)]
     files = [path for name in WANTED for path in sorted(folder.glob(name)) if path.is_file()]
     for path in [*sources, *files]:
         with path.open("rb") as file:

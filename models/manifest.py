@@ -60,6 +60,7 @@ def write(
     metrics: dict[str, float],
     params: dict[str, Any],
     features_hash: str | None = None,
+    licence: str = LICENCE,
     limits: str = "",
     source: Source = UNKNOWN,
     recipe: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET,
@@ -78,8 +79,8 @@ def write(
     if not files:
         raise ManifestError(f"{folder} holds no files; write the model's files before its manifest")
     manifest = Manifest(
-        name=name, kind=kind, version=_version(files, params), created=created, features_hash=features_hash, data=data, data_hash=source.hash,
-        data_range=source.range, metrics=metrics, limits=limits, files=files, params=params, recipe=recipe,
+        name=name, kind=kind, version=_version(files, params), created=created, licence=licence, features_hash=features_hash, data=data,
+        data_hash=source.hash, data_range=source.range, metrics=metrics, limits=limits, files=files, params=params, recipe=recipe,
     )  # fmt: skip
     # As it will be read: a metric that is a whole number is read as 5.0.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)

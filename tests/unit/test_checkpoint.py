@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import manifest
+from models import manifest, reference
 from models.checkpoint import build, copywriter_folder, read_tokenizer
-from models.copywriter import Copywriter, copywriter_of
+from models.copywriter import GRAPH, Copywriter, copywriter_of
 from models.gpt2_graph import CheckpointError, build_graph
 from models.headline import Facts
 from models.manifest import ManifestError
@@ -46,6 +46,20 @@ def test_weights_in_bfloat16_are_read(tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     half = {name: value.astype(ml_dtypes.bfloat16).astype(np.float32) for name, value in weights_of(CONFIG).items()}
     assert build(save(tmp_path, kind=ml_dtypes.bfloat16)) == build_graph(CONFIG, half)
+
+
+def test_what_was_converted_is_compared_with_its_checkpoint_and_has_its_licence(tmp_path: Path) -> None:
+    made = copywriter_folder(str(whole(tmp_path / "tiny")))
+    found = manifest.load(made, "copywriter")
+    assert found.licence == "that of the checkpoint"
+    (check,) = reference.verify(made)
+    assert check.good and 0 < check.difference < check.bound
+    (made / GRAPH).write_bytes(build_graph(CONFIG, weights_of(CONFIG, 2)))
+    manifest.write(
+        made, name="tiny", kind="copywriter", created=found.created, data=found.data, metrics={}, params=found.params
+    )
+    (check,) = reference.verify(made)
+    assert not check.good, "these are other weights"
 
 
 TEXT = "Based on your interest in kitchen"

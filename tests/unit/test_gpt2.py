@@ -11,50 +11,17 @@ from onnx import numpy_helper
 
 from deploy.bench.models import GPT2_124M, random_weights
 from models.gpt2 import DEFAULT, TOGETHER, Gpt2, Sampling, draw
-from models.gpt2_graph import CheckpointError, build_graph, quantise
+from models.gpt2_graph import CheckpointError, Shape, build_graph, quantise
+from models.gpt2_numpy import log_softmax, logits
 from tests.unit.gpt2_checkpoints import CONFIG, weights_of
 
 Array = npt.NDArray[Any]
 
 
-def reference(config: dict[str, Any], w: dict[str, Array], ids: list[int]) -> Array:
-    """Logits (T, V) in float64 numpy, as Radford et al. (2019) and the config of transformers have it."""
-
-    def norm(x: Array, name: str) -> Array:
-        x = x - x.mean(axis=-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.get("layer_norm_epsilon", 1e-5))
-        return x * w[name + ".weight"] + w[name + ".bias"]
-
-    def linear(x: Array, name: str) -> Array:
-        return x @ w[name + ".weight"].astype(np.float64) + w[name + ".bias"]
-
-    def activated(x: Array) -> Array:
-        if config.get("activation_function") == "relu":
-            return np.maximum(x, 0)
-        found: Array = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-        return found
-
-    n, heads = len(ids), config["n_head"]
-    x = w["wte.weight"][ids].astype(np.float64) + w["wpe.weight"][:n]
-    future = np.triu(np.full((n, n), -np.inf), 1)
-    for layer in range(config["n_layer"]):
-        at = f"h.{layer}."
-        qkv = linear(norm(x, at + "ln_1"), at + "attn.c_attn")
-        q, k, v = (part.reshape(n, heads, -1).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=1))  # (H, T, D)
-        scale = q.shape[2] ** -0.5 if config.get("scale_attn_weights", True) else 1.0
-        if config.get("scale_attn_by_inverse_layer_idx"):
-            scale /= layer + 1
-        share = np.exp(q @ k.transpose(0, 2, 1) * scale + future)
-        mixed = (share / share.sum(axis=-1, keepdims=True)) @ v
-        x = x + linear(mixed.transpose(1, 0, 2).reshape(n, -1), at + "attn.c_proj")
-        x = x + linear(activated(linear(norm(x, at + "ln_2"), at + "mlp.c_fc")), at + "mlp.c_proj")
-    found: Array = norm(x, "ln_f") @ w.get("lm_head.weight", w["wte.weight"]).T.astype(np.float64)
-    return found
-
-
-def log_softmax(logits: Array) -> Array:
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    found: Array = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+def expected_logprob(config: dict[str, Any], w: dict[str, Array], prompt: list[int], text: list[int]) -> Array:
+    """Of each token of `text`, by numpy."""
+    logs = log_softmax(logits(Shape(config, w), np.array([prompt + text])))[0]
+    found: Array = logs[np.arange(len(prompt) - 1, len(prompt) + len(text) - 1), text]
     return found
 
 
@@ -75,7 +42,7 @@ def model() -> Gpt2:
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"activation_function": "relu", "n_inner": 96}, {"layer_norm_epsilon": 1e-3},
+        {}, {"activation_function": "relu", "n_inner": 96}, {"activation_function": "gelu"}, {"layer_norm_epsilon": 1e-3},
         {"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": False},
     ],
     ids=str,
@@ -89,8 +56,7 @@ def test_every_option_of_a_checkpoint_is_computed_as_it_is_defined(options: dict
     for precision, most in (("float32", 1e-4), ("int8", 0.6)):
         scored = Gpt2(build_graph(config, w, precision)).score(prompt, candidates)  # type: ignore[arg-type]
         for candidate, found in zip(candidates, scored, strict=True):
-            expected = log_softmax(reference(config, w, prompt + candidate))
-            expected = expected[np.arange(len(prompt) - 1, len(prompt) + len(candidate) - 1), candidate]
+            expected = expected_logprob(config, w, prompt, candidate)
             assert np.abs(found - expected).max() < most, (precision, found, expected)
 
 
@@ -102,9 +68,9 @@ def test_the_full_widths_of_gpt2_are_within_bounds_in_int8_and_a_quarter_of_the_
     assert len(graph) < 0.29 * 4 * sum(value.size for value in w.values())
     (prompt, candidate) = some_prompts(6, 5)
     (found,) = Gpt2(graph).score(prompt, [candidate])
-    logits = reference(config, w, prompt + candidate)
-    expected = log_softmax(logits)[np.arange(5, 10), candidate]
-    assert np.abs(found - expected).max() < 0.25 * logits.std(), (found, expected)
+    spread = logits(Shape(config, w), np.array([prompt + candidate])).std()
+    expected = expected_logprob(config, w, prompt, candidate)
+    assert np.abs(found - expected).max() < 0.25 * spread, (found, expected)
 
 
 def test_every_weight_that_is_multiplied_is_int8_and_the_embedding_is_the_head() -> None:

@@ -90,13 +90,14 @@ class Clickstreams(NamedTuple):
     files: list[Clicks]
 
     def joined(self) -> Clicks:
-        """All files as one, its sessions in the order of their last clicks."""
+        """All files as one, its sessions in the order of their last clicks, those of a file in its own."""
         if len(self.files) == 1:
             return self.files[0]
         starts = np.cumsum([0, *(len(one.item) for one in self.files[:-1])])
         ends = np.concatenate([one.ends + at for one, at in zip(self.files, starts, strict=True)])
         item, time = (np.concatenate([getattr(one, name) for one in self.files]) for name in ("item", "time"))
-        order = np.argsort(time[ends - 1], kind="stable")
+        last = np.concatenate([np.maximum.accumulate(one.time[one.ends - 1]) for one in self.files])
+        order = np.argsort(last, kind="stable")
         lengths = np.diff(ends, prepend=0)
         clicks = np.concatenate([np.arange(ends[s] - lengths[s], ends[s]) for s in order.tolist()])
         return Clicks(np.cumsum(lengths[order]), item[clicks], time[clicks])

@@ -59,6 +59,16 @@ def test_items_of_several_files_are_numbered_together(tmp_path: Path) -> None:
     assert clicks.time.tolist() == [1_396_310_400.0, 1_396_310_407.5]
 
 
+def test_files_of_a_coarse_clock_keep_their_order_as_one(tmp_path: Path) -> None:
+    for name, sessions in (("one", "aabbbc"), ("two", "dddef")):
+        rows = [f"{session},{session}{k},{86_400 * (session in 'cf')}" for k, session in enumerate(sessions)]
+        (tmp_path / name).write_text("\n".join(["SessionId,ItemId,Time", *rows]))
+    streams = read([tmp_path / "one", tmp_path / "two"])
+    joined = streams.joined()
+    assert [streams.items[k] for k in joined.item] == ["a0", "a1", "b2", "b3", "b4", "d0", "d1", "d2", "e3", "c5", "f4"]
+    assert joined.time.tolist() == [0, 30, 0, 30, 60, 0, 30, 60, 0, 86_400, 86_400]
+
+
 def test_a_part_is_some_sessions_and_their_clicks() -> None:
     clicks = Clicks(np.array([1, 3, 6]), np.arange(6, dtype=np.int32), np.arange(6.0))
     part = clicks.part(1, 3)

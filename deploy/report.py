@@ -213,7 +213,7 @@ The history model is compared with a sample of items, so its losses are not thos
 <div class="charts">$curves</div>
 <details><summary>All losses</summary><div class="wide">$losses</div></details>
 <h2>Calibration</h2>
-<p>How often the favourite was clicked, against the probability that it was given. On the dotted line what is said comes true; a vertical line is a 95% interval (Wilson), bars count the positions. Expected calibration error: $error%. Of $missed% of the next clicks no candidate could come true; among the others the error is $among%.</p>
+<p>How often the favourite was clicked, against the probability that it was given. On the dotted line what is said comes true; a vertical line is a 95% interval (Wilson), bars count the positions. Expected calibration error: $error%. $missed% of the next clicks were no candidate, so that none could come true; among the others the error is $among%.</p>
 <div class="charts">$calibration</div>
 <details><summary>All bins</summary><div class="wide">$bins</div></details>
 <h2>By length of the session and popularity of the item</h2>

@@ -1,22 +1,26 @@
 """`shopwindow bench models`: GPT-2 and the ranker in ONNX Runtime, each on one thread, against what they stand in for.
 
-Texts: of GPT-2's smallest shape (124 million random weights) and of the shipped copywriter's, tokens/s, against
-`transformers.generate` with the same weights. Candidates: 64 texts scored after one prompt. Ranker: a call of the shipped
+Texts: of GPT-2's smallest shape (124 million random weights) and of the shipped copywriter's, tokens/s, in a process like that
+which writes headlines, against `transformers.generate` with the same weights. Candidates: 64 texts scored after one prompt. Ranker: a call of the shipped
 one, against the same softmax in numpy. Rounds go through everything in turn.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from agents.scribe import HUGE_PAGES
 from deploy.bench.common import Figures, Plan, middle, one_core, say
 from models.copywriter import GRAPH
 from models.gpt2 import Gpt2, Sampling
@@ -37,9 +41,7 @@ SHAPES = ("gpt2_124m", "ours")
 NO_TORCH = "torch is not installed, so transformers cannot generate: make setup-train installs it"
 Floats = npt.NDArray[np.float32]
 Weights = dict[str, Floats]
-Jobs = dict[
-    tuple[str, ...], tuple[float, Callable[[], object]]
-]  # what, of which batch, whose -> units of a call, the call
+Jobs = dict[tuple[str, ...], Callable[[float], float]]  # what, of which batch, whose -> units/s in so many seconds
 Generate = Callable[[npt.NDArray[np.int64]], object]
 
 
@@ -77,15 +79,15 @@ def measure(settings: Settings, plan: Plan, large: Mapping[str, Any] = GPT2_124M
         "model_type": "gpt2", "n_layer": shipped.layers, "n_embd": shipped.width, "n_head": shipped.heads,
         "n_positions": shipped.positions, "vocab_size": shipped.vocabulary,
     }  # fmt: skip
-    with one_core():
+    with one_core(), _writer() as writer:
         jobs: Jobs = {}
         for shape, config in zip(SHAPES, (large, ours), strict=True):
-            jobs |= _texts(shape, config, torch)
+            jobs |= _texts(writer, shape, config, torch)
         jobs |= _rankings(Ranker(settings.models_dir / "ranker"))
         rates: dict[tuple[str, ...], list[float]] = {name: [] for name in jobs}
         for turn in range(plan.rounds):
-            for name, (units, call) in jobs.items():
-                rates[name].append(_rate(units, call, plan.round_seconds / len(jobs)))
+            for name, rate in jobs.items():
+                rates[name].append(rate(plan.round_seconds / len(jobs)))
             say(f"round {turn + 1}/{plan.rounds}")
     found: Figures = {}
     for shape in SHAPES:
@@ -127,29 +129,70 @@ def _rate(units: float, call: Callable[[], object], seconds: float) -> float:
     return units * calls / (time.perf_counter() - start)
 
 
-def _texts(shape: str, config: Mapping[str, Any], torch: bool) -> Jobs:
-    weights = random_weights(config, SEED)
-    model = Gpt2(build_graph(config, weights))
-    theirs = _transformers(config, weights) if torch else None
-    rng = np.random.default_rng(SEED)
+@contextmanager
+def _writer() -> Iterator[Executor]:
+    """A process that finds what the one that writes headlines finds in its environment."""
+    ours = {name: value for name, value in HUGE_PAGES.items() if name not in os.environ}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:
+        os.environ.update(ours)
+        try:
+            writer.submit(os.getpid).result()  # has started
+        finally:
+            for name in ours:
+                del os.environ[name]
+        yield writer
 
-    def some(rows: int, tokens: int) -> npt.NDArray[np.int64]:
-        """Anew for every call: a prompt that was just read need not be read again."""
-        return rng.integers(0, config["vocab_size"], (rows, tokens))
+
+_written: dict[str, Gpt2] = {}  # in that process, by shape
+
+
+def _load(shape: str, config: Mapping[str, Any]) -> None:
+    _written[shape] = Gpt2(build_graph(config, random_weights(config, SEED)))
+
+
+def _write_rate(shape: str, rows: int, seconds: float) -> float:
+    """Tokens/s of so many texts at a time."""
+    return _rate(
+        rows * NEW, lambda: _draw(_written[shape], _some(_written[shape].shape.vocabulary, rows, PROMPT)), seconds
+    )
+
+
+def _score_rate(shape: str, seconds: float) -> float:
+    """Candidates/s."""
+    model = _written[shape]
 
     def score() -> object:
-        return model.score(some(1, PROMPT)[0].tolist(), some(CANDIDATES, CANDIDATE).tolist())
+        prompt = _some(model.shape.vocabulary, 1, PROMPT)[0].tolist()
+        return model.score(prompt, _some(model.shape.vocabulary, CANDIDATES, CANDIDATE).tolist())
 
-    def drawn(generate: Generate, rows: int) -> object:
-        return generate(some(rows, PROMPT))
+    return _rate(CANDIDATES, score, seconds)
+
+
+_rng = np.random.default_rng(SEED)
+
+
+def _some(vocabulary: int, rows: int, tokens: int) -> npt.NDArray[np.int64]:
+    """Anew for every call: a prompt that was just read need not be read again."""
+    return _rng.integers(0, vocabulary, (rows, tokens))
+
+
+def _texts(writer: Executor, shape: str, config: Mapping[str, Any], torch: bool) -> Jobs:
+    writer.submit(_load, shape, dict(config)).result()
+    weights = random_weights(config, SEED)
+    theirs = _transformers(config, weights) if torch else None
+
+    def ours(rate: Callable[..., float], *of: Any) -> Callable[[float], float]:
+        return lambda seconds: writer.submit(rate, *of, seconds).result()
+
+    def drawn(generate: Generate, rows: int) -> Callable[[float], float]:
+        return partial(_rate, rows * NEW, lambda: generate(_some(config["vocab_size"], rows, PROMPT)))
 
     jobs: Jobs = {}
     for b in BATCHES:
-        jobs[shape, str(b), "ours"] = b * NEW, partial(drawn, partial(_draw, model), b)
+        jobs[shape, str(b), "ours"] = ours(_write_rate, shape, b)
         if theirs is not None:
-            jobs[shape, str(b), "baseline"] = b * NEW, partial(drawn, theirs, b)
-
-    jobs[shape, "score", "ours"] = CANDIDATES, score
+            jobs[shape, str(b), "baseline"] = drawn(theirs, b)
+    jobs[shape, "score", "ours"] = ours(_score_rate, shape)
     say(f"{shape}: {sum(w.size for w in weights.values()) / 1e6:.1f} million weights")
     return jobs
 
@@ -193,8 +236,8 @@ def _rankings(ranker: Ranker) -> Jobs:
             if not np.allclose(ranker.score(phi, count), _softmax(phi, count, ranker.theta), atol=1e-5):
                 raise RuntimeError(f"the ranker and numpy differ for {b} shoppers of {n} candidates")
             at = ("ranker", str(n), str(b))
-            jobs[(*at, "ours")] = 1.0, partial(ranker.score, phi, count)
-            jobs[(*at, "baseline")] = 1.0, partial(_softmax, phi, count, ranker.theta)
+            jobs[(*at, "ours")] = partial(_rate, 1.0, partial(ranker.score, phi, count))
+            jobs[(*at, "baseline")] = partial(_rate, 1.0, partial(_softmax, phi, count, ranker.theta))
     return jobs
 
 

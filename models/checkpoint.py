@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders
 
 from models import gpt2_graph, gpt2_numpy, manifest, reference
 from models.copywriter import GRAPH, TOKENIZER
-from models.gpt2_graph import CheckpointError, Shape, build_graph
+from models.gpt2_graph import CheckpointError, build_graph
 from stream.jit import cache_folder
 
 CONFIG, GENERATION, TOKENIZING = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -191,11 +191,10 @@ def _convert(folder: Path, name: str, out: Path) -> None:
 def _write_reference(folder: Path, config: Mapping[str, Any], out: Path) -> None:
     """What the checkpoint makes, in 64 bits, of a beginning and of texts that may follow it."""
     with ExitStack() as stack:
-        shape = Shape(config, _Weights(folder, stack))
-        ids = np.random.default_rng(1).integers(0, shape.vocabulary, (4, min(12, shape.positions)))
+        ids = np.random.default_rng(1).integers(0, config["vocab_size"], (4, min(12, config["n_positions"])))
         begin = ids.shape[1] // 2
         ids[:, :begin] = ids[0, :begin]
-        logits = gpt2_numpy.logits(shape, ids)[:, begin - 1 : -1]
+        logits = gpt2_numpy.logits(config, _Weights(folder, stack), ids)[:, begin - 1 : -1]
     logprob = np.take_along_axis(gpt2_numpy.log_softmax(logits), ids[:, begin:, None], axis=2)[..., 0]
     bound = NEAR * float(logits.std())
     reference.write_texts(out, ids[0, :begin], ids[:, begin:], logprob.astype(np.float32), bound)

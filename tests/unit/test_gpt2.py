@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from deploy.bench.models import GPT2_124M, random_weights
 from models.gpt2 import DEFAULT, TOGETHER, Gpt2, Sampling, draw
-from models.gpt2_graph import CheckpointError, Shape, build_graph, quantise
+from models.gpt2_graph import CheckpointError, build_graph, quantise
 from models.gpt2_numpy import log_softmax, logits
 from tests.unit.gpt2_checkpoints import CONFIG, weights_of
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 def expected_logprob(config: dict[str, Any], w: dict[str, Array], prompt: list[int], text: list[int]) -> Array:
     """Of each token of `text`, by numpy."""
-    logs = log_softmax(logits(Shape(config, w), np.array([prompt + text])))[0]
+    logs = log_softmax(logits(config, w, np.array([prompt + text])))[0]
     found: Array = logs[np.arange(len(prompt) - 1, len(prompt) + len(text) - 1), text]
     return found
 
@@ -68,7 +68,7 @@ def test_the_full_widths_of_gpt2_are_within_bounds_in_int8_and_a_quarter_of_the_
     assert len(graph) < 0.29 * 4 * sum(value.size for value in w.values())
     (prompt, candidate) = some_prompts(6, 5)
     (found,) = Gpt2(graph).score(prompt, [candidate])
-    spread = logits(Shape(config, w), np.array([prompt + candidate])).std()
+    spread = logits(config, w, np.array([prompt + candidate])).std()
     expected = expected_logprob(config, w, prompt, candidate)
     assert np.abs(found - expected).max() < 0.25 * spread, (found, expected)
 

@@ -1,8 +1,8 @@
 """`shopwindow bench models`: GPT-2 and the ranker in ONNX Runtime, each on one thread, against what they stand in for.
 
-Texts: of GPT-2's smallest shape (124 million random weights) and of the shipped copywriter's, tokens/s, in a process like that
-which writes headlines, against `transformers.generate` with the same weights. Candidates: 64 texts scored after one prompt. Ranker: a call of the shipped
-one, against the same softmax in numpy. Rounds go through everything in turn.
+Texts: of GPT-2's smallest shape (124 million random weights) and of the shipped copywriter's, tokens/s, in a process like
+that which writes headlines, against `transformers.generate` with the same weights. Candidates: 64 texts scored after one
+prompt. Ranker: a call of the shipped one, against the same softmax in numpy. Rounds go through everything in turn.
 """
 
 from __future__ import annotations
@@ -146,8 +146,11 @@ def _writer() -> Iterator[Executor]:
 _written: dict[str, Gpt2] = {}  # in that process, by shape
 
 
-def _load(shape: str, config: Mapping[str, Any]) -> None:
-    _written[shape] = Gpt2(build_graph(config, random_weights(config, SEED)))
+def _load(shape: str, config: Mapping[str, Any]) -> int:
+    """-> how many weights it has."""
+    weights = random_weights(config, SEED)
+    _written[shape] = Gpt2(build_graph(config, weights))
+    return sum(w.size for w in weights.values())
 
 
 def _write_rate(shape: str, rows: int, seconds: float) -> float:
@@ -177,9 +180,8 @@ def _some(vocabulary: int, rows: int, tokens: int) -> npt.NDArray[np.int64]:
 
 
 def _texts(writer: Executor, shape: str, config: Mapping[str, Any], torch: bool) -> Jobs:
-    writer.submit(_load, shape, dict(config)).result()
-    weights = random_weights(config, SEED)
-    theirs = _transformers(config, weights) if torch else None
+    size = writer.submit(_load, shape, dict(config)).result()
+    theirs = _transformers(config, random_weights(config, SEED)) if torch else None
 
     def ours(rate: Callable[..., float], *of: Any) -> Callable[[float], float]:
         return lambda seconds: writer.submit(rate, *of, seconds).result()
@@ -193,7 +195,7 @@ def _texts(writer: Executor, shape: str, config: Mapping[str, Any], torch: bool)
         if theirs is not None:
             jobs[shape, str(b), "baseline"] = drawn(theirs, b)
     jobs[shape, "score", "ours"] = ours(_score_rate, shape)
-    say(f"{shape}: {sum(w.size for w in weights.values()) / 1e6:.1f} million weights")
+    say(f"{shape}: {size / 1e6:.1f} million weights")
     return jobs
 
 

@@ -31,6 +31,14 @@ def rounds(seed: int, sessions: int, stride: int, start: float = 1e9) -> Clicks:
     return Clicks(np.cumsum(lengths), np.array(items, np.int32), np.array(times))
 
 
+def saved(clicks: Clicks, path: Path) -> Path:
+    """As a clickstream file."""
+    sessions = np.repeat(np.arange(len(clicks.ends)), np.diff(clicks.ends, prepend=0))
+    lines = [f"{s}\t{ITEMS[i]}\t{t}" for s, i, t in zip(sessions, clicks.item, clicks.time, strict=True)]
+    path.write_text("SessionId\tItemId\tTime\n" + "\n".join(lines) + "\n")
+    return path
+
+
 def test_what_is_foreseen_is_learnt_from_only_afterwards() -> None:
     train, test = rounds(1, 200, 1), rounds(2, 150, 1, 2e9)
 
@@ -107,11 +115,11 @@ def test_habits_are_found_and_new_ones_where_the_signals_follow() -> None:
 
 def test_a_clock_that_knows_but_the_day_leaves_sessions_in_the_order_of_the_file(tmp_path: Path) -> None:
     def read_with(tick: float) -> list[Clicks]:
-        paths = [tmp_path / f"{name}-{tick:g}.csv" for name in ("train", "test")]
-        for path, clicks in zip(paths, (rounds(1, 500, 1), rounds(2, 150, 1, 1e9 + 5e4)), strict=True):
-            session = np.searchsorted(clicks.ends, np.arange(len(clicks.item)), side="right")
-            rows = zip(session, clicks.item, clicks.time // tick * tick, strict=True)
-            path.write_text("SessionId,ItemId,Time\n" + "".join(f"{s},{ITEMS[i]},{t}\n" for s, i, t in rows))
+        exact = {"train": rounds(1, 500, 1), "test": rounds(2, 150, 1, 1e9 + 5e4)}
+        paths = [
+            saved(clicks._replace(time=clicks.time // tick * tick), tmp_path / f"{name}-{tick:g}")
+            for name, clicks in exact.items()
+        ]
         return read(paths).files
 
     exact, coarse = (evaluate(ITEMS, *read_with(tick), queries=400).figures(1)["HR@1"] for tick in (1.0, 86_400.0))
@@ -136,9 +144,7 @@ def test_too_little_to_learn_from_and_nothing_to_foresee_are_said() -> None:
 
 def test_the_command_prints_a_table_and_last_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, clicks in (("train", rounds(1, 300, 1)), ("test", rounds(2, 40, 1, 2e9))):
-        session = np.searchsorted(clicks.ends, np.arange(len(clicks.item)), side="right")
-        rows = [f"{s}\t{ITEMS[i]}\t{t}" for s, i, t in zip(session, clicks.item, clicks.time, strict=True)]
-        (tmp_path / name).write_text("\n".join(["SessionId\tItemId\tTime", *rows]))
+        saved(clicks, tmp_path / name)
     given = ["evaluate", "--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--k", "5"]
     assert main(given) == 0
     *table, last = capsys.readouterr().out.splitlines()

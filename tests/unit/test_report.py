@@ -13,7 +13,7 @@ from deploy.cli import main
 from deploy.report import page
 from models.evaluate import Report
 from models.train.curve import Point
-from tests.unit.test_evaluate import ITEMS, rounds
+from tests.unit.test_evaluate import rounds, saved
 
 NAN = float("nan")
 
@@ -87,9 +87,7 @@ def test_the_command_writes_it_and_says_no_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, clicks in (("train", rounds(1, 300, 1)), ("test", rounds(2, 40, 1, 2e9))):
-        session = np.searchsorted(clicks.ends, np.arange(len(clicks.item)), side="right")
-        rows = [f"{s}\t{ITEMS[i]}\t{t}" for s, i, t in zip(session, clicks.item, clicks.time, strict=True)]
-        (tmp_path / name).write_text("\n".join(["SessionId\tItemId\tTime", *rows]))
+        saved(clicks, tmp_path / name)
     given = ["evaluate", "--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--limit", "60"]
     assert main([*given, "--report", str(tmp_path / "none" / "r.html")]) == 1
     told = capsys.readouterr().err

@@ -19,19 +19,11 @@ from models.walk import Shop, walk
 from stream.catalog import ITEM
 from stream.events import CLICK, VIEW
 from stream.ids import key64
-from tests.unit.test_evaluate import ITEMS, rounds
+from tests.unit.test_evaluate import ITEMS, rounds, saved
 
 needs_torch = pytest.mark.skipif(
     not any((Path(folder) / "torch").is_dir() for folder in sys.path), reason="torch is not installed: make setup-train"
 )
-
-
-def told(clicks: Clicks, path: Path) -> Path:
-    """As a clickstream file."""
-    sessions = np.repeat(np.arange(len(clicks.ends)), np.diff(clicks.ends, prepend=0))
-    lines = [f"{s}\t{ITEMS[i]}\t{t}" for s, i, t in zip(sessions, clicks.item, clicks.time, strict=True)]
-    path.write_text("SessionId\tItemId\tTime\n" + "\n".join(lines) + "\n")
-    return path
 
 
 def test_files_of_clicks_are_joined_in_the_order_of_their_sessions() -> None:
@@ -196,7 +188,7 @@ def test_what_is_held_out_is_judged_after_each_epoch_and_changes_nothing() -> No
 
 @needs_torch
 def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> None:
-    data = told(rounds(1, 700, 1), tmp_path / "clicks.tsv")
+    data = saved(rounds(1, 700, 1), tmp_path / "clicks.tsv")
 
     def start(out: str) -> subprocess.Popen[str]:
         return shopwindow("train", "all", "--data", str(data), "--out", str(tmp_path / out))

@@ -25,7 +25,7 @@ from models.train.heads import fit_heads
 from models.train.judge import by_theta, next_figures, ranker_figures
 from models.train.ranker import Choices, export
 from models.train.recipe import made_here
-from models.train.resume import Arrays, Bench
+from models.train.resume import Arrays, Finished
 from models.walk import Shop, walk
 from stream.logs import say
 from stream.settings import Settings
@@ -104,25 +104,24 @@ def _on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path,
 
     shop_with, log, told = _shop_and_log(data, catalog)
     of = source_of([*data, *([catalog] if catalog else [])], log.time)
-    bench = Bench(out, f"{what} {of.hash} {seed}", say)
-    shop = shop_with(half_lives=half_lives.choose_once(shop_with, log, say, bench))
-    fitted = clicks.train(shop, log, say, seed=seed, bench=bench)
-    made = []
-    if what in ("ranker", "all"):
-        made.append(out / "ranker")
-        figures = ranker_figures(fitted.choices, fitted.logit, fitted.head, seed)
-        figures["choices"] = float(len(fitted.choices.chosen))
-        _say_figures("ranker", figures)
-        export(
-            made[-1], fitted.logit, told, _now(), figures, fitted.head, RANKER_LIMITS + NEVER_SHOWN, of,
-            half_lives=shop.half_lives,
-        )  # fmt: skip
-    if what in ("history", "all") and fitted.trainer is not None:
-        made.append(out / "history")
-        figures = {"loss": fitted.trainer.loss, **next_figures(fitted.choices)}
-        _say_figures("history", figures)
-        fitted.trainer.export(made[-1], data=told, created=_now(), metrics=figures, source=of)
-    bench.clear()
+    with Finished(out, f"{what} {of.hash} {seed}", say) as finished:
+        shop = shop_with(half_lives=half_lives.choose_once(shop_with, log, say, finished))
+        fitted = clicks.train(shop, log, say, seed=seed, finished=finished)
+        made = []
+        if what in ("ranker", "all"):
+            made.append(out / "ranker")
+            figures = ranker_figures(fitted.choices, fitted.logit, fitted.head, seed)
+            figures["choices"] = float(len(fitted.choices.chosen))
+            _say_figures("ranker", figures)
+            export(
+                made[-1], fitted.logit, told, _now(), figures, fitted.head, RANKER_LIMITS + NEVER_SHOWN, of,
+                half_lives=shop.half_lives,
+            )  # fmt: skip
+        if what in ("history", "all") and fitted.trainer is not None:
+            made.append(out / "history")
+            figures = {"loss": fitted.trainer.loss, **next_figures(fitted.choices)}
+            _say_figures("history", figures)
+            fitted.trainer.export(made[-1], data=told, created=_now(), metrics=figures, source=of)
     return made
 
 
@@ -159,75 +158,72 @@ def _history_of_simulation(folder: Path, shoppers: int, looks: int, seed: int) -
     """Of attributes alone: every shop has items of its own."""
     from models.train.history import Trainer
 
-    bench = Bench(folder, f"history {shoppers} {looks} {seed}", say)
-    seen = []
-    for shop in range(SHOPS):
-        name = f"shop-{shop}"
+    with Finished(folder, f"history {shoppers} {looks} {seed}", say) as finished:
+        seen = []
+        for shop in range(SHOPS):
+            name = f"shop-{shop}"
 
-        def touched(number: int = seed + shop) -> Arrays:
-            one = simulate(Uniform(), shoppers, looks, number)
-            return {"items": one.items, **one.behaviour._asdict()}
+            def touched(number: int = seed + shop) -> Arrays:
+                one = simulate(Uniform(), shoppers, looks, number)
+                return {"items": one.items, **one.behaviour._asdict()}
 
-        arrays = bench.once(name, touched)
-        seen.append((arrays.pop("items"), Behaviour(**arrays)))
-        say(f"shop {shop + 1} of {SHOPS}: {len(seen[-1][1].item):,} interactions")
-    shifts = np.cumsum([0, *(len(items) for items, _ in seen[:-1])]).tolist()
-    behaviour = Behaviour.joined([one for _, one in seen], shifts)
-    trainer = Trainer(np.concatenate([items for items, _ in seen]), SHAPE, seed=seed)
-    loss = trainer.learn(behaviour, EPOCHS, say, bench=bench)
-    told = f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}"
-    trainer.export(folder, created=_now(), metrics={"loss": loss}, data=told)
-    unseen = seed + SHOPS + ROUNDS
-    figures = {"loss": loss, **next_figures(_unseen(folder, shoppers, looks, unseen, bench))}
-    _say_figures("history", figures)
-    trainer.export(
-        folder, created=_now(), metrics=figures, recipe=made_here(of_history(shoppers, looks, seed)),
-        data=f"{told}; judged by what came next in a shop unseen, seed {unseen}",
-    )  # fmt: skip
-    bench.clear()
+            arrays = finished.once(name, touched)
+            seen.append((arrays.pop("items"), Behaviour(**arrays)))
+            say(f"shop {shop + 1} of {SHOPS}: {len(seen[-1][1].item):,} interactions")
+        shifts = np.cumsum([0, *(len(items) for items, _ in seen[:-1])]).tolist()
+        behaviour = Behaviour.joined([one for _, one in seen], shifts)
+        trainer = Trainer(np.concatenate([items for items, _ in seen]), SHAPE, seed=seed)
+        loss = trainer.learn(behaviour, EPOCHS, say, finished=finished)
+        told = f"{len(behaviour.item)} interactions of simulated shoppers in {SHOPS} shops of the demo, seeds {seed} to {seed + SHOPS - 1}"
+        trainer.export(folder, created=_now(), metrics={"loss": loss}, data=told)
+        unseen = seed + SHOPS + ROUNDS
+        figures = {"loss": loss, **next_figures(_unseen(folder, shoppers, looks, unseen, finished))}
+        _say_figures("history", figures)
+        trainer.export(
+            folder, created=_now(), metrics=figures, recipe=made_here(of_history(shoppers, looks, seed)),
+            data=f"{told}; judged by what came next in a shop unseen, seed {unseen}",
+        )  # fmt: skip
     return folder
 
 
 def _ranker_of_simulation(folder: Path, history: Path | None, shoppers: int, looks: int, seed: int) -> Path:
     """In shops that the history model has not seen, as every shop will be one."""
-    bench = Bench(
-        folder, f"ranker {shoppers} {looks} {seed} {files_hash(sorted(history.iterdir()) if history else [])}", say
-    )
-    recipe = made_here(of_ranker(shoppers, looks, seed, history))
-    scorer: Scorer = Uniform()
-    gathered: list[Choices] = []
-    for turn in range(ROUNDS):
-        name = f"round-{turn}"
+    inputs = f"ranker {shoppers} {looks} {seed} {files_hash(sorted(history.iterdir()) if history else [])}"
+    with Finished(folder, inputs, say) as finished:
+        recipe = made_here(of_ranker(shoppers, looks, seed, history))
+        scorer: Scorer = Uniform()
+        gathered: list[Choices] = []
+        for turn in range(ROUNDS):
+            name = f"round-{turn}"
 
-        def chosen(number: int = seed + turn, scorer: Scorer = scorer) -> Arrays:
-            one = simulate(scorer, shoppers, looks, number, history=history)
-            counts = {"looks": np.array(one.looks), "clicked": np.array(one.clicked)}
-            return {**counts, **one.choices.arrays()}
+            def chosen(number: int = seed + turn, scorer: Scorer = scorer) -> Arrays:
+                one = simulate(scorer, shoppers, looks, number, history=history)
+                counts = {"looks": np.array(one.looks), "clicked": np.array(one.clicked)}
+                return {**counts, **one.choices.arrays()}
 
-        arrays = bench.once(name, chosen)
-        rate = float(arrays.pop("clicked")) / max(1.0, float(arrays.pop("looks")))
-        gathered.append(Choices(**arrays))
-        choices = Choices.joined(gathered)
-        say(f"round {turn + 1} of {ROUNDS}: {len(gathered[-1].chosen):,} choices, {rate:.1%} of looks clicked")
-        fitted, head = fit_heads(choices, say, seed=seed, bench=bench, name=f"heads-{turn}")
-        figures = {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}
-        figures |= ranker_figures(choices, fitted, head, seed)
-        _say_figures("ranker", {"loss": fitted.loss, "uniform": fitted.uniform, **figures})
-        told = f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}"
-        if turn == ROUNDS - 1:
-            unseen = seed + ROUNDS
-            score = head.score if head is not None else by_theta(fitted.theta)
-            next_ = next_figures(_unseen(history, shoppers, looks, unseen, bench), score)
-            _say_figures("what comes next in an unseen shop", next_)
-            figures |= next_
-            told += f"; HR@20 and MRR@20 of what came next in a shop unseen, seed {unseen}"
-        export(folder, fitted, told, _now(), figures, head, RANKER_LIMITS, recipe=recipe)
-        scorer = Ranker(folder, "mlp")
-    bench.clear()
+            arrays = finished.once(name, chosen)
+            rate = float(arrays.pop("clicked")) / max(1.0, float(arrays.pop("looks")))
+            gathered.append(Choices(**arrays))
+            choices = Choices.joined(gathered)
+            say(f"round {turn + 1} of {ROUNDS}: {len(gathered[-1].chosen):,} choices, {rate:.1%} of looks clicked")
+            fitted, head = fit_heads(choices, say, seed=seed, finished=finished, name=f"heads-{turn}")
+            figures = {"choices": float(len(choices.chosen)), "looks_clicked_last_round": rate}
+            figures |= ranker_figures(choices, fitted, head, seed)
+            _say_figures("ranker", {"loss": fitted.loss, "uniform": fitted.uniform, **figures})
+            told = f"{len(choices.chosen)} clicks of {shoppers} simulated shoppers in {ROUNDS} shops of the demo, seeds {seed} to {seed + turn}"
+            if turn == ROUNDS - 1:
+                unseen = seed + ROUNDS
+                score = head.score if head is not None else by_theta(fitted.theta)
+                next_ = next_figures(_unseen(history, shoppers, looks, unseen, finished), score)
+                _say_figures("what comes next in an unseen shop", next_)
+                figures |= next_
+                told += f"; HR@20 and MRR@20 of what came next in a shop unseen, seed {unseen}"
+            export(folder, fitted, told, _now(), figures, head, RANKER_LIMITS, recipe=recipe)
+            scorer = Ranker(folder, "mlp")
     return folder
 
 
-def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, bench: Bench) -> Choices:
+def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, finished: Finished) -> Choices:
     """What came next, of the later half of the shoppers of a simulated shop, whose signals have learnt from the others."""
 
     def asked() -> Arrays:
@@ -242,7 +238,7 @@ def _unseen(history: Path | None, shoppers: int, looks: int, seed: int, bench: B
         known = np.bincount(seen + 1, minlength=len(one.items) + 1)[1:]
         return offered(walk(shop, log, ask=True, learn=True, first=half), log, known).arrays()
 
-    return Choices(**bench.once("unseen", asked))
+    return Choices(**finished.once("unseen", asked))
 
 
 def _now() -> str:

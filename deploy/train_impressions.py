@@ -21,7 +21,7 @@ from models.train.impressions import Join, Joined, PageClicks
 from models.train.judge import page_figures
 from models.train.progress import Say, of_stretch
 from models.train.ranker import Choices, examination, export
-from models.train.resume import FOLDER, Arrays, Bench
+from models.train.resume import FOLDER, Arrays, Finished
 from stream.events import EventError, decode
 from stream.signals import HALF_LIVES
 
@@ -47,7 +47,6 @@ def train_on_impressions(
         settings = connected(settings)
     folder = out / "ranker"
     inputs = f"impressions {files_hash(data) if data else f'{settings.broker} {settings.prefix}'} {seed}"
-    bench = Bench(folder, inputs, say)
 
     def gathered() -> Arrays:
         joined = from_files(data, say) if data else asyncio.run(from_topics(settings, say))
@@ -55,30 +54,30 @@ def train_on_impressions(
             say(f"{count:,} clicks are left out: {why}")
         return {"time": joined.time, **joined.choices.arrays()}
 
-    if not data and "choices" in bench:
-        say(
-            "goes on with what was read from the topics before it was stopped; where shoppers have asked to be erased "
-            f"since, remove {folder / FOLDER} to read them anew"
-        )
-    arrays = bench.once("choices", gathered)
-    time = arrays.pop("time")
-    choices = Choices(**arrays)
-    say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
-    fitted, head = fit_heads(choices, say, seed=seed, bench=bench)
-    served = _served(settings, say)
-    figures = page_figures(choices, fitted, head, None if served is None else _scores(served, choices))
-    e = examination((fitted if head is None else head).place, max(TOLD_POSITIONS))
-    eye = {k: float(e[k - 1]) for k in TOLD_POSITIONS}
-    _say_figures(time[choices.held], figures, eye, say)
-    figures |= {f"position {k}/examination": value for k, value in eye.items()}
-    names = ", ".join(path.name for path in data) or "the topics"
-    export(
-        folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {names}", created,
-        {"choices": float(len(choices.chosen)), **figures}, head, LIMITS,
-        Source(files_hash(data) if data else _digest(choices), range_of(time)),
-        half_lives=HALF_LIVES if served is None else served.half_lives,
-    )  # fmt: skip
-    bench.clear()
+    with Finished(folder, inputs, say) as finished:
+        if not data and "choices" in finished:
+            say(
+                "goes on with what was read from the topics before it was stopped; where shoppers have asked to be erased "
+                f"since, remove {folder / FOLDER} to read them anew"
+            )
+        arrays = finished.once("choices", gathered)
+        time = arrays.pop("time")
+        choices = Choices(**arrays)
+        say(f"{len(choices.chosen):,} clicks among what {len(choices.phi):,} places of pages showed")
+        fitted, head = fit_heads(choices, say, seed=seed, finished=finished)
+        served = _served(settings, say)
+        figures = page_figures(choices, fitted, head, None if served is None else _scores(served, choices))
+        e = examination((fitted if head is None else head).place, max(TOLD_POSITIONS))
+        eye = {k: float(e[k - 1]) for k in TOLD_POSITIONS}
+        _say_figures(time[choices.held], figures, eye, say)
+        figures |= {f"position {k}/examination": value for k, value in eye.items()}
+        names = ", ".join(path.name for path in data) or "the topics"
+        export(
+            folder, fitted, f"{len(choices.chosen)} clicks among what pages showed, of {names}", created,
+            {"choices": float(len(choices.chosen)), **figures}, head, LIMITS,
+            Source(files_hash(data) if data else _digest(choices), range_of(time)),
+            half_lives=HALF_LIVES if served is None else served.half_lives,
+        )  # fmt: skip
     return folder
 
 

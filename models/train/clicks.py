@@ -22,7 +22,7 @@ from models.train.heads import fit_heads
 from models.train.progress import Say, of_stretch
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
-from models.train.resume import Bench
+from models.train.resume import Finished
 from models.walk import Asked, Shop, Told, walk
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ ABOUT = np.dtype([("before", "i4"), ("popularity", "i4")])
 
 def gather(
     shop: Shop, clicks: Clicks | EventLog, say: Say, queries: int = QUERIES, trainer: Trainer | None = None,
-    bench: Bench | None = None,
+    finished: Finished | None = None,
 ) -> Choices:  # fmt: skip
     """Learn from all sessions; of the newest, with about `queries` positions, what was offered before each was learnt from.
 
@@ -54,13 +54,13 @@ def gather(
     if trainer is not None and first:
         seen, following = _behaviour(clicks, 0, first), _behaviour(clicks, first, len(clicks.ends))
         trainer.start(seen)
-        trainer.learn(seen, EPOCHS, say, bench=bench, held_out=following)
-        trainer.learn(seen, TUNING, say, tune=True, bench=bench, held_out=following)
+        trainer.learn(seen, EPOCHS, say, finished=finished, held_out=following)
+        trainer.learn(seen, TUNING, say, tune=True, finished=finished, held_out=following)
     stages = np.linspace(first, len(clicks.ends), STAGES + 1).astype(int).tolist()
     gathered: list[Choices] = []
     for number, (start, end) in enumerate(pairwise(stages)):
         name = f"choices-{number}"
-        kept = bench.get(name) if bench is not None else None
+        kept = finished.get(name) if finished is not None else None
         if kept is not None:
             gathered.append(Choices(**kept))
             for _ in walk(shop, clicks, ask=False, learn=True, first=start, last=end):
@@ -74,12 +74,12 @@ def gather(
             progress = of_stretch(f"sessions of part {number + 1} of {STAGES} asked for", say)
             asked = walk(shop, clicks, ask=True, learn=True, first=start, last=end, progress=progress)
             gathered.append(offered(asked, clicks, known[1:]))
-            if bench is not None:
-                bench.put(name, gathered[-1].arrays())
+            if finished is not None:
+                finished.put(name, gathered[-1].arrays())
         if trainer is not None and end > start:
-            trainer.learn(_behaviour(clicks, start, end), TUNING, say, tune=True, bench=bench)
+            trainer.learn(_behaviour(clicks, start, end), TUNING, say, tune=True, finished=finished)
     if trainer is not None:
-        trainer.learn(_behaviour(clicks, 0, len(clicks.ends)), TUNING, say, tune=True, bench=bench)
+        trainer.learn(_behaviour(clicks, 0, len(clicks.ends)), TUNING, say, tune=True, finished=finished)
         shop.history = _served(trainer, shop)
     choices = Choices.joined(gathered)
     if not len(choices.chosen):
@@ -128,7 +128,7 @@ class Fitted(NamedTuple):
 
 def train(
     shop: Shop, clicks: Clicks | EventLog, say: Say, *, queries: int = QUERIES, seed: int = 1, history: bool = True,
-    bench: Bench | None = None,
+    finished: Finished | None = None,
 ) -> Fitted:  # fmt: skip
     """Train the shop's history model, if wanted and torch is there, and fit the heads.
 
@@ -143,10 +143,10 @@ def train(
         trainer = Trainer(shop.catalog.items[: len(shop.catalog)], Shape(), seed=seed)
     elif history:
         say(WITHOUT_TORCH)
-    choices = gather(shop, clicks, say, queries, trainer, bench)
+    choices = gather(shop, clicks, say, queries, trainer, finished)
     say(f"{len(choices.chosen):,} choices gathered")
     curves: dict[str, list[Point]] = {"logit": [], "MLP": [], "history model": trainer.curve if trainer else []}
-    logit, head = fit_heads(choices, say, seed=seed, bench=bench, curves=curves)
+    logit, head = fit_heads(choices, say, seed=seed, finished=finished, curves=curves)
     return Fitted(logit, head, choices, trainer, curves)
 
 

@@ -16,7 +16,7 @@ from models.eventlog import EventLog
 from models.train.clicks import offered
 from models.train.progress import Say, of_stretch
 from models.train.ranker import cross_entropy, fit
-from models.train.resume import Bench
+from models.train.resume import Finished
 from models.walk import Shop, walk
 from stream.signals import HALF_LIVES, HalfLives
 
@@ -61,9 +61,9 @@ def choose(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, queries: in
     return best
 
 
-def choose_once(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, bench: Bench) -> HalfLives:
-    """What `choose` gives, kept on the bench: a training that goes on does not choose again."""
-    kept = bench.once("half-lives", lambda: {"lives": choose(shop_with, clicks, say).array()})
+def choose_once(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, finished: Finished) -> HalfLives:
+    """What `choose` gives, kept among what is finished: a training that goes on does not choose again."""
+    kept = finished.once("half-lives", lambda: {"lives": choose(shop_with, clicks, say).array()})
     *popularity, transitions = kept["lives"].tolist()
     return HalfLives(tuple(popularity), transitions)
 

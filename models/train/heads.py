@@ -13,14 +13,14 @@ from models.train.curve import Point, Progress
 from models.train.progress import Say, of_epochs
 from models.train.ranker import Choices, Fit
 from models.train.ranker_graph import Head
-from models.train.resume import Arrays, Bench
+from models.train.resume import Arrays, Finished
 
 
 def fit_heads(
-    choices: Choices, say: Say, *, seed: int, bench: Bench | None = None, name: str = "heads",
+    choices: Choices, say: Say, *, seed: int, finished: Finished | None = None, name: str = "heads",
     curves: dict[str, list[Point]] | None = None,
 ) -> tuple[Fit, Head | None]:  # fmt: skip
-    """On a bench each is kept under `name`. `curves` gets the losses of "logit" and "MLP" by epoch.
+    """Each is kept in `finished` under `name`. `curves` gets the losses of "logit" and "MLP" by epoch.
 
     Raises ValueError where there are too few choices.
     """
@@ -33,7 +33,7 @@ def fit_heads(
         def made() -> Arrays:
             return {field: np.asarray(value) for field, value in make()._asdict().items()}
 
-        arrays = made() if bench is None else bench.once(f"{name}-{part}", made)
+        arrays = made() if finished is None else finished.once(f"{name}-{part}", made)
         return {field: value if value.ndim else float(value) for field, value in arrays.items()}
 
     fitted = Fit(**kept("logit", lambda: ranker.fit(choices, seed=seed, progress=told("logit", ranker.EPOCHS))))

@@ -30,7 +30,7 @@ from models.train.curve import Point
 from models.train.history_graph import LOUD, SCALE, Shape, export
 from models.train.progress import Say
 from models.train.recipe import UNTOLD, Recipe
-from models.train.resume import Arrays, Bench
+from models.train.resume import Arrays, Finished
 from stream.jit import njit
 
 Rows = npt.NDArray[np.void]
@@ -172,12 +172,12 @@ class Trainer:
             self.vectors = similar_start(behaviour, len(self.items), self.shape.width, self._seed)
 
     def learn(
-        self, behaviour: Behaviour, epochs: int, say: Say, *, tune: bool = False, bench: Bench | None = None,
+        self, behaviour: Behaviour, epochs: int, say: Say, *, tune: bool = False, finished: Finished | None = None,
         held_out: Behaviour | None = None,
     ) -> float:  # fmt: skip
         """So many epochs at a rate that rises and falls to nothing, or with `tune` falls from a lower one. -> last loss, nats.
 
-        held_out: what the curve tells of too; training does not depend on it. On a bench each epoch is kept, and those that
+        held_out: what the curve tells of too; training does not depend on it. In `finished` each epoch is kept, and those that
         are there already are passed over.
         """
         stretches = windows(behaviour)
@@ -189,7 +189,7 @@ class Trainer:
         pool, log_chance = np.cumsum(chance) / chance.sum(), torch.from_numpy(np.log(chance + 1e-30)).float()
         total = epochs * -(-len(stretches) // self._batch)
         done, began = 0, perf_counter()
-        kept = bench.get("history") if bench is not None else None
+        kept = finished.get("history") if finished is not None else None
         first, start = self.epochs, 0
         if kept is not None and int(kept["epochs"]) > first:
             if int(kept["epochs"]) > first + epochs:  # of a later call
@@ -215,8 +215,8 @@ class Trainer:
                 lost, count, done = lost + one * n, count + n, done + 1
             self.epochs += 1
             self.loss = lost / count if count else float("nan")
-            if bench is not None:
-                bench.put("history", self._state())
+            if finished is not None:
+                finished.put("history", self._state())
             unseen = float("nan") if held_out is None else self._held_out(held_out, log_chance, pool, counts)
             self.curve.append(Point(self.epochs, self.loss, unseen))
             told = "" if held_out is None else f", held-out {unseen:.3f}"

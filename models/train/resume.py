@@ -19,10 +19,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 FOLDER = ".training"
 
 
-class Bench:
-    """Finished pieces by name, in a folder beside what is being made. Those of other inputs, or features, are thrown away.
+class Finished:
+    """Finished pieces of a training by name, in a folder beside what it makes; those of other inputs or features are thrown away.
 
-    inputs: all that the result depends on beside the features of phi, as text.
+    inputs: all that the result depends on beside the features of phi, as text. As a context manager they are kept where the
+    training is interrupted, killed or breaks, not where it ends or its data do not do (ValueError): asked again, it looks
+    at the data anew.
     """
 
     def __init__(self, out: Path, inputs: str, say: Say) -> None:
@@ -33,6 +35,13 @@ class Bench:
             shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted)
+
+    def __enter__(self) -> Finished:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, ValueError):
+            shutil.rmtree(self._folder)
 
     def __contains__(self, name: str) -> bool:
         return (self._folder / f"{name}.npz").is_file()
@@ -63,7 +72,3 @@ class Bench:
         else:
             self._say(f"{name} was finished before")
         return found
-
-    def clear(self) -> None:
-        """The work is done."""
-        shutil.rmtree(self._folder)

@@ -8,7 +8,8 @@ import pytest
 
 from deploy.files import InputError, event_records
 from deploy.simulation import Uniform, simulate
-from deploy.train_impressions import from_files, from_topics
+from deploy.train_impressions import from_files, from_topics, train_on_impressions
+from models.train.resume import FOLDER
 from stream.kafka import topics
 from tests.counting import scenario, send
 from tests.shopwindow import settings_for
@@ -44,3 +45,9 @@ async def test_choices_are_read_from_the_topics(broker: str, topic_prefix: str, 
     text = "\n".join(said)
     assert "1 records are no events" in text and "1 impressions were refused" in text
     assert "impressions partition" in text and "no impression" in text
+    for _ in range(2):  # the second asks the topics again: more may have been clicked by then
+        said.clear()
+        with pytest.raises(ValueError, match=f"^{len(found.choices.chosen)} choices are too few"):
+            await asyncio.to_thread(train_on_impressions, settings, [], tmp_path, 1, "", said.append)
+        assert not (tmp_path / "ranker" / FOLDER).exists()
+        assert not any("goes on" in line for line in said)

@@ -13,7 +13,7 @@ from models.ranker import Ranker
 from models.train import half_lives
 from models.train.half_lives import choose, choose_once
 from models.train.ranker import Fit, export
-from models.train.resume import Bench
+from models.train.resume import Finished
 from models.walk import Shop
 from stream.signals import HALF_LIVES, HalfLives, ItemTable, Signals
 from tests.unit.shop import catalog_of
@@ -66,10 +66,10 @@ def test_where_nothing_is_among_the_candidates_all_half_lives_are_as_good(monkey
 
 def test_a_training_that_goes_on_does_not_choose_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(half_lives, "choose", lambda *a: HalfLives((1.0, 2.0, 3.0), 4.0))
-    bench = Bench(tmp_path, "inputs", quiet)
-    assert choose_once(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
+    finished = Finished(tmp_path, "inputs", quiet)
+    assert choose_once(shop_with, fashions(10, 1), quiet, finished) == HalfLives((1.0, 2.0, 3.0), 4.0)
     monkeypatch.setattr(half_lives, "choose", lambda *a: pytest.fail("chosen again"))
-    assert choose_once(shop_with, fashions(10, 1), quiet, bench) == HalfLives((1.0, 2.0, 3.0), 4.0)
+    assert choose_once(shop_with, fashions(10, 1), quiet, finished) == HalfLives((1.0, 2.0, 3.0), 4.0)
 
 
 def test_a_ranker_brings_those_that_it_was_fitted_with(tmp_path: Path) -> None:

@@ -254,13 +254,13 @@ def test_without_a_choice_there_is_nothing_to_judge_by() -> None:
         fit(none)
 
 
-def test_both_heads_are_kept_on_a_bench(tmp_path: Path) -> None:
-    from models.train.resume import Bench
+def test_both_heads_are_kept(tmp_path: Path) -> None:
+    from models.train.resume import Finished
 
     choices = biased(300, 3, np.ones((F, 1), np.float32), np.ones((F, 1), np.float32))
     said: list[str] = []
-    first, _ = fit_heads(choices, said.append, seed=1, bench=Bench(tmp_path, "x", said.append))
+    first, _ = fit_heads(choices, said.append, seed=1, finished=Finished(tmp_path, "x", said.append))
     assert any("s left" in line and "held-out loss" in line for line in said)
-    again, _ = fit_heads(choices, said.append, seed=1, bench=Bench(tmp_path, "x", said.append))
+    again, _ = fit_heads(choices, said.append, seed=1, finished=Finished(tmp_path, "x", said.append))
     assert "heads-logit was finished before" in said
     assert again.theta.tobytes() == first.theta.tobytes() and again.loss == first.loss

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from models.manifest import load
 from models.phi import FORESEEN
 from models.reference import verify
 from models.train.behaviour import Behaviour
-from models.train.resume import FOLDER, Bench
+from models.train.resume import FOLDER, Finished
 from models.walk import Shop, walk
 from stream.catalog import ITEM
 from stream.events import CLICK, VIEW
 from stream.ids import key64
 from tests.unit.test_evaluate import ITEMS, rounds, saved
+from tests.unit.test_half_lives import quiet
 
 needs_torch = pytest.mark.skipif(
     not any((Path(folder) / "torch").is_dir() for folder in sys.path), reason="torch is not installed: make setup-train"
@@ -39,18 +41,30 @@ def test_what_was_finished_is_found_again_and_that_of_other_inputs_or_features_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    bench = Bench(tmp_path, "one", said.append)
-    made = bench.once("a", lambda: {"x": np.arange(3)})
-    again = Bench(tmp_path, "one", said.append)
+    finished = Finished(tmp_path, "one", said.append)
+    made = finished.once("a", lambda: {"x": np.arange(3)})
+    again = Finished(tmp_path, "one", said.append)
     assert again.once("a", lambda: {})["x"].tolist() == made["x"].tolist() == [0, 1, 2]
     assert said == ["a was finished before"]
     assert "a" in again and "b" not in again
     monkeypatch.setattr("models.train.resume.features_hash", lambda: "sha256:other")
-    assert "a" not in Bench(tmp_path, "one", said.append) and "other inputs" in said[-1]
+    assert "a" not in Finished(tmp_path, "one", said.append) and "other inputs" in said[-1]
     again.put("a", made)
-    assert Bench(tmp_path, "another", said.append).get("a") is None and said[-1] == said[-2]
-    again.clear()
-    assert not (tmp_path / FOLDER).exists()
+    assert Finished(tmp_path, "another", said.append).get("a") is None and said[-1] == said[-2]
+
+
+@pytest.mark.parametrize(
+    ("ends", "kept"), [(None, False), (ValueError, False), (KeyboardInterrupt, True), (OSError, True)]
+)
+def test_what_was_finished_is_kept_for_a_training_that_may_go_on(
+    tmp_path: Path, ends: type[BaseException] | None, kept: bool
+) -> None:
+    with suppress(ValueError, KeyboardInterrupt, OSError), Finished(tmp_path, "one", quiet) as finished:
+        finished.once("a", lambda: {"x": np.arange(3)})
+        if ends is not None:
+            raise ends
+    assert (tmp_path / FOLDER).exists() is kept
+    assert ("a" in Finished(tmp_path, "one", quiet)) is kept
 
 
 @needs_torch

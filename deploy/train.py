@@ -95,7 +95,7 @@ def _refuse_what_does_not_fit(what: str, data: Sequence[Path], catalog: Path | N
 def _copywriter(folder: Path, seed: int) -> Path:
     from models.train import copywriter
 
-    copywriter.train(folder, copywriter.Plan(seed))
+    copywriter.train(folder, copywriter.Plan(seed), say)
     return folder
 
 

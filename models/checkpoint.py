@@ -215,7 +215,7 @@ def _require(folder: Path) -> None:
     """Raises CheckpointError, with the names of the files that are missing."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
-            f"{folder} is no model: it has neither {manifest.FILE} (a copywriter of `python -m models.train.copywriter`) nor "
+            f"{folder} is no model: it has neither {manifest.FILE} (a copywriter of `shopwindow train copywriter`) nor "
             f"{CONFIG} (a Hugging Face checkpoint); name a folder that has"
         )
     kind = _json(folder / CONFIG).get("model_type")

@@ -1,23 +1,19 @@
 """Train the small GPT-2 that writes headlines: on what shops write, then on facts -> headline; and export it to ONNX.
 
-python -m models.train.copywriter --out DIR
-
-DIR becomes a model's folder; DIR/checkpoint holds the weights as `transformers` reads them. Stopped at any time, by Ctrl-C
-or kill, the same command goes on where it was and ends with the same weights.
+Beside the model, in checkpoint/, are the weights as `transformers` reads them. Stopped at any time, by Ctrl-C or kill, a
+training goes on where it was and ends with the same weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import re
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice, pairwise
 from pathlib import Path
@@ -30,6 +26,7 @@ from models import manifest, reference
 from models.checkpoint import build
 from models.copywriter import GRAPH, TOKENIZER
 from models.headline import END, ITEMS, LOCALES, TOPIC, prefix, prompt
+from models.train.progress import Say
 from models.train.recipe import ingredients, made_here
 from models.train.shoptext import SLOTS, Pair, language, pairs, shapes, spoken, texts, topics
 
@@ -66,10 +63,10 @@ class Plan(NamedTuple):
         return self.pretraining + self.fine_tuning
 
 
-def train(out: Path, plan: Plan) -> manifest.Manifest:
+def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
     """Train to the plan's end, resuming what an earlier run left in `out`; export, measure perplexity, write the manifest.
 
-    Progress goes to stderr. Raises ValueError where `out` holds an unfinished training of another plan, ImportError
+    Raises ValueError where `out` holds an unfinished training of another plan, ImportError
     without torch.
     """
     import torch
@@ -83,7 +80,7 @@ def train(out: Path, plan: Plan) -> manifest.Manifest:
         _atomically(checkpoint / TOKENIZER, lambda path: made_tokenizer(plan.seed).save(str(path)))
     tokenizer = Tokenizer.from_file(str(checkpoint / TOKENIZER))
     model = _model(tokenizer)
-    _run(model, tokenizer, plan, checkpoint / STATE)
+    _run(model, tokenizer, plan, checkpoint / STATE, say)
     model.eval()
     model.save_pretrained(checkpoint)
     shutil.copyfile(checkpoint / TOKENIZER, out / TOKENIZER)
@@ -229,23 +226,25 @@ def _model(tokenizer: Tokenizer) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     end = _end(tokenizer)
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         # No dropout: nothing is read twice.
         GPT2Config(
             vocab_size=tokenizer.get_vocab_size(), n_positions=POSITIONS, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end,
         )
     )  # fmt: skip
+    model.loss_type = "ForCausalLM"  # what it takes anyway, with a warning
+    return model
 
 
-def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path) -> None:
+def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path, say: Say) -> None:
     """All steps of the plan, or those that are left where `state` has some."""
     import torch
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
     first = _resumed(model, optimiser, plan, state) if state.exists() else 0
     if first:
-        print(f"going on after step {first} of {plan.steps}", file=sys.stderr)
+        say(f"copywriter: goes on after step {first:,} of {plan.steps:,}")
     started = saved = time.monotonic()
     told = started - SAY_SECONDS
     model.train()
@@ -262,12 +261,9 @@ def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path) -> None:
         if now - told > SAY_SECONDS or step == plan.steps - 1:
             told = now
             left = (now - started) / (step + 1 - first) * (plan.steps - step - 1)
-            phase = "reading" if step < plan.pretraining else "writing"
-            print(
-                f"{phase}  step {step + 1} of {plan.steps}  loss {loss:.3f}  {left / 60:.1f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
+            phase = "pre-training" if step < plan.pretraining else "fine-tuning"
+            at = f"step {step + 1:,} of {plan.steps:,}"
+            say(f"copywriter, {phase}, {at}: loss {loss:.3f} nats a token, {left / 60:.0f} min left")
         if now - saved > SAVE_SECONDS or step == plan.steps - 1:
             saved = now
             _save(model, optimiser, plan, step + 1, state)
@@ -416,32 +412,3 @@ def _atomically(path: Path, write: Any) -> None:
     partial = path.with_name("." + path.name)
     write(partial)
     os.replace(partial, path)
-
-
-def main(arguments: Iterable[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m models.train.copywriter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model, made where it is missing")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pretraining", type=int, default=PRETRAINING, help=f"steps (default {PRETRAINING})")
-    parser.add_argument("--fine-tuning", type=int, default=FINE_TUNING, help=f"steps (default {FINE_TUNING})")
-    given = parser.parse_args(None if arguments is None else list(arguments))
-    try:
-        train(given.out, Plan(given.seed, given.pretraining, given.fine_tuning))
-    except ImportError as error:
-        print(f"shopwindow: {error.name} is not installed; run make setup-train", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"shopwindow: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last minute", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,7 @@ from models.copywriter import Copywriter
 from models.headline import END, ITEMS, TOPIC, Facts, prefix, prompt
 from models.train import copywriter
 from models.train.copywriter import Plan, made_tokenizer, train
+from tests.unit.test_half_lives import quiet
 
 
 @pytest.fixture
@@ -48,7 +49,9 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(
 ) -> None:
     pytest.importorskip("torch", reason="training needs torch: make setup-train")
     plan = Plan(seed=3, pretraining=3, fine_tuning=3)
-    straight = train(tmp_path / "straight", plan)
+    said: list[str] = []
+    straight = train(tmp_path / "straight", plan, said.append)
+    assert "copywriter, fine-tuning, step 6 of 6: loss" in said[-1] and said[-1].endswith("nats a token, 0 min left")
     write = copywriter._write
 
     def stopped(model: Any, tokenizer: Any, seed: int, step: int) -> float:
@@ -58,19 +61,20 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(
 
     monkeypatch.setattr(copywriter, "_write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", plan)
+        train(tmp_path / "stopped", plan, said.append)
     with pytest.raises(ValueError, match="ask for that, or remove it"):
-        train(tmp_path / "stopped", plan._replace(seed=4))
+        train(tmp_path / "stopped", plan._replace(seed=4), quiet)
     monkeypatch.setattr(copywriter, "_write", write)
-    resumed = train(tmp_path / "stopped", plan)
+    resumed = train(tmp_path / "stopped", plan, said.append)
+    assert "copywriter: goes on after step 4 of 6" in said
     assert resumed.version == straight.version
     assert resumed.metrics == straight.metrics
-    assert train(tmp_path / "other", plan._replace(seed=4)).version != straight.version
+    assert train(tmp_path / "other", plan._replace(seed=4), quiet).version != straight.version
 
 
 def test_what_was_trained_is_a_model_that_can_be_loaded(small: None, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs torch: make setup-train")
-    written = train(tmp_path, Plan(seed=1, pretraining=1, fine_tuning=1))
+    written = train(tmp_path, Plan(seed=1, pretraining=1, fine_tuning=1), quiet)
     assert manifest.load(tmp_path, "copywriter") == written
     assert set(written.files) == {"gpt2.onnx", "reference.npz", "tokenizer.json"}
     assert isinstance(written.recipe, dict) and len(written.recipe["first_losses"]) == 4

@@ -1,7 +1,7 @@
 """Clickstreams: files of SessionId, ItemId, Time. A session is a shopper who does nothing but click in it.
 
 Tab, comma or semicolon between the columns, whose names the first line gives, in any order; others are passed over. Ids
-are any text, Time is in seconds since the epoch or ISO 8601. Files may be gzipped.
+are any text, Time is in seconds or milliseconds since the epoch or ISO 8601. Files may be gzipped.
 
 A clock may be coarse, down to one that knows but the day: of equal times in a session the file's order holds.
 """
@@ -26,6 +26,7 @@ Rows = npt.NDArray[np.void]
 COLUMNS = ("SessionId", "ItemId", "Time")
 GZIP = b"\x1f\x8b"
 TICKS = (86_400.0, 3_600.0, 60.0, 1.0, 1e-3)  # s, of clocks
+MILLISECONDS = 1e11  # from here on: as seconds the year 5138, as milliseconds 1973
 APART = 30.0  # s between two clicks of a session that have the same time, at most
 
 
@@ -194,8 +195,10 @@ def _seconds(path: Path, line: int, text: str) -> float:
         except ValueError:
             moment = None
         seconds = np.nan if moment is None else (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if not 0 <= seconds < 1e11:
+    if seconds >= MILLISECONDS:
+        seconds /= 1000
+    if not 0 <= seconds < MILLISECONDS:
         raise ClickstreamError(
-            f"{path} line {line}: Time is {text[:40]!r}, expected seconds since the epoch or ISO 8601"
+            f"{path} line {line}: Time is {text[:40]!r}, expected seconds or milliseconds since the epoch or ISO 8601"
         )
     return seconds

@@ -34,6 +34,15 @@ def test_sessions_come_in_the_order_of_their_last_clicks_and_clicks_in_that_of_t
 
 
 @pytest.mark.parametrize(
+    "text", ["1397239822.5", "1397239822500", "2014-04-11T18:10:22.5Z", "2014-04-11 20:10:22.500+02:00"]
+)
+def test_a_time_is_in_seconds_in_milliseconds_or_of_iso_8601(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text(f"SessionId,ItemId,Time\n1,2,{text}\n")
+    assert read([path]).files[0].time.tolist() == [1397239822.5]
+
+
+@pytest.mark.parametrize(
     ("tick", "times", "spread"),
     [
         (86_400.0, [0, 0, 0, 1, 1], [0, 30, 60, 86_400, 86_430]),  # a clock of days
@@ -87,6 +96,7 @@ def test_a_part_is_some_sessions_and_their_clicks() -> None:
         (b"SessionId,ItemId,Time\n1,2,soon\n", "line 2: Time is 'soon', expected seconds"),
         (b"SessionId,ItemId,Time\n1,2,nan\n", "line 2: Time is 'nan'"),
         (b"SessionId,ItemId,Time\n1,2,-5\n", "line 2: Time is '-5'"),
+        (b"SessionId,ItemId,Time\n1,2,1397239822123000\n", "line 2: Time is '1397239822123000'"),
         (b"SessionId,ItemId,Time\n1,\xff,3\n", "cannot be read as text"),
         (gzip.compress(b"SessionId,ItemId,Time\n1,2,3\n")[:-9], "cannot be read as text"),
         (gzip.compress(b"")[:10] + b"\xff" * 9, "cannot be read as text: .* invalid block type"),

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from models import manifest, reference
 from models.checkpoint import build
 from models.copywriter import GRAPH, TOKENIZER
 from models.headline import END, ITEMS, LOCALES, TOPIC, prefix, prompt
+from models.train import judge_copy
 from models.train.progress import Say
 from models.train.recipe import ingredients, made_here
 from models.train.shoptext import SLOTS, Pair, language, pairs, shapes, spoken, texts, topics
@@ -64,7 +66,7 @@ class Plan(NamedTuple):
 
 
 def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
-    """Train to the plan's end, resuming what an earlier run left in `out`; export, measure perplexity, write the manifest.
+    """Train to the plan's end, resuming what an earlier run left in `out`; export, judge, write the manifest.
 
     Raises ValueError where `out` holds an unfinished training of another plan, ImportError
     without torch.
@@ -86,7 +88,9 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
     shutil.copyfile(checkpoint / TOKENIZER, out / TOKENIZER)
     (out / GRAPH).write_bytes(build(checkpoint))
     _write_reference(out, model, tokenizer)
-    written = manifest.write(
+    found = perplexities(model, tokenizer)
+    describe = partial(
+        manifest.write,
         out,
         name="headlines",
         kind="copywriter",
@@ -94,7 +98,6 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
         data=f"generated text of shops in English and Chinese (models/train/shoptext.py, seed {plan.seed}): "
         f"{plan.pretraining * WINDOWS * WINDOW} tokens to begin with, then {plan.fine_tuning * 2 * PAIRS} pairs of facts "
         "and headline; nobody's copy and nobody's data",
-        metrics=perplexities(model, tokenizer),
         limits=" ".join(LIMITS),
         params={
             "n_layer": LAYERS,
@@ -107,6 +110,8 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
         },
         recipe=made_here({**of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),
     )
+    describe(metrics=found)  # whoever judges reads the model as it serves
+    written = describe(metrics=found | judge_copy.figures(out, say))
     (checkpoint / STATE).unlink()
     return written
 

@@ -1,6 +1,6 @@
 """Judge a copywriter on segments that it was not trained on, and print examples for reading.
 
-python -m models.train.judge_copy [FOLDER] [--segments 1000] [--write]
+python -m models.train.judge_copy [FOLDER] [--segments 1000]
 
 A line is held to be grammatical where it parses by the grammar of all shapes, the held-out ones among them, or where each
 window of three words (of three Chinese characters) occurs in generated text; names, things and occasions are one word each.
@@ -20,12 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from models import manifest
 from models.copywriter import Copywriter
 from models.headline import BANNED, ITEMS, LOCALES, Facts, Lexicon, spoken_interest, spoken_names
+from models.train.progress import Say, of_stretch
 from models.train.shoptext import LIKE, SLOTS, pairs, said, shapes, topics, unseen_slot
+from stream.logs import say
 from stream.settings import SHIPPED_MODELS
 
+SEGMENTS, SEED = 1000, 1  # of each language, by which a card's figures are
 # Interests of which topics.txt says nothing, beside those that it holds out.
 _STRANGERS = {
     "en": "glassblowing, submarines, foraging, ballooning, magic tricks, juggling, metal detecting, bookbinding, genealogy, "
@@ -104,16 +106,21 @@ def _name(rng: random.Random, locale: str) -> str:
     return f"{name} {rng.randint(2, 9)}" if kind > 0.85 else name
 
 
-def judged(folder: Path, asked: Sequence[Segment], seed: int) -> list[Line]:
+def figures(folder: Path, say: Say) -> dict[str, float]:
+    """`metrics` of the model in the folder, for its card."""
+    return metrics(judged(folder, segments(SEGMENTS, SEED), SEED, say))
+
+
+def judged(folder: Path, asked: Sequence[Segment], seed: int, say: Say) -> list[Line]:
     """What the model of the folder writes on each segment, and what is to be said of it."""
+    progress = of_stretch("segments whose headlines were judged", say)
     once, often = Copywriter(folder, samples=1), Copywriter(folder)
     lines: list[Line] = []
     for at in range(0, len(asked), _BATCH):
         batch = [segment.facts for segment in asked[at : at + _BATCH]]
         both = zip(asked[at : at + _BATCH], once.write(batch, seed), often.write(batch, seed), strict=True)
         lines += [line_of(segment, copy and copy.text, first is not None) for segment, first, copy in both]
-        print(f"\r{len(lines)} of {len(asked)} segments", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        progress(len(lines), len(asked))
     return lines
 
 
@@ -338,20 +345,12 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, nargs="?", default=SHIPPED_MODELS / "copywriter")
-    parser.add_argument("--segments", type=int, default=1000, help="of each language (default 1000)")
+    parser.add_argument("--segments", type=int, default=SEGMENTS, help=f"of each language (default {SEGMENTS})")
     parser.add_argument("--examples", type=int, default=50, help="of each language, to be printed (default 50)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="put the figures into the model's manifest")
+    parser.add_argument("--seed", type=int, default=SEED)
     given = parser.parse_args()
-    lines = judged(given.folder, segments(given.segments, given.seed), given.seed)
-    found = metrics(lines)
-    _report(lines, found, given.examples)
-    if given.write:
-        told = manifest.load(given.folder, "copywriter")
-        manifest.write(
-            given.folder, name=told.name, kind=told.kind, created=told.created, data=told.data, metrics=told.metrics | found,
-            params=told.params, limits=told.limits, recipe=told.recipe,
-        )  # fmt: skip
+    lines = judged(given.folder, segments(given.segments, given.seed), given.seed, say)
+    _report(lines, metrics(lines), given.examples)
     return 0
 
 

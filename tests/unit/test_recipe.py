@@ -76,7 +76,7 @@ def test_the_ranker_is_that_of_the_code_and_believes_the_history_model_that_ship
 def test_the_copywriter_is_that_of_the_texts() -> None:
     found, told = made("copywriter")
     plan = Plan(**found.params["plan"])
-    assert plan == Plan(plan.seed), f"it was trained for another number of steps; {MODELS}"
+    assert plan == Plan(defaults()[2]), f"it was trained for another number of steps or with another seed; {MODELS}"
     assert_same("copywriter", told, copywriter.of_texts(plan))
     for part in ("names", "nouns"):
         assert found.params[part] == msgspec.json.decode(msgspec.json.encode(said(part))), (

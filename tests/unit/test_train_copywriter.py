@@ -8,7 +8,7 @@ import pytest
 from models import manifest
 from models.copywriter import Copywriter
 from models.headline import END, ITEMS, TOPIC, Facts, prefix, prompt
-from models.train import copywriter
+from models.train import copywriter, judge_copy
 from models.train.copywriter import Plan, made_tokenizer, train
 from tests.unit.test_half_lives import quiet
 
@@ -20,6 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
              "CHINESE_WORDS": 40, "HELD_OUT": 6, "SAVE_SECONDS": 0.0}  # fmt: skip
     for name, value in sizes.items():
         monkeypatch.setattr(copywriter, name, value)
+    monkeypatch.setattr(judge_copy, "SEGMENTS", 4)
 
 
 def test_text_survives_the_vocabulary_and_no_token_is_half_a_character(
@@ -80,4 +81,5 @@ def test_what_was_trained_is_a_model_that_can_be_loaded(small: None, tmp_path: P
     assert isinstance(written.recipe, dict) and len(written.recipe["first_losses"]) == 4
     assert set(written.params["turns"]) == {"en", "zh"}, "the guard is told how headlines speak"
     assert {f"{locale}.perplexity.held_out_topics" for locale in ("en", "zh")} <= set(written.metrics)
+    assert written.metrics["zh.with_items/segments"] + written.metrics["zh.without_items/segments"] == 4
     assert len(Copywriter(tmp_path).write([Facts("en", "for_you", "lighting")], 1)) == 1

@@ -142,7 +142,7 @@ def metrics(lines: Sequence[Line]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for locale in LOCALES:
-        for group, belongs in _GROUPS.items():
+        for group, belongs in GROUPS.items():
             mine = [line for line in lines if line.segment.facts.locale == locale and belongs(line.segment)]
             written = [line for line in mine if line.text is not None]
             shares = {
@@ -160,7 +160,7 @@ def metrics(lines: Sequence[Line]) -> dict[str, float]:
     return found
 
 
-_GROUPS: dict[str, Callable[[Segment], bool]] = {
+GROUPS: dict[str, Callable[[Segment], bool]] = {
     "known": lambda segment: segment.known,
     "unknown": lambda segment: not segment.known,
     "with_items": lambda segment: bool(segment.facts.titles),

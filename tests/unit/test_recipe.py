@@ -15,10 +15,12 @@ from deploy import recipe
 from deploy.cli import parser
 from deploy.simulation import Simulated, simulate
 from models.copywriter import TOKENIZER
+from models.headline import LOCALES
 from models.manifest import KINDS, Manifest, load
 from models.phi import FEATURES
 from models.train import copywriter
 from models.train.copywriter import Plan
+from models.train.judge_copy import GROUPS, SEGMENTS
 from models.train.recipe import LIBRARIES, processor
 from models.train.shoptext import said, texts
 from stream import settings
@@ -82,6 +84,16 @@ def test_the_copywriter_is_that_of_the_texts() -> None:
         assert found.params[part] == msgspec.json.decode(msgspec.json.encode(said(part))), (
             f"{part} have changed; {MODELS}"
         )
+
+
+def test_the_copywriters_headlines_are_what_its_card_must_say_of_them() -> None:
+    found = load(SHIPPED_MODELS / "copywriter", "copywriter").metrics
+    groups = {name.split("/")[0] for name in found if "/" in name}
+    assert groups == {f"{locale}.{of}" for locale in LOCALES for of in GROUPS}
+    for group in sorted(groups):
+        assert found[f"{group}/segments"] >= SEGMENTS / 5, group
+        assert min(found[f"{group}/{share}"] for share in ("passed", "on_topic", "grammatical")) >= 0.99, group
+        assert found[f"{group}/claims"] == 0, group
 
 
 def test_the_copywriters_vocabulary_comes_out_the_same(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from models.train.shoptext import SLOTS, Pair, language, pairs, shapes, spoken, 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
 VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
 CHINESE_WORDS = 1500  # tokens of more than one character, at most
-PRETRAINING, FINE_TUNING = 300, 4000  # steps: about 50 minutes of one core
+PRETRAINING, FINE_TUNING = 300, 4000  # steps: 30 to 50 minutes of one core
 WINDOWS, WINDOW = 12, 64  # texts one behind the other are read in windows of so many tokens
 PAIRS = 24  # of each language a step
 CHUNK = 24  # pairs that are computed together: of about one length

@@ -21,6 +21,12 @@ class ManifestError(ValueError):
     """A model folder that must not be served; the message says what is wrong and what to do."""
 
 
+class Versioned(msgspec.Struct):
+    """What a manifest of any schema tells."""
+
+    schema: int = SCHEMA
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     name: str
@@ -134,7 +140,12 @@ def list_models(models_dir: Path) -> list[Manifest]:
 def _read(folder: Path) -> Manifest:
     path = folder / FILE
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        content = path.read_bytes()
+        if (schema := msgspec.json.decode(content, type=Versioned).schema) > SCHEMA:
+            raise ManifestError(
+                f"{path} is of schema {schema}, this program reads up to {SCHEMA}: a newer one wrote it; update"
+            )
+        manifest = msgspec.json.decode(content, type=Manifest)
     except FileNotFoundError:
         raise ManifestError(
             f"{folder} holds no model: {FILE} is missing; train one or point to another folder"
@@ -143,10 +154,6 @@ def _read(folder: Path) -> Manifest:
         raise ManifestError(f"{path} cannot be read: {error.strerror}; mend its permissions") from None
     except msgspec.DecodeError as error:
         raise ManifestError(f"{path} is not a manifest: {error}; train the model again") from None
-    if manifest.schema > SCHEMA:
-        raise ManifestError(
-            f"{path} is of schema {manifest.schema}, this program reads up to {SCHEMA}: a newer one wrote it; update"
-        )
     if manifest.kind not in KINDS:
         raise ManifestError(f"{path} says kind {manifest.kind!r}, expected one of {', '.join(KINDS)}")
     return manifest

@@ -72,6 +72,16 @@ def test_an_edited_manifest_is_refused(folder: Path) -> None:
         manifest.load(folder, "ranker")
 
 
+@pytest.mark.parametrize("changes", [{}, {"metrics": "in a file of their own"}])
+def test_one_of_a_newer_schema_is_refused_as_such_whatever_it_holds(folder: Path, changes: dict[str, str]) -> None:
+    said = json.loads((folder / manifest.FILE).read_text())
+    (folder / manifest.FILE).write_text(json.dumps({**said, "schema": manifest.SCHEMA + 1, **changes}))
+    with pytest.raises(
+        ManifestError, match=r"is of schema 2, this program reads up to 1: a newer one wrote it; update"
+    ):
+        manifest.load(folder, "ranker")
+
+
 def test_a_manifest_cannot_reach_out_of_its_folder(folder: Path) -> None:
     said = json.loads((folder / manifest.FILE).read_text())
     said["files"]["../../etc/passwd"] = "0" * 64

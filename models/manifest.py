@@ -21,14 +21,13 @@ class ManifestError(ValueError):
     """A model folder that must not be served; the message says what is wrong and what to do."""
 
 
-class Versioned(msgspec.Struct):
+class Versioned(msgspec.Struct, frozen=True, kw_only=True):
     """What a manifest of any schema tells."""
 
     schema: int = SCHEMA
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    schema: int = SCHEMA
+class Manifest(Versioned, frozen=True, kw_only=True):
     name: str
     kind: str  # one of KINDS
     version: str  # "sha256:" + hex, of the files' names and contents and of params: the same model told of otherwise has the same

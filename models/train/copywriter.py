@@ -68,8 +68,7 @@ class Plan(NamedTuple):
 def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
     """Train to the plan's end, resuming what an earlier run left in `out`; export, judge, write the manifest.
 
-    Raises ValueError where `out` holds an unfinished training of another plan, ImportError
-    without torch.
+    Raises ValueError where `out` holds an unfinished training of another plan, ImportError without torch.
     """
     import torch
 

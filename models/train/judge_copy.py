@@ -24,7 +24,7 @@ from models.copywriter import Copywriter
 from models.headline import BANNED, ITEMS, LOCALES, Facts, Lexicon, spoken_interest, spoken_names
 from models.train.progress import Say, of_stretch
 from models.train.shoptext import LIKE, SLOTS, pairs, said, shapes, topics, unseen_slot
-from stream.logs import say
+from stream import logs
 from stream.settings import SHIPPED_MODELS
 
 SEGMENTS, SEED = 1000, 1  # of each language, by which a card's figures are
@@ -349,7 +349,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=50, help="of each language, to be printed (default 50)")
     parser.add_argument("--seed", type=int, default=SEED)
     given = parser.parse_args()
-    lines = judged(given.folder, segments(given.segments, given.seed), given.seed, say)
+    lines = judged(given.folder, segments(given.segments, given.seed), given.seed, logs.say)
     _report(lines, metrics(lines), given.examples)
     return 0
 

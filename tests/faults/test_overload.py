@@ -44,7 +44,7 @@ async def test_7_a_backlog_makes_the_worker_climb_and_come_back_and_every_page_t
 ) -> None:
     settings = settings_for(broker, topic_prefix, run_records=20, overload_lag=0.1)
     await open_shop(settings)
-    events = 8_000
+    events = 20_000
     await send(settings, "clicks", clicks(events, SHOPPERS))
     deferred = metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0
     stop = asyncio.Event()
@@ -77,18 +77,21 @@ async def test_7_a_backlog_makes_the_worker_climb_and_come_back_and_every_page_t
 
 @scenario
 async def test_7_pages_that_are_owed_survive_a_kill_9(broker: str, topic_prefix: str) -> None:
-    settings = settings_for(broker, topic_prefix, run_records=20, overload_lag=1.0)
+    settings = settings_for(broker, topic_prefix, run_records=20, overload_lag=0.25)
     await open_shop(settings)
-    events = 12_000
+    events = 8_000
     await send(settings, "clicks", clicks(events, SHOPPERS))
 
     async def owed() -> int:
         return len(owing_pages(await read_table(settings, "profiles")))
 
     with worker(settings) as process:
+        await process.ready()
+        # More events come, and faster than any worker takes them, so that it always owes pages and has a backlog when killed.
         while not await owed():
             assert process.poll() is None, "the worker stopped by itself"
-            await asyncio.sleep(0.02)
+            await send(settings, "clicks", clicks(2_000, SHOPPERS, first=events))
+            events += 2_000
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert await owed() > 0, "it was killed while pages were owed"

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 QUERIES = 38_000  # of the newest sessions, positions that the ranker is fitted on; more gained little
 NEWEST = 0.3  # of all sessions, at most so many of them
-EPOCHS, TUNING = 6, 2  # of the history model
-STAGES = 4  # in which it goes on learning from the newest sessions
+EPOCHS, TUNING = 8, 2  # of the history model
+STAGES = 4  # in which it goes on learning from the newest sessions while it is judged
+BATCHES = 450  # of an epoch, where they are of 64 to 256 sessions
 WITHOUT_TORCH = "torch is not installed, so there is neither a history model nor an MLP head, which foresee better: make setup-train"
 # Of a choice: steps of its session before it, clicks on its item in the sessions that were learnt from.
 ABOUT = np.dtype([("before", "i4"), ("popularity", "i4")])
@@ -43,9 +44,9 @@ def gather(
 ) -> Choices:  # fmt: skip
     """Learn from all sessions; of the newest, with about `queries` positions, what was offered before each was learnt from.
 
-    The history model is the shop's from then on. While it is judged it is never asked for sessions that it has seen: it
-    goes on learning from each of STAGES parts of the newest sessions once they were walked through, as old when it is
-    asked as it will be in serving. Raises ValueError where no next click was among the candidates.
+    While it is judged the history model is never asked for sessions that it has seen: it goes on learning from each of
+    STAGES parts of the newest sessions once they were walked through, as old when it is asked as it will be in serving.
+    Raises ValueError where no next click was among the candidates.
     """
     first = max(clicks.newest(queries), int((1 - NEWEST) * len(clicks.ends)))
     for _ in walk(shop, clicks, ask=False, learn=True, last=first, progress=of_stretch("sessions learnt", say)):
@@ -55,7 +56,6 @@ def gather(
         seen, following = _behaviour(clicks, 0, first), _behaviour(clicks, first, len(clicks.ends))
         trainer.start(seen)
         trainer.learn(seen, EPOCHS, say, finished=finished, held_out=following)
-        trainer.learn(seen, TUNING, say, tune=True, finished=finished, held_out=following)
     stages = np.linspace(first, len(clicks.ends), STAGES + 1).astype(int).tolist()
     gathered: list[Choices] = []
     for number, (start, end) in enumerate(pairwise(stages)):
@@ -76,11 +76,8 @@ def gather(
             gathered.append(offered(asked, clicks, known[1:]))
             if finished is not None:
                 finished.put(name, gathered[-1].arrays())
-        if trainer is not None and end > start:
+        if trainer is not None and start < end < len(clicks.ends):
             trainer.learn(_behaviour(clicks, start, end), TUNING, say, tune=True, finished=finished)
-    if trainer is not None:
-        trainer.learn(_behaviour(clicks, 0, len(clicks.ends)), TUNING, say, tune=True, finished=finished)
-        shop.history = _served(trainer, shop)
     choices = Choices.joined(gathered)
     if not len(choices.chosen):
         raise ValueError(
@@ -135,19 +132,30 @@ def train(
     Raises ValueError where there is too little to learn from.
     """
     torch = find_spec("torch") is not None
-    trainer = None
-    if torch and history:
-        from models.train.history import Trainer
-        from models.train.history_graph import Shape
-
-        trainer = Trainer(shop.catalog.items[: len(shop.catalog)], Shape(), seed=seed)
-    elif history:
+    if history and not torch:
         say(WITHOUT_TORCH)
-    choices = gather(shop, clicks, say, queries, trainer, finished)
+    judged = _trainer(shop, clicks, "history", seed) if history and torch else None
+    choices = gather(shop, clicks, say, queries, judged, finished)
     say(f"{len(choices.chosen):,} choices gathered")
-    curves: dict[str, list[Point]] = {"logit": [], "MLP": [], "history model": trainer.curve if trainer else []}
+    trainer = None
+    if judged is not None:
+        # What was judged has learnt the newest sessions in passing; what serves learns from all alike.
+        trainer = _trainer(shop, clicks, "history of all", seed)
+        every = _behaviour(clicks, 0, len(clicks.ends))
+        trainer.start(every)
+        trainer.learn(every, EPOCHS, say, finished=finished)
+        shop.history = _served(trainer, shop)
+    curves: dict[str, list[Point]] = {"logit": [], "MLP": [], "history model": judged.curve if judged else []}
     logit, head = fit_heads(choices, say, seed=seed, finished=finished, curves=curves)
     return Fitted(logit, head, choices, trainer, curves)
+
+
+def _trainer(shop: Shop, clicks: Clicks | EventLog, name: str, seed: int) -> Trainer:
+    from models.train.history import Trainer
+    from models.train.history_graph import Shape
+
+    batch = min(max(len(clicks.ends) // BATCHES, 64), 256)
+    return Trainer(shop.catalog.items[: len(shop.catalog)], Shape(), batch=batch, seed=seed, name=name)
 
 
 def _served(trainer: Trainer, shop: Shop) -> History:

@@ -147,12 +147,15 @@ class _Compared(NamedTuple):
 
 
 class Trainer:
-    """A history model under training. items: (V,) ITEM, of which attributes are read."""
+    """A history model under training. items: (V,) ITEM, of which attributes are read; name: for progress and in `finished`."""
 
-    def __init__(self, items: Rows, shape: Shape, *, rate: float = 2e-3, batch: int = 64, seed: int = 1) -> None:
+    def __init__(
+        self, items: Rows, shape: Shape, *, rate: float = 2e-3, batch: int = 64, seed: int = 1, name: str = "history"
+    ) -> None:
         torch.set_num_threads(1)  # sums of several threads come in another order, and the artefact with them
         torch.manual_seed(seed)
         self.items, self.shape, self._rate, self._batch, self._seed = items, shape, rate, batch, seed
+        self._name = name
         self.net = Net(shape)
         slots = np.empty((len(items), SLOTS_OF_ITEM), np.int32)
         all_attribute_slots(items, shape.attributes, slots)
@@ -189,7 +192,7 @@ class Trainer:
         pool, log_chance = np.cumsum(chance) / chance.sum(), torch.from_numpy(np.log(chance + 1e-30)).float()
         total = epochs * -(-len(stretches) // self._batch)
         done, began = 0, perf_counter()
-        kept = finished.get("history") if finished is not None else None
+        kept = finished.get(self._name) if finished is not None else None
         first, start = self.epochs, 0
         if kept is not None and int(kept["epochs"]) > first:
             if int(kept["epochs"]) > first + epochs:  # of a later call
@@ -198,7 +201,7 @@ class Trainer:
             self._restore(kept)
             start = self.epochs - first
             done = start * (total // epochs)
-            say(f"history, {start} of {epochs} epochs were finished before")
+            say(f"{self._name}, {start} of {epochs} epochs were finished before")
         before = done
         for epoch in range(start, epochs):
             rng = np.random.default_rng([self._seed, self.epochs])
@@ -216,12 +219,12 @@ class Trainer:
             self.epochs += 1
             self.loss = lost / count if count else float("nan")
             if finished is not None:
-                finished.put("history", self._state())
+                finished.put(self._name, self._state())
             unseen = float("nan") if held_out is None else self._held_out(held_out, log_chance, pool, counts)
             self.curve.append(Point(self.epochs, self.loss, unseen))
             told = "" if held_out is None else f", held-out {unseen:.3f}"
             left = (perf_counter() - began) / (done - before) * (total - done)
-            say(f"history, epoch {epoch + 1} of {epochs}: loss {self.loss:.3f} nats{told}, {left:.0f} s left")
+            say(f"{self._name}, epoch {epoch + 1} of {epochs}: loss {self.loss:.3f} nats{told}, {left:.0f} s left")
         return self.loss
 
     def _state(self) -> Arrays:

@@ -15,6 +15,7 @@ from models.manifest import load
 from models.phi import FORESEEN
 from models.reference import verify
 from models.train.behaviour import Behaviour
+from models.train.clicks import EPOCHS, train
 from models.train.resume import FOLDER, Finished
 from models.walk import Shop, walk
 from stream.catalog import ITEM
@@ -201,6 +202,20 @@ def test_what_is_held_out_is_judged_after_each_epoch_and_changes_nothing() -> No
 
 
 @needs_torch
+def test_the_history_model_that_serves_has_learnt_the_newest_sessions_as_well_as_the_others() -> None:
+    from models.train.history import windows
+
+    old, new = rounds(1, 700, 1), rounds(2, 120, 3, 2e9)  # of late shoppers go on by three
+    clicks = Clickstreams(ITEMS, [old, new]).joined()
+    shop = Shop(ITEMS)
+    fitted = train(shop, clicks, quiet)
+    assert fitted.trainer is not None and fitted.trainer.epochs == EPOCHS
+    assert fitted.trainer.steps == EPOCHS * -(-len(windows(Behaviour.of_clicks(clicks))) // 64)
+    assert shop.history is not None and not shop.history.unknown[: len(ITEMS)].any()
+    assert fitted.curves["history model"][-1].epoch > EPOCHS, "drawn is that which was judged, through all its parts"
+
+
+@needs_torch
 def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> None:
     data = saved(rounds(1, 700, 1), tmp_path / "clicks.tsv")
 
@@ -212,7 +227,8 @@ def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> 
     assert whole.returncode == 0, progress
     assert "s left" in progress and "finished before" not in progress
     kept = tmp_path / "cut" / FOLDER
-    kill_at(start("cut"), kept / "choices-1.npz")
+    for piece in ("choices-1.npz", "history of all.npz"):
+        kill_at(start("cut"), kept / piece)
     again = start("cut")
     _, progress = again.communicate()
     assert again.returncode == 0 and "finished before" in progress, progress

@@ -209,7 +209,7 @@ th { font-weight: 600 } th:first-child, td:first-child, .told td { text-align: l
 <div class="tiles">$tiles</div>
 <h2>Learning</h2>
 <p>Mean cross-entropy at the end of each epoch:<span class="key blue"></span>of what was learnt from, while it was<span class="key"></span>of what was held out.
-The history model is compared with a sample of items, so its losses are not those of the heads; its last epochs go on from the newest sessions, where nothing is held out.</p>
+The history model is compared with a sample of items, so its losses are not those of the heads; its last epochs go on from the newest sessions, where nothing is held out. What serves learns from all sessions anew.</p>
 <div class="charts">$curves</div>
 <details><summary>All losses</summary><div class="wide">$losses</div></details>
 <h2>Calibration</h2>

@@ -119,8 +119,8 @@ class Fitted(NamedTuple):
     logit: Fit
     head: Head | None
     choices: Choices
-    trainer: Trainer | None  # of the history model
-    curves: dict[str, list[Point]]  # of each, by name
+    trainer: Trainer | None  # of the history model that serves
+    curves: dict[str, list[Point]]  # of each, by name; of the history model that was judged
 
 
 def train(

@@ -87,7 +87,7 @@ async def test_7_pages_that_are_owed_survive_a_kill_9(broker: str, topic_prefix:
 
     with worker(settings) as process:
         await process.ready()
-        # More events come, and faster than any worker takes them, so that it always owes pages and has a backlog when killed.
+        # More events come till it owes pages, however fast it is, so that there is a backlog when it is killed.
         while not await owed():
             assert process.poll() is None, "the worker stopped by itself"
             await send(settings, "clicks", clicks(2_000, SHOPPERS, first=events))

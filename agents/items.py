@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from agents.together import OffLoop, Together
-from stream.activity import decode_activities
+from agents.batcher import MicroBatcher, OffLoop
 from stream.events import Reject
+from stream.items.activity import decode_activities
+from stream.items.signals import HalfLives, ItemTable
+from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import dead_letters
-from stream.kafka.outputs import Output, Outputs
 from stream.kafka.run import Run
-from stream.signals import HalfLives, ItemTable
 
 TOPICS = ("item-activity",)
 # The changelog of a run is one batch of at most 16 MB: so many bytes of activity concern less than 10,000 items, of 1.1 KB.
@@ -40,7 +40,7 @@ class Items:
 
     def __init__(self, tables: ItemTables, out: Outputs, off_loop: OffLoop) -> None:
         self._tables, self._out = tables, out
-        self._folded: Together[Run, Answer] = Together(self._fold_all, off_loop)
+        self._folded: MicroBatcher[Run, Answer] = MicroBatcher(self._fold_all, off_loop)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         async for run in runs:

@@ -14,25 +14,25 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from agents.batcher import MicroBatcher, OffLoop
+from agents.page.fold_step import PartitionInput
+from agents.page.headline_cache import Refresh
+from agents.page.path import PagePath, PageResult
 from agents.poison import place, told, without_poison
-from agents.together import OffLoop, Together
-from models.copybook import Refresh
-from models.parts import Part
-from models.path import PagePath, Step
 from stream import metrics
-from stream.activity import encode_activity, owner, split_activity
 from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run
+from stream.items.activity import encode_activity, owner, split_activity
+from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import count_letters, letters
-from stream.kafka.disk import DiskProfiles
-from stream.kafka.outputs import Output, Outputs
 from stream.kafka.run import Run
-from stream.page import MODES
-from stream.rows import rows_at
+from stream.kafka.tables.disk_store import DiskProfileStore
+from stream.page.json_kernels import MODES
+from stream.profile.store import CLOCK, MemoryProfileStore
+from stream.row_codec import rows_at
 from stream.settings import Settings
-from stream.store import CLOCK, Profiles
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
-Answer = tuple[Step, list[Output]]
+Answer = tuple[PageResult, list[Output]]
 ACTIVITY_ROWS = 8192  # of one record, about
 SOUND = 10.0  # s without a bad answer after which the ranker counts as well again
 BRIEF = 4  # records of a step that is not worth a change of threads
@@ -56,9 +56,9 @@ PAGE_OWED = msgspec.json.encode(Refresh("", "", 0.0))  # a record of `refreshes`
 class _Made(NamedTuple):
     """What a run came to."""
 
-    part: Part
+    part: PartitionInput
     rejects: list[Reject]
-    step: Step
+    step: PageResult
     outputs: list[Output]
 
 
@@ -66,13 +66,18 @@ class Shoppers:
     """The agent of `clicks`, `purchases`, `privacy` and `refreshes`, which share the profiles' partitions."""
 
     def __init__(
-        self, settings: Settings, path: PagePath, profiles: Profiles | DiskProfiles, out: Outputs, off_loop: OffLoop
+        self,
+        settings: Settings,
+        path: PagePath,
+        profiles: MemoryProfileStore | DiskProfileStore,
+        out: Outputs,
+        off_loop: OffLoop,
     ) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
         self._off_loop = off_loop
         self._unsound_at: float | None = None  # s, when the ranker last gave no probabilities, while it is broken
         self._poisoned = 0  # records in a row that made a step fail
-        self._answer = Together(self._answer_all, off_loop, _brief)
+        self._answer = MicroBatcher(self._answer_all, off_loop, _brief)
 
     async def live(self, runs: AsyncIterator[Run]) -> None:
         """Fold each run into profiles and publish the refreshed pages.
@@ -82,7 +87,7 @@ class Shoppers:
         async for run in runs:
             step, outputs = await self._answer(run)
             published = partial(_published, run.topic, step, time.perf_counter())
-            self._out.commit_behind(run, outputs, step.changelog).add_done_callback(published)
+            self._out.commit_in_background(run, outputs, step.changelog).add_done_callback(published)
 
     def _answer_all(self, runs: Sequence[Run]) -> list[Answer]:
         """One step over the runs of several partitions, and what each of them sends; never two at once."""
@@ -104,7 +109,7 @@ class Shoppers:
         self._look_at_the_ranker([one.step for one in made], now)
         return [(one.step, one.outputs) for one in made]
 
-    def _look_at_the_ranker(self, steps: Sequence[Step], now: float) -> None:
+    def _look_at_the_ranker(self, steps: Sequence[PageResult], now: float) -> None:
         """Say once when it stops to give probabilities, and once when it has given nothing else for a while."""
         metrics.HISTORY_UP.set(self._path.history is not None)
         unsound = sum(sum(step.unsound) for step in steps)
@@ -179,17 +184,17 @@ class Shoppers:
             rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *letters(run, run.records, rejects)]
         )
 
-    def _read(self, run: Run, records: Sequence[Any]) -> tuple[Part, list[Reject]]:
+    def _read(self, run: Run, records: Sequence[Any]) -> tuple[PartitionInput, list[Reject]]:
         stored = self._profiles.of(run.partition)
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
-            return Part(stored, refreshes=refreshes, clock=self._profiles.clock(run.partition)), rejects
+            return PartitionInput(stored, refreshes=refreshes, clock=self._profiles.clock(run.partition)), rejects
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
         )  # fmt: skip
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        return Part(stored, decoded, offsets, clock=self._profiles.clock(run.partition)), decoded.rejects
+        return PartitionInput(stored, decoded, offsets, clock=self._profiles.clock(run.partition)), decoded.rejects
 
     def _retire(self, run: Run, made: _Made) -> None:
         """Add to what a run sends: tombstones of profiles that have expired, a few at a time, and the partition's time.
@@ -208,7 +213,7 @@ class Shoppers:
             made.outputs.insert(0, Output("homepages", run.partition, [(key, None) for key in forgotten]))
             metrics.EXPIRED.inc(len(forgotten))
 
-    def _outputs(self, run: Run, step: Step) -> list[Output]:
+    def _outputs(self, run: Run, step: PageResult) -> list[Output]:
         outputs = []
         if step.pages:
             outputs.append(Output("homepages", run.partition, step.pages))
@@ -249,7 +254,7 @@ class Shoppers:
                 await self._out.send("refreshes", partition, [(key, PAGE_OWED) for key in keys])
 
 
-def _published(topic: str, step: Step, since: float, counts: asyncio.Task[None]) -> None:
+def _published(topic: str, step: PageResult, since: float, counts: asyncio.Task[None]) -> None:
     """Count the pages of a run that counts; since: s, when they were handed over."""
     if counts.cancelled() or counts.exception() is not None:
         return

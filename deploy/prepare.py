@@ -2,7 +2,7 @@
 
 import sys
 
-from deploy.broker import BrokerError, prepare
+from deploy.broker.embedded import BrokerError, prepare
 
 
 def main() -> int:
@@ -15,17 +15,17 @@ def main() -> int:
         say(str(error))
         return 1
     say("compiling the kernels (once; half a minute)")
-    from models.copybook import CopyBook
-    from models.history import History
-    from models.path import PagePath, Policy, warm
-    from models.ranker import Ranker
-    from stream.catalog import Catalog
+    from agents.page.headline_cache import HeadlineCache
+    from agents.page.path import PagePath, Policy, warm
+    from models.history.model import History
+    from models.ranker.model import Ranker
+    from stream.items.catalog import Catalog
+    from stream.items.signals import Signals
     from stream.settings import SHIPPED_MODELS
-    from stream.signals import Signals
 
     catalog = Catalog()
     history = History(SHIPPED_MODELS / "history", catalog)
-    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(), history))
+    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(), history))
     return 0
 
 

@@ -105,7 +105,7 @@ class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
     value: float | None = None
 
 
-class Behaviour(msgspec.Struct, frozen=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event of one shopper."""
 
     id: Id
@@ -161,7 +161,7 @@ _KIND_OF = {name: code for code, name in enumerate(KINDS) if name}
 _LOCALE_OF = {name: code for code, name in enumerate(LOCALES) if name}
 _CHANNEL_OF = {name: code for code, name in enumerate(CHANNELS) if name}
 _WITH_ITEMS = frozenset((VIEW, CLICK, ADD, REMOVE, HIDE, BUY, REFUND))
-_decoder = msgspec.json.Decoder(Behaviour)
+_decoder = msgspec.json.Decoder(Event)
 _PATH = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
 _NAMED = re.compile(r"required field `(\w+)`")
 _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|[^\W_\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -186,21 +186,21 @@ def locale_code(locale: str | None) -> int:
     return _LOCALE_OF.get(locale[:2].lower(), 0) if locale and locale[2:3] in ("", "-", "_") else 0
 
 
-def shopper_key(event: Behaviour) -> str:
+def shopper_key(event: Event) -> str:
     """The account where there is one, else the anonymous id."""
     return event.data.user_id or event.data.anonymous_id or ""
 
 
-def encode(event: Behaviour) -> bytes:
+def encode(event: Event) -> bytes:
     return msgspec.json.encode(event)
 
 
-def decode(value: bytes | None, key: bytes | None, topic: str) -> Behaviour:
+def decode(value: bytes | None, key: bytes | None, topic: str) -> Event:
     """The event in a record of `topic` (one of TOPIC_KINDS). Raises only EventError."""
     return _decode(value, key, topic)[0]
 
 
-def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Behaviour, int]:
+def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, int]:
     if value is None:
         raise EventError("empty", "value", "the record has no value; an event was expected")
     if len(value) > MAX_BYTES:

@@ -24,10 +24,10 @@ def sources_hash() -> str:
     """Hash of every source file that defines kernels, and of numba's version (16 hex digits)."""
     digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
     for folder in KERNEL_FOLDERS:
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             source = path.read_bytes()
             if b"@njit" in source:
-                digest.update(path.name.encode() + b"\0" + source)
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + source)
     return digest.hexdigest()
 
 

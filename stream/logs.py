@@ -3,7 +3,7 @@
 Keys, ids, bodies and search words reach a log by way of values in exceptions' messages and of libraries that log what they
 were given. So of an exception only a message that is known to be a sentence is told: those that our code raised itself, and
 those of the system, of Kafka and of runtime errors. Of any other there is its type and place (`KeyError in fold,
-stream/profile.py:120`). Libraries speak from WARNING on, whatever the level: below that they print records.
+stream/profile/fold.py:120`). Libraries speak from WARNING on, whatever the level: below that they print records.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from deploy.broker import Broker
+from deploy.broker.embedded import Broker
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from deploy.broker import Broker
+from deploy.broker.embedded import Broker
 
 Figures = dict[str, Any]
 

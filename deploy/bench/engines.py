@@ -20,9 +20,9 @@ import msgspec
 
 from deploy.bench.common import Meter, one_core
 from deploy.bench.naive import naive
-from stream.kafka.connect import client_options
+from stream.kafka.client.connection import client_options
+from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
-from stream.store import Profiles
 
 RUN_RECORDS = 4096
 
@@ -44,11 +44,11 @@ class Click(msgspec.Struct):
 
 async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
     from stream.kafka.app import make_app, serve, settle_garbage
-    from stream.kafka.table import ExactTable
+    from stream.kafka.tables.table import ExactTable
 
     app, stop = make_app(settings), asyncio.Event()
     settle_garbage()
-    store = Profiles()
+    store = MemoryProfileStore()
     app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
     worker = asyncio.create_task(serve(app, stop))
     await asyncio.wait([worker, asyncio.create_task(meter.all_done.wait())], return_when=asyncio.FIRST_COMPLETED)
@@ -57,8 +57,8 @@ async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Met
     await worker
 
 
-def counting(app: Any, store: Profiles, meter: Meter) -> Any:
-    from stream.kafka.outputs import Output
+def counting(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
+    from stream.kafka.commit import Output
 
     decode = msgspec.json.Decoder(Click).decode
     counts: dict[int, dict[str, int]] = defaultdict(dict)
@@ -78,13 +78,13 @@ def counting(app: Any, store: Profiles, meter: Meter) -> Any:
     return count
 
 
-def folding(app: Any, store: Profiles, meter: Meter) -> Any:
+def folding(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
     import numpy as np
 
-    from stream.activity import fold_with_activity
     from stream.events import decode_run
-    from stream.profile import PROFILE, PROFILE_VERSION
-    from stream.rows import pack, unpack
+    from stream.items.activity import fold_with_activity
+    from stream.profile.fold import PROFILE, PROFILE_VERSION
+    from stream.row_codec import pack, unpack
 
     async def fold(runs: Any) -> None:
         async for run in runs:
@@ -136,7 +136,7 @@ def main(kind: str, broker: str, prefix: str, partitions: str, records: str = "0
         elif kind == "echo":
             asyncio.run(echo(settings))
         elif kind == "worker":
-            from agents.app import run
+            from agents.worker import run
 
             return run(replace(settings, copy=False, web_port=0, run_records=Settings().run_records))
         else:

@@ -25,8 +25,8 @@ from deploy.bench.common import Figures, Plan, broker_beside, middle, say
 from deploy.bench.engines import settings_of
 from deploy.demo.shop import Item, generate_shop, rfc3339
 from stream.kafka import topics
-from stream.kafka.connect import client_options, partition_of
-from stream.kafka.fetch import Answer, Feed
+from stream.kafka.client.connection import client_options, partition_of
+from stream.kafka.client.fetcher import Answer, Fetcher
 from stream.settings import Settings
 
 SECONDS = 120.0
@@ -121,7 +121,7 @@ class _Engine:
     async def drive(self, rate: int, seconds: float) -> tuple[float, float]:
         """Send for so long, wait for all answers. -> p50 and p99 in ms. Raises RuntimeError where answers stay away."""
         self.latencies.clear()
-        reader = asyncio.create_task(Feed(self._settings, lambda: self._offsets, self._take, pause=0.0).run())
+        reader = asyncio.create_task(Fetcher(self._settings, lambda: self._offsets, self._take, pause=0.0).run())
         try:
             await self._send_for(rate, seconds)
             deadline = time.monotonic() + LATE

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agents.scribe import HUGE_PAGES
+from agents.headlines.copywriter_process import HUGE_PAGES
 from deploy.bench.common import Figures, Plan, middle, one_core, say
-from models.copywriter import GRAPH
-from models.gpt2 import Gpt2, Sampling
-from models.gpt2_graph import build_graph
-from models.phi import FEATURES
-from models.ranker import Ranker
+from models.copywriter.gpt2 import Gpt2, Sampling
+from models.copywriter.gpt2_graph import build_graph
+from models.copywriter.model import GRAPH
+from models.ranker.features import FEATURES
+from models.ranker.model import Ranker
 from stream.settings import Settings
 
 SECONDS = 300.0

@@ -20,23 +20,23 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from agents.page.headline_cache import ABOUT_A_CATEGORY, TEMPLATES, Headline, HeadlineCache, segment_of
+from agents.page.path import PagePath, Policy, warm
 from deploy.bench.common import Figures, Plan, middle, one_core, say
-from models.copybook import ABOUT_A_CATEGORY, TEMPLATES, CopyBook, CopyText, segment_of
-from models.history import History
-from models.path import PagePath, Policy, warm
-from models.ranker import Ranker
-from stream.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
+from models.history.model import History
+from models.ranker.model import Ranker
+from stream.codes import SLOTS
 from stream.events import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, VIEW, decode_run
 from stream.ids import key32, key64
+from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
+from stream.items.signals import NEAR, SIGNAL, Signals
 from stream.kafka.app import settle_garbage
-from stream.page import rfc3339
-from stream.profile import blank, fold
-from stream.records import decode_records, encode_records
-from stream.retrieval import retrieve
-from stream.serving import SERVING, SHOWN  # fmt: skip
+from stream.page.candidates import retrieve
+from stream.page.json_kernels import rfc3339
+from stream.profile.codec import decode_records, encode_records
+from stream.profile.exposure import SERVING, SHOWN
+from stream.profile.fold import blank, fold
 from stream.settings import SHIPPED_MODELS, Settings
-from stream.signals import NEAR, SIGNAL, Signals
-from stream.slots import SLOTS
 
 SECONDS = 50.0
 NOW = 1_767_225_600.0  # 2026-01-01
@@ -279,17 +279,17 @@ class Crowd:
         )
 
 
-def headlines(shop: Shop) -> CopyBook:
+def headlines(shop: Shop) -> HeadlineCache:
     """A headline for every segment: the copywriter has answered all.
 
     None names an item, which would cost a page of a batch 2 to 3 us more: the catalogue has no texts.
     """
-    book = CopyBook(naming_rate=0.0)
+    book = HeadlineCache(naming_rate=0.0)
     names = [f"category {k}" for k in range(shop.categories)]
     for locale, templates in TEMPLATES.items():
         for slot in templates:
             for name in ["", *names] if slot in ABOUT_A_CATEGORY else [""]:
-                text = CopyText(
+                text = Headline(
                     segment=segment_of(locale, slot, name), locale=locale, slot=SLOTS[slot], category=name,
                     text=f"{templates[slot]} {name}", created=NOW, ttl=1e9, copywriter="bench",
                 )  # fmt: skip

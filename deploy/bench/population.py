@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
-from stream.profile import PROFILE, fold
-from stream.records import encode_records
-from stream.serving import SERVING, SHOWN, react
+from stream.profile.codec import encode_records
+from stream.profile.exposure import SERVING, SHOWN, react
+from stream.profile.fold import PROFILE, fold
 
 NOW = 1_767_225_600.0
 MOST_EVENTS = 400

@@ -19,16 +19,16 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from agents.app import profiles_of
+from agents.worker import profiles_of
 from deploy.bench import population
 from deploy.bench.common import Figures, Plan, broker_beside, middle, one_core, say
 from deploy.bench.naive import stock_table
-from stream import record_batch
 from stream.kafka import topics
 from stream.kafka.app import make_app, serve, settle_garbage
-from stream.kafka.connect import client_options, partition_of
-from stream.kafka.outputs import BATCH_BYTES, Batch
-from stream.kafka.table import ExactTable
+from stream.kafka.client import record_batch
+from stream.kafka.client.connection import client_options, partition_of
+from stream.kafka.commit import BATCH_BYTES, Batch
+from stream.kafka.tables.table import ExactTable
 from stream.settings import Settings
 
 SECONDS = 60.0

@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from deploy.bench.common import Figures, Plan, broker_beside, middle, say
 from deploy.bench.engines import settings_of
 from stream.kafka import topics
-from stream.kafka.connect import client_options, partition_of
+from stream.kafka.client.connection import client_options, partition_of
 from stream.settings import Settings
 
 SECONDS = 90.0

@@ -12,8 +12,8 @@ import jsonschema
 import msgspec
 
 from deploy.rate import Rate
-from stream.events import Behaviour, EventError, decode, shopper_key
-from stream.page import Homepage, schemas
+from stream.events import Event, EventError, decode, shopper_key
+from stream.page.json_kernels import Homepage, schemas
 
 INVARIANTS = (
     "every_event_in_one_profile",
@@ -69,9 +69,9 @@ def audit(read: Readback, malformed: Mapping[tuple[str, bytes], str]) -> Audit:
     return Audit({name: not found for name, found in problems.items()}, told, events, len(accepted))
 
 
-def accepted_events(behaviour: Mapping[str, Sequence[Any]]) -> dict[tuple[bytes, str, str], Behaviour]:
+def accepted_events(behaviour: Mapping[str, Sequence[Any]]) -> dict[tuple[bytes, str, str], Event]:
     """The valid events by shopper, source and id: what the decoder takes, told apart as the profiles do."""
-    found: dict[tuple[bytes, str, str], Behaviour] = {}
+    found: dict[tuple[bytes, str, str], Event] = {}
     for topic, records in behaviour.items():
         for record in records:
             try:
@@ -201,7 +201,7 @@ def _headlines(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[An
                 out.append(f"page {page['page_id']} has '{title}' above {slot['slot']}, which {lead} leads")
 
 
-def click_rates(events: Iterable[tuple[bytes, Behaviour]], group_of: Callable[[bytes], str]) -> dict[str, Rate]:
+def click_rates(events: Iterable[tuple[bytes, Event]], group_of: Callable[[bytes], str]) -> dict[str, Rate]:
     """Share of looks at a published page that led to a click on it, by group of shoppers.
 
     A look is a (shopper, page) pair: one who comes back to the same page looks once.

@@ -25,22 +25,22 @@ import numpy as np
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from deploy.broker import Broker, BrokerError, free_port
-from deploy.clients import sender
+from agents.page.path import popular_group
+from deploy.broker.child_process import leashed, release
+from deploy.broker.embedded import Broker, BrokerError, free_port
 from deploy.demo.audit import Audit, Readback, accepted_events, audit, click_rates
 from deploy.demo.screen import Screen, View, summary
 from deploy.demo.shop import Item, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed, topic_of
-from deploy.files import Outgoing
-from deploy.leash import leashed, release
+from deploy.io.clients import sender
+from deploy.io.files import Outgoing
 from deploy.rate import Rate, wilson
-from models.path import popular_group
 from stream.kafka import topics
-from stream.kafka.broadcast import read_topic
-from stream.kafka.connect import client_options, connecting
-from stream.profile import PROFILE, PROFILE_VERSION
-from stream.records import decode_record
-from stream.rows import unpack
+from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.global_topics import read_topic
+from stream.profile.codec import decode_record
+from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.row_codec import unpack
 from stream.settings import Settings
 
 SHOPPERS = 120

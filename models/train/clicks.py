@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.clickstream import Clicks
-from models.eventlog import EventLog
-from models.history import History
-from models.phi import F
-from models.train.behaviour import Behaviour
-from models.train.curve import Point
-from models.train.heads import fit_heads
+from models.data.clickstream import Clicks
+from models.data.event_log import EventLog
+from models.data.replay import EventSource, RankingQuery, Shop, walk
+from models.history.model import History
+from models.ranker.features import F
+from models.train.history.sequences import InteractionSequences
+from models.train.learning_curve import Point
 from models.train.progress import Say, of_stretch
-from models.train.ranker import Choices, Fit
-from models.train.ranker_graph import Head
-from models.train.resume import Finished
-from models.walk import Asked, Shop, Told, walk
+from models.train.ranker.fit import Choices, Fit
+from models.train.ranker.graph import Head
+from models.train.ranker.heads import fit_heads
+from models.train.step_cache import StepCache
 
 if TYPE_CHECKING:
-    from models.train.history import Trainer
+    from models.train.history.trainer import Trainer
 
 QUERIES = 38_000  # of the newest sessions, positions that the ranker is fitted on; more gained little
 NEWEST = 0.3  # of all sessions, at most so many of them
@@ -40,7 +40,7 @@ ABOUT = np.dtype([("before", "i4"), ("popularity", "i4")])
 
 def gather(
     shop: Shop, clicks: Clicks | EventLog, say: Say, queries: int = QUERIES, trainer: Trainer | None = None,
-    finished: Finished | None = None,
+    finished: StepCache | None = None,
 ) -> Choices:  # fmt: skip
     """Learn from all sessions; of the newest, with about `queries` positions, what was offered before each was learnt from.
 
@@ -86,14 +86,14 @@ def gather(
     return choices
 
 
-def _behaviour(clicks: Clicks | EventLog, first: int, last: int) -> Behaviour:
+def _behaviour(clicks: Clicks | EventLog, first: int, last: int) -> InteractionSequences:
     """Of sessions `first` to `last`."""
     if isinstance(clicks, Clicks):
-        return Behaviour.of_clicks(clicks.part(first, last))
-    return Behaviour.of_events(clicks, first, last)
+        return InteractionSequences.of_clicks(clicks.part(first, last))
+    return InteractionSequences.of_events(clicks, first, last)
 
 
-def offered(positions: Iterator[Asked], clicks: Told, known: npt.NDArray[np.int64]) -> Choices:
+def offered(positions: Iterator[RankingQuery], clicks: EventSource, known: npt.NDArray[np.int64]) -> Choices:
     """Of the positions whose next click is among the candidates, what was offered; float16. known (V,) clicks on each item."""
     phi: list[npt.NDArray[np.float16]] = [np.empty((0, F), np.float16)]
     chosen: list[int] = []
@@ -125,7 +125,7 @@ class Fitted(NamedTuple):
 
 def train(
     shop: Shop, clicks: Clicks | EventLog, say: Say, *, queries: int = QUERIES, seed: int = 1, history: bool = True,
-    finished: Finished | None = None,
+    finished: StepCache | None = None,
 ) -> Fitted:  # fmt: skip
     """Train the shop's history model, if wanted and torch is there, and fit the heads.
 
@@ -151,8 +151,8 @@ def train(
 
 
 def _trainer(shop: Shop, clicks: Clicks | EventLog, name: str, seed: int) -> Trainer:
-    from models.train.history import Trainer
-    from models.train.history_graph import Shape
+    from models.train.history.graph import Shape
+    from models.train.history.trainer import Trainer
 
     batch = min(max(len(clicks.ends) // BATCHES, 64), 256)
     return Trainer(shop.catalog.items[: len(shop.catalog)], Shape(), batch=batch, seed=seed, name=name)

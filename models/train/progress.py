@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
-from models.train.curve import Point, Progress
+from models.train.learning_curve import Point, Progress
 
 Say = Callable[[str], None]  # takes a line for people
 PATIENCE = 2.0  # s of work that nothing is said of

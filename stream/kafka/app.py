@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import faust
 
-from stream.kafka.connect import bootstrap, faust_credentials
-from stream.kafka.outputs import BATCH_BYTES, Outputs, Pair
+from stream.kafka.client.connection import bootstrap, faust_credentials
+from stream.kafka.commit import BATCH_BYTES, Outputs, Pair
+from stream.kafka.consumer import PATIENCE, BatchConsumer, BatchTransport
 from stream.kafka.run import BatchMessage, PartitionLost, Run
-from stream.kafka.table import BatchRecovery, BatchTableManager, ExactTable
+from stream.kafka.tables.table import BatchRecovery, BatchTableManager, ExactTable
 from stream.kafka.topics import CHANGELOG_BYTES, WrongTopics, check
-from stream.kafka.transport import PATIENCE, BatchConsumer, BatchTransport
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -30,7 +30,7 @@ SEND_TIMEOUT = 60.0
 AgentBody = Callable[[AsyncIterator[Run]], Awaitable[None]]
 
 
-class Lanes(NamedTuple):
+class AgentPartitions(NamedTuple):
     """An agent as the transport sees it: its body runs once per partition number, over all of its topics."""
 
     body: AgentBody
@@ -58,7 +58,7 @@ class BatchApp(faust.App):
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         self.settings = settings
-        self.lanes_of: dict[str, Lanes] = {}  # topic (as the cluster names it) -> its agent
+        self.agent_of: dict[str, AgentPartitions] = {}  # topic (as the cluster names it) -> its agent
         self._when_ready: list[Callable[[], None]] = []
         super().__init__(settings.app_id, **options)
         self.outputs = Outputs(self)
@@ -70,11 +70,11 @@ class BatchApp(faust.App):
         """Declare an agent: `body` takes the runs of `topics` (logical names) and commits each, or begins to, before the next.
 
         The body runs once per partition number, all of them at once; runs of the same number come one after the
-        other, of whichever topic. `limit` (records; 0: the setting), `limit_bytes` and `pace` are as in `Lanes`.
+        other, of whichever topic. `limit` (records; 0: the setting), `limit_bytes` and `pace` are as in `AgentPartitions`.
         """
         names = [self.settings.prefix + topic for topic in topics]
-        lanes = Lanes(body, table, limit or self.settings.run_records, limit_bytes, pace, {}, {})
-        self.lanes_of.update((name, lanes) for name in names)
+        lanes = AgentPartitions(body, table, limit or self.settings.run_records, limit_bytes, pace, {}, {})
+        self.agent_of.update((name, lanes) for name in names)
         source = self.topic(*names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
         async def sort_into_lanes(stream: Any) -> None:
@@ -89,7 +89,7 @@ class BatchApp(faust.App):
         sort_into_lanes.__name__ = f"{topics[0]}_lanes"
         self.agent(source, name=f"{topics[0]}-lanes")(sort_into_lanes)
 
-    async def _live(self, lanes: Lanes, partition: int) -> None:
+    async def _live(self, lanes: AgentPartitions, partition: int) -> None:
         try:
             while True:
                 with suppress(PartitionLost):
@@ -97,11 +97,11 @@ class BatchApp(faust.App):
                         await lanes.body(runs)
                     raise RuntimeError("an agent has ended though its topic has not")
                 if lanes.table is not None:
-                    lanes.table.distrust(partition)
+                    lanes.table.invalidate(partition)
         except Exception as error:
             await self.crash(error)
 
-    async def _runs(self, lanes: Lanes, partition: int) -> AsyncGenerator[Run, None]:
+    async def _runs(self, lanes: AgentPartitions, partition: int) -> AsyncGenerator[Run, None]:
         consumer = self.feed
         last: Run | None = None
         while True:
@@ -134,7 +134,7 @@ class BatchApp(faust.App):
         run.abandon()
         error = None if counts.cancelled() else counts.exception()
         if isinstance(error, PartitionLost) and run.table is not None:
-            run.table.distrust(run.partition)
+            run.table.invalidate(run.partition)
         elif error is not None and not self.should_stop:
             self.add_future(self.crash(error))
 
@@ -166,7 +166,7 @@ class BatchApp(faust.App):
 
     def read_topics(self) -> set[str]:
         """The agents' topics (logical)."""
-        return {name.removeprefix(self.settings.prefix) for name in self.lanes_of}
+        return {name.removeprefix(self.settings.prefix) for name in self.agent_of}
 
     async def tell(self, topic: str, record: Pair) -> None:
         """Send a record to `topic` (logical), and wait for its acknowledgement."""
@@ -272,7 +272,7 @@ async def serve(app: BatchApp, stop: asyncio.Event) -> None:
 
 
 async def _stop(app: BatchApp) -> None:
-    for lanes in app.lanes_of.values():
+    for lanes in app.agent_of.values():
         for task in lanes.tasks.values():
             task.cancel()
     # Faust waits for a broker that may be gone.

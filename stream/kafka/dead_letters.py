@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from stream import metrics
-from stream.kafka.outputs import Headers, Output, Pair
+from stream.kafka.commit import Headers, Output, Pair
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from stream.events import Reject
     from stream.kafka.run import Run
 
-# On a record that was sent again from `dead-letters`: a `Redriven` as JSON. Should it fail again, its letter says so.
+# On a record that was sent again from `dead-letters`: a `RedriveOrigin` as JSON. Should it fail again, its letter says so.
 REDRIVEN = "shopwindow-redriven"
 CUT = "cut_from"
 # More than the largest record of a cluster with Kafka's own limit. What is beyond would be refused, and stop the worker.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
 
-class Redriven(msgspec.Struct, frozen=True):
+class RedriveOrigin(msgspec.Struct, frozen=True):
     """Which letter a record was, and where it came from when it was refused for the first time."""
 
     letter: str
@@ -35,7 +35,7 @@ class Redriven(msgspec.Struct, frozen=True):
     attempts: int  # that had failed
 
 
-class Letter(NamedTuple):
+class DeadLetter(NamedTuple):
     """A record of `dead-letters`. Of one that somebody else wrote there, what it does not say is "" or -1."""
 
     id: str  # "partition-offset" of the letter itself
@@ -101,25 +101,25 @@ def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tupl
     return (record.key, record.value), [*headers, *own]
 
 
-def redriven(headers: Any) -> Redriven | None:
+def redriven(headers: Any) -> RedriveOrigin | None:
     """What the headers of a record tell of its time in `dead-letters`; None for one that was not there."""
     for name, value in headers:
         if name == REDRIVEN:
             try:
-                return msgspec.json.decode(value, type=Redriven)
+                return msgspec.json.decode(value, type=RedriveOrigin)
             except msgspec.MsgspecError:
                 return None  # a producer's own, by chance
     return None
 
 
-def read_letter(record: Any) -> Letter:
+def read_letter(record: Any) -> DeadLetter:
     """The letter in an aiokafka record of `dead-letters`."""
     told: dict[str, str] = {}
     for name, value in record.headers:
         if name not in (*_OURS, CUT) or name in told:
             break  # the producer's own begin
         told[name] = (value or b"").decode("utf-8", "replace")
-    return Letter(
+    return DeadLetter(
         f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
         _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),
         told.get("error", ""), told.get("field", ""), told.get("message", ""), record.key, record.value,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
-from stream.kafka.connect import client_options, connecting
-from stream.kafka.outputs import Output, Pair
+from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.commit import Output, Pair
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from stream.kafka.broadcast import assign, connected, to_end
-from stream.kafka.connect import client_options, connecting, partition_of
-from stream.kafka.dead_letters import REDRIVEN, Letter, Redriven, redriven
+from stream.kafka.client.connection import client_options, connecting, partition_of
+from stream.kafka.dead_letters import REDRIVEN, DeadLetter, RedriveOrigin, redriven
+from stream.kafka.global_topics import assign, connected, to_end
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class _Entry(NamedTuple):
 
 
 class Sent(NamedTuple):
-    sent: list[Letter]
-    found: list[Letter]  # were sent before by an operator who could not note it
-    held: list[Letter]  # are another operator's
+    sent: list[DeadLetter]
+    found: list[DeadLetter]  # were sent before by an operator who could not note it
+    held: list[DeadLetter]  # are another operator's
 
 
 class Ledger:
@@ -108,18 +108,18 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
         await consumer.stop()
 
 
-def home_of(letter: Letter, partitions: int) -> int:
+def home_of(letter: DeadLetter, partitions: int) -> int:
     """The partition of its source topic that its key has; a record without a key goes back to where it was."""
     return max(0, letter.partition) if letter.key is None else partition_of(letter.key, partitions)
 
 
-def again(letter: Letter) -> list[tuple[str, bytes]]:
+def again(letter: DeadLetter) -> list[tuple[str, bytes]]:
     """The headers with which a letter goes back: its producer's own, and what is to be kept of its history."""
-    history = Redriven(letter.id, letter.topic, letter.partition, letter.offset, letter.attempts)
+    history = RedriveOrigin(letter.id, letter.topic, letter.partition, letter.offset, letter.attempts)
     return [*letter.headers, (REDRIVEN, msgspec.json.encode(history))]
 
 
-async def redrive(settings: Settings, letters: Sequence[Letter], log: Ledger) -> Sent:
+async def redrive(settings: Settings, letters: Sequence[DeadLetter], log: Ledger) -> Sent:
     """Send the letters back with their original key and bytes, those of them that nobody has sent or claimed.
 
     Returns when all are acknowledged and noted. Raises NoBroker, LookupError where a source topic is missing,
@@ -151,7 +151,7 @@ async def redrive(settings: Settings, letters: Sequence[Letter], log: Ledger) ->
 
 
 async def _redrive_some(
-    settings: Settings, letters: Sequence[Letter], log: Ledger, producer: AIOKafkaProducer, reader: AIOKafkaConsumer,
+    settings: Settings, letters: Sequence[DeadLetter], log: Ledger, producer: AIOKafkaProducer, reader: AIOKafkaConsumer,
     result: Sent,
 ) -> None:  # fmt: skip
     me = uuid.uuid4().hex
@@ -162,7 +162,7 @@ async def _redrive_some(
     await assign(reader, sorted({home.topic for home in homes.values()}))
     ends = await reader.end_offsets(list(set(homes.values())))
 
-    async def note(these: Sequence[Letter], done: bool) -> None:
+    async def note(these: Sequence[DeadLetter], done: bool) -> None:
         lines = [
             (letter.id.encode(), msgspec.json.encode(_Line(me, -1 if done else ends[homes[letter.id]])))
             for letter in these

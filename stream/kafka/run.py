@@ -10,8 +10,8 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 if TYPE_CHECKING:
-    from stream.kafka.table import ExactTable
-    from stream.kafka.transport import BatchConsumer
+    from stream.kafka.consumer import BatchConsumer
+    from stream.kafka.tables.table import ExactTable
 
 
 class PartitionLost(Exception):

@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from stream.kafka.connect import client_options, connecting
+from stream.kafka.client.connection import client_options, connecting
 
 if TYPE_CHECKING:
     from stream.settings import Settings

@@ -8,8 +8,8 @@ import pytest
 
 from deploy.bench import models
 from deploy.bench.common import Plan
-from models.gpt2 import Gpt2
-from models.gpt2_graph import build_graph
+from models.copywriter.gpt2 import Gpt2
+from models.copywriter.gpt2_graph import build_graph
 from stream.settings import Settings
 
 SMALL = models.GPT2_124M | {"n_layer": 1, "n_embd": 64, "n_head": 4, "vocab_size": 500}

@@ -5,7 +5,7 @@ import pytest
 
 from deploy.bench import page
 from deploy.bench.common import Plan
-from stream.catalog import ITEM, Catalog
+from stream.items.catalog import ITEM, Catalog
 from stream.settings import Settings
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.clickstream import read
-from models.evaluate import evaluate
+from models.data.clickstream import read
+from models.evaluation.evaluate import evaluate
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TRAIN, TEST = DATA / "rsc15_100k_train_full.tsv.gz", DATA / "rsc15_100k_test.tsv.gz"

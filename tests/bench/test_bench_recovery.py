@@ -10,10 +10,10 @@ import numpy as np
 
 from deploy.bench import population
 from deploy.bench.recovery import table
-from stream.profile import PROFILE, PROFILE_VERSION
-from stream.records import decode_record
-from stream.rows import unpack
-from stream.serving import SERVING, SERVING_VERSION
+from stream.profile.codec import decode_record
+from stream.profile.exposure import SERVING, SERVING_VERSION
+from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.row_codec import unpack
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,9 +6,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from stream.kafka import topics
-from stream.kafka.broadcast import Broadcast, read_table, read_topic
-from stream.kafka.connect import NoBroker, client_options, partition_of
-from tests.counting import scenario, send, settings_for, until
+from stream.kafka.client.connection import NoBroker, client_options, partition_of
+from stream.kafka.global_topics import GlobalTopics, read_table, read_topic
+from tests.harness.counting import scenario, send, settings_for, until
 
 
 @scenario
@@ -18,7 +18,7 @@ async def test_a_broadcast_starts_with_all_there_is_and_then_follows(broker: str
     await send(settings, "catalog", [(b"item%d" % i, b"old") for i in range(3000)])
     await send(settings, "copy", [(b"segment", b"text")])
     progress: list[tuple[int, int]] = []
-    broadcast = Broadcast(settings, ["catalog", "copy"])
+    broadcast = GlobalTopics(settings, ["catalog", "copy"])
     await broadcast.start(lambda read, there: progress.append((read, there)))
     try:
         held = broadcast.drain()
@@ -42,7 +42,7 @@ async def test_what_arrives_while_a_broadcast_starts_is_not_lost(broker: str, to
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "catalog", [(b"item%d" % i, b"old") for i in range(500)])
-    broadcast = Broadcast(settings, ["catalog"])
+    broadcast = GlobalTopics(settings, ["catalog"])
     async with AIOKafkaProducer(**client_options(settings)) as producer:
 
         async def more() -> None:
@@ -91,7 +91,7 @@ async def test_reading_ends_where_the_last_offset_holds_no_record(broker: str, t
 async def test_a_missing_topic_is_named_with_the_command_that_creates_it(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     with pytest.raises(LookupError, match=f"topic '{topic_prefix}catalog' is missing; `shopwindow topics create`"):
-        await Broadcast(settings, ["catalog"]).start()
+        await GlobalTopics(settings, ["catalog"]).start()
     with pytest.raises(LookupError, match="is missing"):
         await read_table(settings, "profiles")
 

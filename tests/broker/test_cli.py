@@ -11,12 +11,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from deploy.broker import free_port
+from deploy.broker.embedded import free_port
 from stream.kafka import topics
-from tests.counting import scenario, send
-from tests.shopwindow import ROOT, clicks, command, environ_of, read_all, settings_for, until_counted, worker
-from tests.unit.behaviour import NOW, record
-from tests.unit.shop import item
+from tests.harness.counting import scenario, send
+from tests.harness.events import NOW, record
+from tests.harness.shop import item
+from tests.harness.worker_process import (
+    ROOT,
+    clicks,
+    command,
+    environ_of,
+    read_all,
+    settings_for,
+    until_counted,
+    worker,
+)
 
 
 def test_topics_are_created_checked_and_missed(broker: str, topic_prefix: str) -> None:

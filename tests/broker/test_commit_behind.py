@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from stream.kafka import topics, transport
+from stream.kafka import consumer as transport
+from stream.kafka import topics
 from stream.kafka.app import make_app
-from stream.kafka.broadcast import read_table
-from stream.kafka.outputs import Output
+from stream.kafka.commit import Output
+from stream.kafka.global_topics import read_table
 from stream.kafka.run import Run
-from stream.kafka.table import ExactTable
-from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
-from tests.shopwindow import read_all
+from stream.kafka.tables.table import ExactTable
+from tests.harness.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
+from tests.harness.worker_process import read_all
 
 
 class Held:
@@ -39,7 +40,7 @@ class Held:
                 self.runs.append(run)
                 key = run.records[0].key
                 outputs = [Output("homepages", 0, [(key, value(run))])]
-                self.app.outputs.commit_behind(run, outputs, [(key, b"%d" % run.first)])
+                self.app.outputs.commit_in_background(run, outputs, [(key, b"%d" % run.first)])
 
         self.app.listen(["clicks"], body, ExactTable(self.app, "profiles", Counts()))
 

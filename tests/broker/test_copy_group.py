@@ -6,10 +6,18 @@ import json
 import signal
 from typing import Any
 
-from deploy.status import look
+from deploy.operate.status import look
 from stream.settings import Settings
-from tests.counting import lasting, send
-from tests.shopwindow import WorkerProcess, clicks, open_shop, read_all, settings_for, until_counted, worker
+from tests.harness.counting import lasting, send
+from tests.harness.worker_process import (
+    WorkerProcess,
+    clicks,
+    open_shop,
+    read_all,
+    settings_for,
+    until_counted,
+    worker,
+)
 
 SECONDS = 120.0  # a copywriter that comes up on a busy machine
 

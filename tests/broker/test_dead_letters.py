@@ -9,18 +9,18 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from deploy.dead_letters import send_back
+from deploy.operate.dead_letters import send_back
 from stream.events import Reject
 from stream.kafka import redrive as protocol
 from stream.kafka import topics
-from stream.kafka.connect import client_options, partition_of
+from stream.kafka.client.connection import client_options, partition_of
 from stream.kafka.dead_letters import dead_letter, read_letter
 from stream.settings import Settings
-from tests.counting import scenario, send
-from tests.shopwindow import Record, clicks, command, read_all, settings_for, until_counted, worker
-from tests.unit.behaviour import NOW, record
-from tests.unit.shop import item
-from tests.unit.test_dead_letters import consumed
+from tests.harness.counting import scenario, send
+from tests.harness.events import NOW, record
+from tests.harness.shop import item
+from tests.harness.worker_process import Record, clicks, command, read_all, settings_for, until_counted, worker
+from tests.unit.stream.kafka.test_dead_letters import consumed
 
 
 async def refused(settings: Settings, records: list[Record], topic: str = "clicks") -> None:

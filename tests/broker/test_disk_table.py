@@ -12,18 +12,19 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
 
-from stream.kafka import table, topics
+from stream.kafka import topics
 from stream.kafka.app import BatchApp, make_app
-from stream.kafka.broadcast import read_table
-from stream.kafka.disk import STATE, DiskProfiles
-from stream.kafka.table import ExactTable
-from tests.counting import running, scenario, send, settings_for, until
+from stream.kafka.global_topics import read_table
+from stream.kafka.tables import table
+from stream.kafka.tables.disk_store import STATE, DiskProfileStore
+from stream.kafka.tables.table import ExactTable
+from tests.harness.counting import running, scenario, send, settings_for, until
 
 
-def counting(settings: Any, folder: Path) -> tuple[BatchApp, DiskProfiles]:
+def counting(settings: Any, folder: Path) -> tuple[BatchApp, DiskProfileStore]:
     """A worker that counts clicks by key, in RocksDB."""
     app = make_app(settings)
-    store = DiskProfiles(folder)
+    store = DiskProfileStore(folder)
 
     async def count(runs: Any) -> None:
         async for run in runs:
@@ -38,11 +39,11 @@ def counting(settings: Any, folder: Path) -> tuple[BatchApp, DiskProfiles]:
     return app, store
 
 
-def rows_of(store: DiskProfiles) -> dict[bytes, int]:
+def rows_of(store: DiskProfileStore) -> dict[bytes, int]:
     return {key: int(row) for rows in store.partitions.values() for key, row in rows.items()}
 
 
-async def counted(app: BatchApp, store: DiskProfiles, settings: Any, clicks: int, keys: int = 100) -> None:
+async def counted(app: BatchApp, store: DiskProfileStore, settings: Any, clicks: int, keys: int = 100) -> None:
     """Send clicks; return once they are in the rows and committed."""
     total = sum(rows_of(store).values()) + clicks
     await send(settings, "clicks", [(b"k%d" % (n % keys), b"x") for n in range(clicks)])
@@ -54,7 +55,7 @@ async def counted(app: BatchApp, store: DiskProfiles, settings: Any, clicks: int
 
 
 @asynccontextmanager
-async def at_work(settings: Any, folder: Path) -> AsyncIterator[tuple[BatchApp, DiskProfiles]]:
+async def at_work(settings: Any, folder: Path) -> AsyncIterator[tuple[BatchApp, DiskProfileStore]]:
     """The same, ready; at the end it lets go of its files."""
     app, store = counting(settings, folder)
     try:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from deploy.broker import Broker, free_port
+from deploy.broker.embedded import Broker, free_port
 from stream.kafka import topics
 from stream.settings import Settings
-from tests.counting import scenario, send
-from tests.shopwindow import Record, read_all, settings_for, until_counted, worker
-from tests.unit.behaviour import NOW, record
-from tests.unit.shop import item
+from tests.harness.counting import scenario, send
+from tests.harness.events import NOW, record
+from tests.harness.shop import item
+from tests.harness.worker_process import Record, read_all, settings_for, until_counted, worker
 
 PASSWORD = "open sesame"
 MARK = "tweed-marked"  # one of the words that `worker` looks for in whatever a worker says
@@ -109,7 +109,7 @@ async def test_a_crash_is_one_sentence_and_its_traceback_only_where_it_is_asked_
         assert await process.ends() == 1
     said = process.said()
     assert MARK not in said
-    assert said.count("the worker stopped: ValueError in apply_records, stream/kafka/table.py:") == 1, said
+    assert said.count("the worker stopped: ValueError in apply_records, stream/kafka/tables/table.py:") == 1, said
     if form == "text":
         assert said.count("Traceback") == 0
         assert ("in apply_records: self.watermarks" in said) == (level == "DEBUG")

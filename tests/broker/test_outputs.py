@@ -5,8 +5,8 @@ from typing import Any
 
 from stream.kafka import topics
 from stream.kafka.app import make_app
-from tests.counting import running, scenario, settings_for
-from tests.shopwindow import read_all
+from tests.harness.counting import running, scenario, settings_for
+from tests.harness.worker_process import read_all
 
 
 async def app_of(broker: str, prefix: str) -> tuple[Any, Any]:

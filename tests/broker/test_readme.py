@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from stream.kafka import topics
-from tests.counting import scenario, send
-from tests.shopwindow import ROOT, clicks, environ_of, settings_for, worker
-from tests.unit.shop import item
+from tests.harness.counting import scenario, send
+from tests.harness.shop import item
+from tests.harness.worker_process import ROOT, clicks, environ_of, settings_for, worker
 
 README = (ROOT / "README.md").read_text()
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from deploy.broker import Broker, free_port
+from deploy.broker.embedded import Broker, free_port
 from stream.kafka import topics
-from stream.kafka.connect import NoBroker
+from stream.kafka.client.connection import NoBroker
 from stream.settings import Settings
-from tests.counting import scenario, send
-from tests.shopwindow import PRIVATE, behaviour, clicks, command, settings_for, until_counted, worker
-from tests.unit.shop import item
+from tests.harness.counting import scenario, send
+from tests.harness.shop import item
+from tests.harness.worker_process import PRIVATE, behaviour, clicks, command, settings_for, until_counted, worker
 
 LISTENERS = ("SECURE", "EXPIRED", "ELSEWHERE")  # each with a certificate of its own
 PASSWORD = "open sesame"

@@ -7,9 +7,9 @@ from typing import Any
 
 from stream.kafka import topics
 from stream.settings import Settings
-from tests.counting import scenario, send
-from tests.shopwindow import clicks, command, settings_for, until_counted, worker
-from tests.unit.shop import item
+from tests.harness.counting import scenario, send
+from tests.harness.shop import item
+from tests.harness.worker_process import clicks, command, settings_for, until_counted, worker
 
 
 async def status(settings: Settings) -> tuple[int, dict[str, Any]]:

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from stream.kafka import leaders, outputs, topics
+from stream.kafka import commit as outputs
+from stream.kafka import topics
 from stream.kafka.app import make_app
-from stream.kafka.broadcast import read_table, read_topic
-from stream.kafka.connect import client_options
-from stream.kafka.table import ExactTable, TableProgress
-from tests.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
+from stream.kafka.client import brokers as leaders
+from stream.kafka.client.connection import client_options
+from stream.kafka.global_topics import read_table, read_topic
+from stream.kafka.tables.table import ExactTable, TableProgress
+from tests.harness.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
 
 
 @scenario

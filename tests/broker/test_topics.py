@@ -7,8 +7,8 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from stream.kafka import topics
-from stream.kafka.connect import NoBroker, client_options
-from tests.counting import scenario, settings_for
+from stream.kafka.client.connection import NoBroker, client_options
+from tests.harness.counting import scenario, settings_for
 
 
 async def make(settings: Any, name: str, partitions: int, **configs: str) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy.files import InputError, event_records
-from deploy.simulation import Uniform, simulate
-from deploy.train_impressions import from_files, from_topics, train_on_impressions
-from models.train.resume import FOLDER
+from deploy.io.files import InputError, event_records
+from deploy.train.impressions import from_files, from_topics, train_on_impressions
+from deploy.train.simulation import Uniform, simulate
+from models.train.step_cache import FOLDER
 from stream.kafka import topics
-from tests.counting import scenario, send
-from tests.shopwindow import settings_for
-from tests.unit.behaviour import record
+from tests.harness.counting import scenario, send
+from tests.harness.events import record
+from tests.harness.worker_process import settings_for
 
 
 @scenario

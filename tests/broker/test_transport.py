@@ -13,17 +13,28 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from stream.events import Reject
-from stream.kafka import topics, transport
+from stream.kafka import consumer as transport
+from stream.kafka import topics
 from stream.kafka.app import make_app, serve
-from stream.kafka.broadcast import read_table, read_topic
-from stream.kafka.connect import NoBroker, client_options
+from stream.kafka.client.connection import NoBroker, client_options
+from stream.kafka.client.fetcher import Answer
+from stream.kafka.commit import Output
 from stream.kafka.dead_letters import dead_letters
-from stream.kafka.fetch import Answer
-from stream.kafka.outputs import Output
+from stream.kafka.global_topics import read_table, read_topic
 from stream.kafka.run import PartitionLost, Run
-from stream.kafka.table import ExactTable
+from stream.kafka.tables.table import ExactTable
 from stream.kafka.topics import WrongTopics
-from tests.counting import Counts, counting_app, run_worker, running, scenario, send, settings_for, total, until
+from tests.harness.counting import (
+    Counts,
+    counting_app,
+    run_worker,
+    running,
+    scenario,
+    send,
+    settings_for,
+    total,
+    until,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -516,7 +527,7 @@ async def test_sigterm_lets_a_worker_process_finish_and_commit(broker: str, topi
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "clicks", keys(3000))
-    command = [sys.executable, "-m", "tests.counting", broker, topic_prefix, "0.01", "behind"]
+    command = [sys.executable, "-m", "tests.harness.counting", broker, topic_prefix, "0.01", "behind"]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         while not await read_table(settings, "profiles"):

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from deploy.broker import Broker, Cluster
+from deploy.broker.embedded import Broker, Cluster
 from stream.kafka.app import make_app
-from stream.kafka.connect import client_options
+from stream.kafka.client.connection import client_options
 from stream.settings import Settings
-from tests.counting import lasting
-from tests.shopwindow import (
+from tests.harness.counting import lasting
+from tests.harness.worker_process import (
     Record,
     WorkerProcess,
     assert_answered,

@@ -10,12 +10,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from deploy.broker import Broker
-from stream.kafka import fetch, topics
-from stream.kafka.watch import Deaf, Watch
-from tests import shopwindow
-from tests.counting import counting_app, running, scenario, send, settings_for, total, until
-from tests.shopwindow import open_shop
+from deploy.broker.embedded import Broker
+from stream.kafka import topics
+from stream.kafka.client import fetcher as fetch
+from stream.kafka.watchdog import FetchStalled, Watchdog
+from tests.harness import worker_process as shopwindow
+from tests.harness.counting import counting_app, running, scenario, send, settings_for, total, until
+from tests.harness.worker_process import open_shop
 
 LIMIT = 1.0
 
@@ -24,7 +25,7 @@ def keys(n: int) -> list[tuple[bytes, bytes]]:
     return [(b"k%d" % (i % 50), b"x") for i in range(n)]
 
 
-async def watched(watch: Watch, seconds: float) -> float:
+async def watched(watch: Watchdog, seconds: float) -> float:
     """The longest silence within so long."""
     longest, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
@@ -40,7 +41,7 @@ async def test_an_idle_topic_a_rebalance_and_a_worker_without_partitions_raise_n
     settings = settings_for(broker, topic_prefix, partitions=1, fetch_timeout=LIMIT)
     await topics.create(settings)
     apps = [counting_app(settings)[0] for _ in range(2)]
-    watches = [Watch(app) for app in apps]
+    watches = [Watchdog(app) for app in apps]
     tasks = [asyncio.create_task(watch.run()) for watch in watches]
     async with running(apps[0]):
         assert await watched(watches[0], 2.5) < LIMIT, "an idle topic's fetches are answered, with nothing"
@@ -67,7 +68,7 @@ async def test_partitions_that_have_enough_waiting_raise_no_alarm(broker: str, t
         await publish(*args)
 
     app.outputs.commit_run = held  # type: ignore[method-assign, assignment]
-    watch = Watch(app)
+    watch = Watchdog(app)
     async with running(app):
         task = asyncio.create_task(watch.run())
         await until(lambda: app.feed.in_flight and not app.feed.traces(), "full")
@@ -84,7 +85,7 @@ async def test_a_broker_that_is_away_is_told_of_and_waited_for() -> None:
         settings = settings_for(kafka.bootstrap, "away-", fetch_timeout=2 * LIMIT)
         await topics.create(settings)
         app, counts = counting_app(settings)
-        watch = Watch(app)
+        watch = Watchdog(app)
         async with running(app):
             task = asyncio.create_task(watch.run())
             kafka.kill()
@@ -126,13 +127,13 @@ async def test_a_feed_that_has_gone_deaf_ends_the_worker_with_a_sentence(
     settings = settings_for(broker, topic_prefix, fetch_timeout=LIMIT)
     await topics.create(settings)
     app, _ = counting_app(settings)
-    watch = Watch(app)
+    watch = Watchdog(app)
     task = asyncio.create_task(watch.run())
     with pytest.raises(
-        Deaf, match=r"clicks' \d has been answered for [1-9] s, though Kafka at .* answers; .*supervisor"
+        FetchStalled, match=r"clicks' \d has been answered for [1-9] s, though Kafka at .* answers; .*supervisor"
     ):
         async with running(app) as worker:
-            monkeypatch.setattr(fetch.Feed, "_fetch", never)
+            monkeypatch.setattr(fetch.Fetcher, "_fetch", never)
             await asyncio.wait([worker])
     assert watch.problem and watch.longest > LIMIT
     task.cancel()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shopwindow import ROOT
+from tests.harness.worker_process import ROOT
 
 ENVIRON = {
     name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")

@@ -9,9 +9,11 @@ import jsonschema
 import pytest
 
 from stream.kafka import topics
-from stream.page import schemas
-from tests.counting import scenario, send
-from tests.shopwindow import (
+from stream.page.json_kernels import schemas
+from tests.harness.counting import scenario, send
+from tests.harness.events import NOW, record
+from tests.harness.shop import item
+from tests.harness.worker_process import (
     clicks,
     command,
     open_shop,
@@ -22,8 +24,6 @@ from tests.shopwindow import (
     until_counted,
     worker,
 )
-from tests.unit.behaviour import NOW, record
-from tests.unit.shop import item
 
 
 @scenario

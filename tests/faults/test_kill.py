@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from stream.kafka import topics
-from stream.kafka.broadcast import read_table, read_topic
-from stream.kafka.connect import partition_of
-from stream.profile import describe
-from tests import shopwindow
-from tests.counting import lasting, scenario, send, settings_for, until
-from tests.shopwindow import open_shop
+from stream.kafka.client.connection import partition_of
+from stream.kafka.global_topics import read_table, read_topic
+from stream.profile.fold import describe
+from tests.harness import worker_process as shopwindow
+from tests.harness.counting import lasting, scenario, send, settings_for, until
+from tests.harness.worker_process import open_shop
 
 ROOT = Path(__file__).parents[2]
 EVENTS, SHOPPERS = 200, 40  # events for each life of the worker; shoppers in all
@@ -71,7 +71,7 @@ async def test_kills_at_random_moments_of_a_replay_leave_profiles_byte_for_byte_
 @contextmanager
 def worker(settings: Any, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     address = settings.broker.removeprefix("kafka://")
-    command = [sys.executable, "-m", "tests.counting", address, settings.prefix, *more]
+    command = [sys.executable, "-m", "tests.harness.counting", address, settings.prefix, *more]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         yield process

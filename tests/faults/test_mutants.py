@@ -14,20 +14,20 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from models.copybook import CopyBook
-from models.path import PagePath, Policy
-from models.ranker import Ranker
+from agents.page.headline_cache import HeadlineCache
+from agents.page.path import PagePath, Policy
+from models.ranker.model import Ranker
 from stream.events import CODES, decode_run
-from stream.kafka.connect import client_options
+from stream.items.signals import ItemTable
+from stream.kafka.client.connection import client_options
+from stream.kafka.commit import Batch
 from stream.kafka.dead_letters import dead_letter
-from stream.kafka.outputs import Batch
 from stream.settings import SHIPPED_MODELS, Settings
-from stream.signals import ItemTable
-from tests.counting import lasting
-from tests.faults.mutants import Mutant, mutants
-from tests.shopwindow import open_shop, read_all, resident, settings_for, worker
-from tests.unit.behaviour import NOW, record
-from tests.unit.shop import catalog_of, signals_of
+from tests.harness.counting import lasting
+from tests.harness.events import NOW, record
+from tests.harness.mutants import Mutant, mutants
+from tests.harness.shop import catalog_of, signals_of
+from tests.harness.worker_process import open_shop, read_all, resident, settings_for, worker
 
 RUN = 512
 
@@ -56,7 +56,7 @@ def test_a_million_mutants_are_accepted_or_explained_and_memory_stays_flat(
     catalog = catalog_of(50)  # of the 60 items that the events speak of
     signals = signals_of(catalog, [[f"i{k % 60}" for k in range(s, s + 5)] for s in range(40)])
     items = ItemTable()
-    path = PagePath(catalog, signals, Ranker(SHIPPED_MODELS / "ranker"), CopyBook(), Policy(copy=False))
+    path = PagePath(catalog, signals, Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(copy=False))
     stored: dict[bytes, bytes] = {}
     seen: Counter[str] = Counter()
     waiting: dict[str, list[Mutant]] = {"clicks": [], "purchases": [], "privacy": []}

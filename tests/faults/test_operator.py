@@ -14,10 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from stream.events import decode_run
 from stream.kafka import topics
-from stream.kafka.connect import client_options
-from stream.profile import blank, fold
-from tests.counting import lasting, scenario, send
-from tests.shopwindow import (
+from stream.kafka.client.connection import client_options
+from stream.profile.fold import blank, fold
+from tests.harness.counting import lasting, scenario, send
+from tests.harness.events import NOW, record
+from tests.harness.worker_process import (
     Record,
     WorkerProcess,
     assert_answered,
@@ -32,7 +33,6 @@ from tests.shopwindow import (
     until_counted,
     worker,
 )
-from tests.unit.behaviour import NOW, record
 
 CLOCK = """
 import sys, time

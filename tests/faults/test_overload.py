@@ -5,14 +5,14 @@ import itertools
 import signal
 from typing import Any
 
-from agents.app import Worker
+from agents.worker import Worker
 from stream import metrics
-from stream.kafka.broadcast import read_table
-from stream.ladder import FULL, PACED, Load
-from stream.records import owing_pages
+from stream.degradation import FULL, PACED, Load
+from stream.kafka.global_topics import read_table
+from stream.profile.codec import owing_pages
 from stream.settings import Settings
-from tests.counting import scenario, send, until
-from tests.shopwindow import clicks, open_shop, pages_of, read_all, settings_for, until_counted, worker
+from tests.harness.counting import scenario, send, until
+from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, settings_for, until_counted, worker
 
 SHOPPERS = 40
 
@@ -70,8 +70,8 @@ async def test_7_a_backlog_makes_the_worker_climb_and_come_back_and_every_page_t
     for key, made in pages.items():
         assert [page["version"] for page in made] == list(range(1, len(made) + 1)), key
     assert any("page_every:0.4" in page["rules_applied"] for made in pages.values() for page in made)
-    put_off = (metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0) - deferred
-    assert put_off > sum(map(len, pages.values())), "fewer pages than usual"
+    defer = (metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0) - deferred
+    assert defer > sum(map(len, pages.values())), "fewer pages than usual"
     assert len(busy.profiles.owed) == 0
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-import models.path
-from agents.app import Worker
-from stream.page import encode_pages
-from tests.counting import scenario, send
-from tests.shopwindow import clicks, open_shop, pages_of, read_all, settings_for, until_counted
-from tests.unit.behaviour import NOW, record
+from agents.page import path as page_path
+from agents.worker import Worker
+from stream.page.json_kernels import encode_pages
+from tests.harness.counting import scenario, send
+from tests.harness.events import NOW, record
+from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, settings_for, until_counted
 
 POISON = "poisonous"
 
@@ -24,7 +24,7 @@ def poisonous(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ArithmeticError(f"no page for {POISON}")
         return encode_pages(placed, count, heads, *more)
 
-    monkeypatch.setattr(models.path, "encode_pages", encode)
+    monkeypatch.setattr(page_path, "encode_pages", encode)
 
 
 def test_2_poison_among_many_is_dead_lettered_and_the_others_are_served(
@@ -76,7 +76,7 @@ async def test_a_fault_of_the_program_stops_the_worker_and_loses_nothing(broker:
             raise ArithmeticError("u3")
 
         sick = Worker(settings)
-        sick.app.when_ready(lambda: patch.setattr(models.path, "encode_pages", broken))
+        sick.app.when_ready(lambda: patch.setattr(page_path, "encode_pages", broken))
         with pytest.raises(
             RuntimeError, match=r"no page can be made, whatever the event \(ArithmeticError .*wait in Kafka"
         ):

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from tests.counting import lasting
-from tests.shopwindow import (
+from tests.harness.counting import lasting
+from tests.harness.worker_process import (
     Record,
     assert_answered,
     open_shop,

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from agents.app import Worker
-from agents.scribe import LIVES, Sampling, Scribe, ScribeRests
-from models.copywriter import Copywriter
-from models.headline import Facts
+from agents.headlines.copywriter_process import LIVES, CopywriterProcess, CopywriterUnavailable, SamplingSettings
+from agents.worker import Worker
+from models.copywriter.model import Copywriter
+from models.copywriter.prompt import Facts
 from models.manifest import ManifestError
 from stream import metrics
 from stream.settings import SHIPPED_MODELS
-from tests.counting import scenario, send, until
-from tests.shopwindow import ROOT, clicks, open_shop, pages_of, read_all, settings_for, until_counted
+from tests.harness.counting import scenario, send, until
+from tests.harness.worker_process import ROOT, clicks, open_shop, pages_of, read_all, settings_for, until_counted
 
 FOLDER = SHIPPED_MODELS / "copywriter"
-SAMPLING = Sampling(temperature=0.9, top_k=50, top_p=0.95, max_tokens=50, samples=2)
+SAMPLING = SamplingSettings(temperature=0.9, top_k=50, top_p=0.95, max_tokens=50, samples=2)
 PYTHON = sys.executable
 FACTS = [Facts("en", "for_you", "lighting", ("Brass lamp",)), Facts("zh", "trending", ""), Facts("de", "for_you", "")]
 
@@ -31,7 +31,7 @@ def test_it_writes_what_the_copywriter_writes_and_goes_on_after_a_death() -> Non
     assert expected[0] is not None and expected[2] is None
 
     async def session() -> None:
-        scribe = Scribe(FOLDER, SAMPLING)
+        scribe = CopywriterProcess(FOLDER, SAMPLING)
         await scribe.start()
         try:
             assert await scribe.write(FACTS, 7) == expected
@@ -51,13 +51,13 @@ def test_it_writes_what_the_copywriter_writes_and_goes_on_after_a_death() -> Non
 
 def test_a_model_that_is_not_there_is_refused_before_any_process_starts() -> None:
     with pytest.raises(ManifestError, match="manifest"):
-        Scribe(FOLDER.parent, SAMPLING)
+        CopywriterProcess(FOLDER.parent, SAMPLING)
 
 
 PARENT = """
 import asyncio, sys
 from tests.faults.test_scribe import FOLDER, SAMPLING
-from agents.scribe import Scribe
+from agents.headlines.copywriter_process import Scribe
 
 async def main():
     scribe = Scribe(FOLDER, SAMPLING)
@@ -101,7 +101,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, rest: str) -> Path:
         f'print(\'{{"number":0,"copies":[]}}\', flush=True)\n{rest}\n'
     )
     program.chmod(0o755)
-    monkeypatch.setattr("agents.scribe.sys.executable", str(program))
+    monkeypatch.setattr("agents.headlines.copywriter_process.sys.executable", str(program))
     return lives
 
 
@@ -110,29 +110,29 @@ def test_a_process_that_dies_again_and_again_is_left_alone_for_a_while(
 ) -> None:
     lives = stand_in(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
     clock = [1000.0]
-    monkeypatch.setattr("agents.scribe.monotonic", lambda: clock[0])
+    monkeypatch.setattr("agents.headlines.copywriter_process.monotonic", lambda: clock[0])
 
     async def session() -> None:
-        scribe = Scribe(FOLDER, SAMPLING, rest=50.0)
+        scribe = CopywriterProcess(FOLDER, SAMPLING, rest=50.0)
         await scribe.start()
         assert scribe.alive
-        with pytest.raises(ScribeRests):
+        with pytest.raises(CopywriterUnavailable):
             await scribe.write(FACTS, 7)
         assert lives.read_text() == "x" * LIVES and not scribe.alive
         [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         for part in ("ended with status 3", "3 times in a row", "template headlines", "50 s", "SHOPWINDOW_COPY=false"):
             assert part in said
-        with pytest.raises(ScribeRests):
+        with pytest.raises(CopywriterUnavailable):
             await scribe.write(FACTS, 7)
         assert lives.read_text() == "x" * LIVES, "it rests"
         clock[0] += 51.0
-        with pytest.raises(ScribeRests):
+        with pytest.raises(CopywriterUnavailable):
             await scribe.write(FACTS, 7)
         assert lives.read_text() == "x" * (LIVES + 1), "tried once"
         clock[0] += 51.0
         monkeypatch.undo()
         await scribe.start()
-        monkeypatch.setattr("agents.scribe.monotonic", lambda: clock[0])
+        monkeypatch.setattr("agents.headlines.copywriter_process.monotonic", lambda: clock[0])
         assert len(await scribe.write(FACTS, 7)) == 3
         assert "writes again" in caplog.messages[-1]
         await scribe.stop()
@@ -146,10 +146,10 @@ def test_answers_that_are_none_and_a_process_that_hangs_are_failures_too(
     async def session() -> None:
         for rest in ("sys.stdin.readline(); print('what?', flush=True); time.sleep(60)", "time.sleep(60)"):
             stand_in(tmp_path, monkeypatch, rest)
-            scribe = Scribe(FOLDER, SAMPLING)
+            scribe = CopywriterProcess(FOLDER, SAMPLING)
             await scribe.start()
-            monkeypatch.setattr("agents.scribe.PATIENCE", 0.5)
-            with pytest.raises(ScribeRests):
+            monkeypatch.setattr("agents.headlines.copywriter_process.PATIENCE", 0.5)
+            with pytest.raises(CopywriterUnavailable):
                 await scribe.write(FACTS, 7)
             assert not scribe.alive
 
@@ -164,11 +164,15 @@ def test_a_dead_copywriter_costs_headlines_and_no_page(
 ) -> None:  # fmt: skip
     lives = stand_in(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
     if dies == "before it is ready":
-        monkeypatch.setattr("agents.scribe.sys.executable", "/bin/false")
+        monkeypatch.setattr("agents.headlines.copywriter_process.sys.executable", "/bin/false")
     pages_without_a_copywriter(broker, topic_prefix)
     if dies == "at a headline":
         assert lives.read_text() == "x" * LIVES
-    [said] = [r.getMessage() for r in caplog.records if (r.name, r.levelname) == ("agents.scribe", "ERROR")]
+    [said] = [
+        r.getMessage()
+        for r in caplog.records
+        if (r.name, r.levelname) == ("agents.headlines.copywriter_process", "ERROR")
+    ]
     assert "ended with status" in said and "SHOPWINDOW_COPY=false" in said
 
 

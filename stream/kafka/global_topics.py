@@ -1,0 +1,200 @@
+"""Whole topics for whoever wants them: followed by every worker, or read once to the end. No group, no commits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, TopicPartition, conn
+
+from stream.kafka.client.connection import client_options, connecting
+from stream.profile.store import META_PREFIX
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+# What a connection buffers before it stops reading, for a megabyte from each partition: aiokafka's 64 KiB make a fetch stop
+# and start dozens of times.
+conn.READER_LIMIT = 4 << 20
+KeyValue = tuple[bytes, bytes | None]
+Progress = Callable[[int, int], None]  # records read, records there were at the start
+
+
+class Stretch(NamedTuple):
+    """Records of one partition, in order."""
+
+    topic: str  # logical
+    records: list[KeyValue]
+    partition: int
+    offsets: list[int]  # of each record: compaction leaves gaps
+
+
+class GlobalTopics:
+    """Compacted topics that every worker holds in full, such as the catalogue.
+
+    `start` reads what there is; a task then follows. Records wait until `drain` takes them: the caller applies
+    them between its own batches, so that tables which a batch reads do not change under it.
+    """
+
+    def __init__(self, settings: Settings, topics: Sequence[str]) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._waiting: deque[Stretch] = deque()
+        self._arrived = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self.ready = False
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Return when all that the topics held at the call waits in `drain`.
+
+        Raises NoBroker, LookupError where a topic is missing.
+        """
+        self._consumer = await connected(self._settings)
+        ends = await assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
+        async for records in to_end(self._consumer, ends, progress):
+            self._put(records)
+        self.ready = True
+        self._follower = asyncio.create_task(self._follow(self._consumer))
+
+    def drain(self) -> list[Stretch]:
+        """What came since the last call, in order; the value of a deleted key is None."""
+        self._arrived.clear()
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+    async def arrived(self) -> None:
+        """Return when `drain` has something. Raises what ended the follower: then nothing will come any more."""
+        if self._waiting:
+            return
+        assert self._follower is not None, "start first"
+        waits = {asyncio.ensure_future(self._arrived.wait()), self._follower}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            (waits - {self._follower}).pop().cancel()
+        if self._follower.done():
+            self._follower.result()
+
+    async def stop(self) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            for records in (await consumer.getmany(timeout_ms=60_000)).values():
+                self._put(records)
+
+    def _put(self, records: Sequence[Any]) -> None:
+        topic = records[0].topic.removeprefix(self._settings.prefix)
+        rows = [(record.key, record.value) for record in records]
+        self._waiting.append(Stretch(topic, rows, records[0].partition, [record.offset for record in records]))
+        self._arrived.set()
+
+
+async def read_topic(settings: Settings, topic: str, progress: Progress | None = None) -> AsyncIterator[Any]:
+    """Every record of `topic` (logical) up to the end it has at the call, in order within each partition.
+
+    Raises NoBroker, LookupError where the topic is missing.
+    """
+    async with _reader(settings) as consumer:
+        ends = await assign(consumer, [settings.prefix + topic])
+        async for records in to_end(consumer, ends, progress):
+            for record in records:
+                yield record
+
+
+async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
+    """The newest value of every key of a compacted topic (logical name), watermarks left out.
+
+    Raises NoBroker, LookupError where the topic is missing.
+    """
+    rows: dict[bytes, bytes] = {}
+    async for record in read_topic(settings, topic):
+        if record.key.startswith(META_PREFIX):
+            continue
+        if record.value is None:
+            rows.pop(record.key, None)
+        else:
+            rows[record.key] = record.value
+    return rows
+
+
+@asynccontextmanager
+async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = await connected(settings)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def connected(settings: Settings) -> AIOKafkaConsumer:
+    """A consumer without a group, started. Raises NoBroker or a Kafka error, and leaves nothing open then."""
+    consumer = AIOKafkaConsumer(
+        **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
+    )
+    try:
+        with connecting(settings):
+            await consumer.start()
+    except BaseException:
+        await consumer.stop()
+        raise
+    return consumer
+
+
+async def assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
+    """Assign all partitions of the topics (as the cluster names them), from their start. -> their ends.
+
+    Raises LookupError where one is missing.
+    """
+    partitions = []
+    # Asks the cluster: the consumer's own partitions_for_topic() knows only topics that it already reads.
+    cluster = await consumer._client.fetch_all_metadata()
+    for name in names:
+        numbers = cluster.partitions_for_topic(name)
+        if not numbers:
+            raise LookupError(f"topic '{name}' is missing; `shopwindow topics create` creates it")
+        partitions += [TopicPartition(name, number) for number in sorted(numbers)]
+    consumer.assign(partitions)
+    await consumer.seek_to_beginning(*partitions)
+    return dict(await consumer.end_offsets(partitions))
+
+
+async def to_end(
+    consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int], progress: Progress | None
+) -> AsyncIterator[list[Any]]:
+    """Fetched stretches, each of one partition, until every position has reached its end.
+
+    Positions count, not records: compaction leaves topics whose last offsets hold nothing. Records that came after
+    the ends were asked for are left to a follower of the same consumer, or are not read at all.
+    """
+    total = 0
+    behind = {}
+    for partition, end in ends.items():
+        start = await consumer.position(partition)
+        if start < end:
+            behind[partition] = end
+            total += end - start
+    read = 0
+    while behind:
+        for partition, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
+            read += len(records)
+            end = behind[partition]
+            if records[-1].offset >= end:
+                consumer.seek(partition, end)
+                records = [record for record in records if record.offset < end]
+            if records:
+                yield records
+        for partition in list(behind):
+            if await consumer.position(partition) >= behind[partition]:
+                del behind[partition]
+        if progress is not None:
+            progress(min(read, total), total)

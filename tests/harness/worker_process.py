@@ -1,0 +1,265 @@
+"""The product as its users run it: a worker as a process, events sent to it, and what can be read back."""
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from stream.kafka import topics
+from stream.kafka.client.connection import client_options
+from stream.kafka.global_topics import read_table, read_topic
+from stream.profile.codec import decode_record, owing_pages
+from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.row_codec import unpack
+from stream.settings import Settings
+from tests.harness.counting import send
+from tests.harness.events import NOW, record
+from tests.harness.shop import item
+
+ROOT = Path(__file__).parents[2]
+Record = tuple[bytes | None, bytes | None]
+
+
+def settings_for(broker: str, prefix: str, **more: Any) -> Settings:
+    values: dict[str, Any] = {"broker": f"kafka://{broker}", "prefix": prefix, "app_id": f"{prefix}app", "partitions": 4,
+                              "session_timeout": 2.0, "heartbeat": 0.3, "web_port": 0, "copy": False}  # fmt: skip
+    return Settings(**(values | more))
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """The environment in which a command reads exactly these settings."""
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")
+    }
+    default = Settings()
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if value != getattr(default, field.name):
+            environ["SHOPWINDOW_" + field.name.upper()] = str(value)
+    return environ
+
+
+def command(settings: Settings, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of the product to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "shopwindow", *arguments], env=environ_of(settings), cwd=ROOT, text=True,
+        capture_output=True, timeout=120, **more,
+    )  # fmt: skip
+
+
+# Words that tests put where secrets and shoppers' data are: a worker never says any of them.
+PRIVATE = re.compile(r"sesame|secretly|tweed", re.I)
+
+
+class WorkerProcess(subprocess.Popen[bytes]):
+    """A worker as a process of its own; what it says is kept."""
+
+    def __init__(self, settings: Settings, program: Sequence[str] = ("-m", "shopwindow", "worker")) -> None:
+        self._output = tempfile.NamedTemporaryFile(prefix="worker-", suffix=".log")  # noqa: SIM115 - as long as the process
+        super().__init__(
+            [sys.executable, *program],
+            env=environ_of(settings),
+            cwd=ROOT,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def said(self) -> str:
+        return Path(self._output.name).read_text(errors="replace")
+
+    async def says(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
+        """Wait until it has said so. Fails where it ends before, or does not within the time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not (found := re.search(pattern, self.said())):
+                    ended = self.poll() is not None
+                    found = re.search(pattern, self.said())
+                    if found:
+                        break
+                    assert not ended, (
+                        f"the worker ended with {self.returncode} and never said {pattern!r}: {self.said()}"
+                    )
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"after {seconds} s the worker has not said {pattern!r}, but: {self.said()}") from None
+        return found
+
+    async def port(self) -> int:
+        """Of its metrics and its health."""
+        return int((await self.says(r"metrics at http://[^:]+:(\d+)/"))[1])
+
+    async def ready(self) -> None:
+        await self.says("shopwindow: ready")
+
+    async def ends(self, seconds: float = 60.0) -> int:
+        """Its exit status."""
+        return await asyncio.to_thread(self.wait, seconds)
+
+
+@contextmanager
+def worker(settings: Settings, *program: str) -> Iterator[WorkerProcess]:
+    """A worker, or another `program` that is one; stopped at the end, unless it has ended or been killed.
+
+    Whatever any worker of any test says is searched for secrets and shoppers' data.
+    """
+    process = WorkerProcess(settings, *([program] if program else []))
+    try:
+        yield process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0, "a worker that is told to stop ends with 0"
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        said = process.said()
+        sys.stderr.write(said)
+        private = PRIVATE.search(said)
+        assert private is None, f"the worker's log gives away {private and private.group()!r}"
+
+
+def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50, first: int = 0) -> list[Record]:
+    """n events of so many shoppers in turn, a second apart, with distinct ids, from the `first` of a longer log on."""
+    made: list[Record] = []
+    for k in range(first, first + n):
+        kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]
+        made.append(record(kind, f"u{k % shoppers}", f"e{k}", start + k, item=f"i{(k * 7 + k // shoppers) % items}"))
+    return made
+
+
+def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50, late: float = 0.1) -> list[Record]:
+    """n events of all kinds of `clicks`, a share of them late, in random order of shoppers.
+
+    Each shopper's last event is also her newest: the page that answers everything names it as its trigger.
+    """
+    owners = [chance.randrange(shoppers) for _ in range(n)]
+    last = {shopper: k for k, shopper in enumerate(owners)}
+    made: list[Record] = []
+    for k, shopper in enumerate(owners):
+        kind = chance.choice(("view_item", "view_item", "select_item", "add_to_cart", "remove_from_cart", "search",
+                              "view_homepage", "hide_item"))  # fmt: skip
+        belated = chance.random() < late and last[shopper] != k
+        data: dict[str, Any] = {"locale": chance.choice(("en", "zh"))}
+        if kind == "search":
+            data["search_term"] = f"tweed {chance.randrange(9)}"
+        elif kind != "view_homepage":
+            data["item"] = f"i{chance.randrange(items)}"
+        moment = NOW + k - (chance.uniform(0, 90_000) if belated else 0)
+        made.append(record(kind, f"secretly-{shopper}", f"e{k}", moment, **data))
+    return made
+
+
+def record_now(chance: random.Random, number: int, shoppers: int = 30, items: int = 50) -> Record:
+    """A view that happens at this moment; its id ends with the time (s since the epoch)."""
+    now = time.time()
+    shopper, item = f"secretly-{chance.randrange(shoppers)}", f"i{chance.randrange(items)}"
+    return record("view_item", shopper, f"e{number}@{now:.4f}", now, item=item)
+
+
+async def open_shop(settings: Settings, items: int = 50) -> None:
+    """Create the topics, and a catalogue of so many items."""
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}") for k in range(items)])
+
+
+async def replay(settings: Settings, sent: AsyncIterator[Record], done: list[Record]) -> None:
+    """Send as a storefront should: each event acknowledged by all replicas, in order, through whatever happens."""
+    producer = AIOKafkaProducer(
+        **client_options(settings), acks="all", enable_idempotence=True, request_timeout_ms=120_000
+    )
+    async with producer:
+        waiting = []
+        async for key, value in sent:
+            waiting.append(await producer.send(settings.prefix + "clicks", value, key=key))
+            done.append((key, value))
+        await asyncio.gather(*waiting)
+
+
+def resident(pid: int | str = "self") -> float:
+    """MB of a process, by default of this one."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+async def profiles_of(settings: Settings) -> dict[str, Any]:
+    """The profile of each shopper, as anybody reads it from the changelog."""
+    return _profiles(await read_table(settings, "profiles"))
+
+
+def _profiles(table: Mapping[bytes, bytes]) -> dict[str, Any]:
+    keys = sorted(table)
+    rows = unpack([decode_record(table[key])[0] for key in keys], PROFILE, PROFILE_VERSION)
+    return {key.decode(): row for key, row in zip(keys, rows, strict=True)}
+
+
+async def until_counted(settings: Settings, events: int, deadline: float = 60.0) -> dict[str, Any]:
+    """The profiles, once they count so many events and no page is owed for any.
+
+    Fails where they do not by the deadline, or count more.
+    """
+    counted, owing = -1, 0
+    async with asyncio.timeout(deadline):
+        try:
+            while True:
+                table = await read_table(settings, "profiles")
+                profiles, owing = _profiles(table), len(owing_pages(table))
+                counted = sum(int(row["events"]) for row in profiles.values())
+                if counted >= events:
+                    assert counted == events, f"{counted} events counted, {events} were sent"
+                    if not owing:
+                        return profiles
+                await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(
+                f"{counted} of {events} events counted, {owing} pages owed after {deadline} s"
+            ) from None
+
+
+async def read_all(settings: Settings, topic: str) -> list[Any]:
+    """Every record of a topic, in order within its partitions."""
+    return [record async for record in read_topic(settings, topic)]
+
+
+def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
+    """The pages of each shopper in order, since the last was forgotten."""
+    pages: dict[str, list[dict[str, Any]]] = {}
+    for page in records:
+        if page.value is None:
+            pages.pop(page.key.decode(), None)
+            continue
+        pages.setdefault(page.key.decode(), []).append(json.loads(page.value))
+    return pages
+
+
+async def assert_answered(settings: Settings, sent: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+    """Every accepted event is in a page or superseded by a later one, versions rise without a gap.
+
+    A page may come once more at its version, for a run that was done again; none is left out and none goes back. Each has
+    its impression. Of each shopper the last event must also be the newest, as that of `behaviour` is: the last page then
+    names it as its trigger.
+    """
+    pages = pages_of(await read_all(settings, "homepages"))
+    last = {key.decode(): json.loads(value)["id"] for key, value in sent if key and value}
+    for key, made in pages.items():
+        versions = [page["version"] for page in made]
+        assert versions[0] == 1 and all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
+    assert {key: made[-1]["trigger"]["event_id"] for key, made in pages.items()} == last
+    impressions = {json.loads(record.value)["page_id"] for record in await read_all(settings, "impressions")}
+    assert impressions == {page["page_id"] for made in pages.values() for page in made}
+    return pages

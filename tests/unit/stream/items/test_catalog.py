@@ -1,0 +1,90 @@
+import json
+import random
+
+import numpy as np
+import pytest
+
+from stream.ids import IdIndex, key32, key64
+from stream.items.catalog import AVAILABLE, EN, ZH, Catalog, ItemError, decode_item
+from tests.harness.shop import catalog_of, item
+
+
+def test_an_item_becomes_a_row_that_kernels_read() -> None:
+    catalog = Catalog()
+    catalog.apply([item("SKU1", title={"en": "Brass Lamp"}, price=20.0, added_at="2026-01-01T00:00:00Z")])
+    row = catalog.items[catalog.index.get(key64("SKU1"))]
+    assert (row["category"], row["present"], row["expires"]) == (key32("c0"), 1, np.inf)
+    assert row["log_price"] == pytest.approx(np.log(20.0))
+    assert row["flags"] & (AVAILABLE | EN | ZH) == AVAILABLE | EN
+    assert row["word"].tolist()[:2] == [key32("brass"), key32("lamp")]
+    assert catalog.names[key32("c0")] == "c0"
+    assert "SKU1" in catalog
+
+
+def test_null_deletes_and_the_row_stays_for_the_signals() -> None:
+    catalog = catalog_of(3)
+    catalog.apply([(b"i1", None), (b"unknown", None)])
+    assert "i1" not in catalog
+    assert catalog.index.get(key64("i1")) == 1
+    assert catalog.showable_count(0.0) == 2
+
+
+def test_bad_items_are_named_and_change_nothing_while_their_neighbours_are_taken() -> None:
+    catalog = Catalog()
+    records = [item("a"), (b"b", b"{"), item("c", price=-1), (b"other", item("d")[1]), (b"\xff", None), item("e")]
+    rejects = catalog.apply(records)
+    assert [(reject.record, reject.field) for reject in rejects] == [(1, "value"), (2, "price"), (3, "key"), (4, "key")]
+    assert "a" in catalog and "e" in catalog and "c" not in catalog
+
+
+@pytest.mark.parametrize("fields", [{"title": {}}, {"title": ""}, {"expires_at": "2026-01-01T00:00:00"}])
+def test_an_item_that_could_not_be_shown_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ItemError):
+        decode_item(*item("a", **fields))
+
+
+def test_hostile_items_raise_nothing_but_the_one_error() -> None:
+    rng = random.Random(3)
+    seed = item("a", expires_at="2026-01-01T00:00:00Z", description={"en": "x"})[1]
+    for _ in range(5000):
+        value = bytearray(seed)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(value))
+            value[at : at + rng.randint(0, 9)] = rng.choice([b"", b"\xff", b"[" * 1500, b"null", b"1e999", b'"'])
+        try:
+            decode_item(None, bytes(value))
+        except ItemError as error:
+            assert error.field and error.message
+
+
+def test_two_ids_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.items.catalog.key64", lambda text: 7)
+    rejects = (catalog := Catalog()).apply([item("a"), item("b")])
+    assert [reject.record for reject in rejects] == [1]
+    assert "same hash" in rejects[0].message
+    assert catalog.item_id(0) == "a"
+
+
+def test_thousands_of_items_keep_their_rows_and_fragments() -> None:
+    catalog = catalog_of(5000)
+    for k in (0, 1023, 1024, 4999):
+        row = catalog.index.get(key64(f"i{k}"))
+        start, end = catalog.fragment_at[row]
+        assert json.loads(catalog.fragments[start:end].tobytes() + b"}") == {"item_id": f"i{k}", "kind": "product"}
+        assert catalog.item_id(row) == f"i{k}"
+
+
+def test_an_index_finds_what_was_added_and_nothing_else() -> None:
+    index = IdIndex(4)
+    keys = [key64(str(n)) for n in range(3000)]
+    assert [index.add(key) for key in keys] == list(range(3000))
+    assert [index.add(key) for key in keys] == list(range(3000))
+    assert [index.get(key64(f"x{n}")) for n in range(100)] == [-1] * 100
+
+
+def test_ids_that_are_added_together_get_the_rows_that_they_get_one_by_one() -> None:
+    keys = np.array([key64(str(n % 700)) for n in range(1000)])
+    index, together = IdIndex(4), IdIndex(4)
+    expected = [index.add(int(key)) for key in keys]
+    assert together.add_all(keys[:300]).tolist() + together.add_all(keys[300:]).tolist() == expected
+    assert len(together) == 700 and together.get_all(keys).tolist() == expected

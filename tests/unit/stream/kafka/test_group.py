@@ -1,0 +1,146 @@
+"""The group of those who keep no table: committed is what is done, up to the first record that is not."""
+
+import asyncio
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaError, NotCoordinatorForGroupError, TopicAuthorizationFailedError
+
+from stream.kafka.commit import Output
+from stream.kafka.group import Group
+from stream.settings import Settings
+from tests.harness.events import NOW
+
+TOPIC = "copy-requests"
+ONE, TWO = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
+
+
+class Kafka:
+    """A consumer and a producer that note what they get."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[TopicPartition, list[Any]] = {}
+        self.commits: list[dict[TopicPartition, int]] = []
+        self.sent: list[tuple[str, bytes]] = []
+        self.fails: KafkaError | None = None  # whatever comes next
+
+    async def getmany(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
+        found, self.waiting = self.waiting, {}
+        return found
+
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+        self._fail()
+        self.commits.append(offsets)
+
+    async def send(self, topic: str, value: bytes, key: bytes, partition: int | None, headers: Any) -> Any:
+        self._fail()
+        self.sent.append((topic, value))
+        return asyncio.sleep(0)
+
+    def _fail(self) -> None:
+        error, self.fails = self.fails, None
+        if error is not None:
+            raise error
+
+    def assignment(self) -> set[TopicPartition]:
+        return {ONE, TWO}
+
+    def highwater(self, partition: TopicPartition) -> int:
+        return 10
+
+
+def records(partition: TopicPartition, *offsets: int) -> list[Any]:
+    return [
+        SimpleNamespace(topic=partition.topic, partition=partition.partition, offset=at, timestamp=(NOW + at) * 1000)
+        for at in offsets
+    ]
+
+
+def member() -> tuple[Group, Kafka]:
+    group, kafka = Group(Settings(prefix="p-"), TOPIC, "g"), Kafka()
+    group._consumer = group._producer = kafka
+    return group, kafka
+
+
+async def taken(group: Group, kafka: Kafka, **found: list[Any]) -> list[Any]:
+    kafka.waiting = {ONE: found.get("one", []), TWO: found.get("two", [])}
+    kafka.waiting = {partition: some for partition, some in kafka.waiting.items() if some}
+    return await group.take(100, 0.0)
+
+
+def scene(played: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(played)
+
+
+def test_a_partition_is_committed_up_to_its_first_record_that_is_not_done() -> None:
+    async def played() -> None:
+        group, kafka = member()
+        zero, two, four, other = await taken(group, kafka, one=records(ONE, 0, 2, 4), two=records(TWO, 7))
+        await group.done([two])
+        assert kafka.commits == [{ONE: 0, TWO: 7}], "offsets that compaction took away are no gap"
+        assert (group.held(zero), group.held(two)) == (True, False)
+        assert group.lag() == {0: 5 + 2, 1: 2 + 1} and group.oldest() == NOW
+        await group.done([zero, other], [Output("copy", None, [(b"k", b"v")])])
+        assert kafka.commits[1:] == [{ONE: 4, TWO: 8}] and kafka.sent == [("p-copy", b"v")]
+        await group.done([four])
+        await group.done([])
+        assert kafka.commits[2:] == [{ONE: 5}], "what is committed is not said again"
+        assert group.oldest() is None and group.lag() == {0: 5, 1: 2}
+
+    scene(played())
+
+
+def test_what_was_not_sent_is_not_done() -> None:
+    async def played() -> None:
+        group, kafka = member()
+        [record] = await taken(group, kafka, one=records(ONE, 3))
+        kafka.fails = TopicAuthorizationFailedError()
+        with pytest.raises(TopicAuthorizationFailedError):
+            await group.done([record], [Output("copy", None, [(b"k", b"v")])])
+        assert group.held(record) and not kafka.commits
+
+    scene(played())
+
+
+@pytest.mark.parametrize("error", [CommitFailedError, NotCoordinatorForGroupError])
+def test_a_commit_that_a_rebalance_overtakes_is_said_by_the_next(error: type[KafkaError]) -> None:
+    async def played() -> None:
+        group, kafka = member()
+        first, second = await taken(group, kafka, one=records(ONE, 0, 1))
+        kafka.fails = error()
+        await group.done([first])
+        assert not kafka.commits
+        await group.done([second])
+        assert kafka.commits == [{ONE: 2}]
+
+    scene(played())
+
+
+def test_a_commit_that_may_not_be_is_told() -> None:
+    async def played() -> None:
+        group, kafka = member()
+        [record] = await taken(group, kafka, one=records(ONE, 0))
+        kafka.fails = TopicAuthorizationFailedError()
+        with pytest.raises(TopicAuthorizationFailedError):
+            await group.done([record])
+
+    scene(played())
+
+
+def test_what_a_rebalance_takes_away_is_committed_as_far_as_it_is_done_and_held_no_more() -> None:
+    async def played() -> None:
+        group, kafka = member()
+        await group.on_partitions_assigned({ONE})
+        assert group.joined
+        first, second = await taken(group, kafka, one=records(ONE, 0, 1))
+        kafka.fails = NotCoordinatorForGroupError()
+        await group.done([first])
+        await group.on_partitions_revoked({ONE})
+        assert kafka.commits == [{ONE: 1}] and not group.held(second) and not group.joined
+        await group.done([second])
+        assert len(kafka.commits) == 1, "it is its new owner's to commit"
+
+    scene(played())

@@ -1,0 +1,147 @@
+"""Batches to their leaders: together at one moment, one a partition under way, each with its own fate."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.client import ConnectionGroup
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, NotLeaderForPartitionError, ProducerClosed
+
+from stream.kafka.client import producer as produce
+from stream.kafka.client.producer import BatchSender
+from stream.kafka.commit import Batch
+
+Codes = Mapping[int, int]  # partition -> error code of an answer
+
+
+class Client:
+    """Brokers that note what they are asked, and answer as they are told."""
+
+    def __init__(self, leaders: Mapping[int, int], answers: Callable[[int], Codes] = lambda request: {}) -> None:
+        self.leaders, self.answers = dict(leaders), answers
+        self.asked: list[tuple[int, dict[int, bytes]]] = []  # leader, its partitions' batches
+        self.held = asyncio.Event()
+        self.held.set()
+        self.cluster = SimpleNamespace(leader_for_partition=lambda tp: self.leaders[tp.partition])
+        transport = SimpleNamespace(get_protocol=lambda: None, set_protocol=lambda protocol: None)
+        connection = SimpleNamespace(_writer=SimpleNamespace(transport=transport), _requests=[], _protocol=None)
+        self._conns = {(leader, ConnectionGroup.DEFAULT): connection for leader in (0, 1)}
+
+    async def ready(self, leader: int) -> bool:
+        return True
+
+    def add_topic(self, topic: str) -> None:
+        pass
+
+    async def force_metadata_update(self) -> None:
+        self.leaders = {partition: max(0, leader) for partition, leader in self.leaders.items()}
+
+    async def send(self, leader: int, request: Any) -> Any:
+        ((topic, batches),) = request._topics
+        self.asked.append((leader, {partition: bytes(data) for partition, data in batches}))
+        codes = self.answers(len(self.asked) - 1)
+        await self.held.wait()
+        offset = 100 * len(self.asked)
+        return SimpleNamespace(topics=[(topic, [(p, codes.get(p, 0), offset, -1) for p, _ in batches])])
+
+
+def batch(value: bytes) -> Batch:
+    made = Batch(1000)
+    made.extend([(b"k", value)])
+    return made
+
+
+def partitions_asked(client: Client) -> list[tuple[int, list[int]]]:
+    return [(leader, sorted(batches)) for leader, batches in client.asked]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "RETRY", 0.01)
+
+
+def test_what_is_sent_at_one_moment_is_one_request_a_leader_and_one_batch_a_partition() -> None:
+    async def calls() -> None:
+        client = Client({0: 0, 1: 1, 2: 0})
+        posts: Any = BatchSender(client, 10.0)
+        sent = [posts.send(batch(b"%d" % n), "t", p) for n, p in enumerate((0, 1, 2, 0))]
+        assert await asyncio.gather(*sent) == [100, 200, 100, 300]
+        assert partitions_asked(client) == [(0, [0, 2]), (1, [1]), (0, [0])]
+        assert b"3" in client.asked[2][1][0], "the second batch of the partition, when the first was answered"
+
+    asyncio.run(calls())
+
+
+def test_a_batch_whose_leader_has_moved_goes_again_before_those_behind_it_and_holds_up_no_other_partition() -> None:
+    async def calls() -> None:
+        moved = NotLeaderForPartitionError.errno
+        client = Client({0: 0, 1: 0}, lambda request: {0: moved} if request == 0 else {})
+        posts: Any = BatchSender(client, 10.0)
+        first, behind, other = (posts.send(batch(value), "t", p) for value, p in ((b"a", 0), (b"b", 0), (b"c", 1)))
+        assert await other == 100
+        next_of_other = posts.send(batch(b"d"), "t", 1)
+        assert await next_of_other == 200 and not first.done()
+        assert await first == 300 and await behind == 400
+        assert [sorted(batches) for _, batches in client.asked] == [[0, 1], [1], [0], [0]]
+        assert b"a" in client.asked[2][1][0] and b"b" in client.asked[3][1][0]
+
+    asyncio.run(calls())
+
+
+def test_a_refusal_reaches_those_that_wait_behind_it_in_its_partition_and_nobody_else() -> None:
+    async def calls() -> None:
+        client = Client({0: 0, 1: 0}, lambda request: {0: MessageSizeTooLargeError.errno} if request == 0 else {})
+        posts: Any = BatchSender(client, 10.0)
+        refused, taken, behind = (posts.send(batch(b"x"), "t", p) for p in (0, 1, 0))
+        for lost in (refused, behind):
+            with pytest.raises(MessageSizeTooLargeError):
+                await lost
+        assert (await taken, await posts.send(batch(b"x"), "t", 0)) == (100, 200)
+        assert partitions_asked(client) == [(0, [0, 1]), (0, [0])], "what was behind it has not overtaken it"
+
+    asyncio.run(calls())
+
+
+def test_a_partition_without_a_leader_is_waited_for_until_the_time_is_over() -> None:
+    async def calls() -> None:
+        client = Client({0: -1})
+        posts: Any = BatchSender(client, 10.0)
+        assert await posts.send(batch(b"x"), "t", 0) == 100
+        client = Client({0: 0}, lambda request: {0: NotLeaderForPartitionError.errno})
+        posts = BatchSender(client, 0.05)
+        with pytest.raises(NotLeaderForPartitionError):
+            await posts.send(batch(b"x"), "t", 0)
+        assert len(client.asked) > 1
+
+    asyncio.run(calls())
+
+
+def test_what_is_not_acknowledged_at_the_end_is_given_up_and_a_sender_that_left_is_no_harm() -> None:
+    async def calls() -> None:
+        client = Client({0: 0, 1: 0})
+        posts: Any = BatchSender(client, 10.0)
+        client.held.clear()
+        gone, waits = posts.send(batch(b"x"), "t", 1), posts.send(batch(b"y"), "t", 0)
+        while not client.asked:
+            await asyncio.sleep(0)
+        gone.cancel()
+        await posts.close()
+        with pytest.raises(ProducerClosed):
+            await waits
+        assert issubclass(ProducerClosed, KafkaError)
+
+    asyncio.run(calls())
+
+
+def test_requests_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "REQUEST_BYTES", 300)
+
+    async def calls() -> None:
+        client = Client({p: 0 for p in range(4)})
+        posts: Any = BatchSender(client, 10.0)
+        await asyncio.gather(*(posts.send(batch(bytes(size)), "t", p) for p, size in enumerate((50, 50, 500, 50))))
+        assert [sorted(batches) for _, batches in client.asked] == [[0, 1], [2], [3]]
+
+    asyncio.run(calls())

@@ -1,0 +1,207 @@
+"""The one codec of behaviour: what it accepts, what it says of what it refuses, and that nothing else comes out of it."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from stream.events import (
+    BUY,
+    CLICK,
+    CODES,
+    SEARCH,
+    EventError,
+    decode,
+    decode_run,
+    encode,
+    locale_code,
+    shopper_key,
+    words,
+)
+from stream.ids import key32, key64
+from tests.harness.events import NOW, record
+
+
+def run(*records: tuple[bytes | None, bytes | None], topic: str = "clicks", at: float = NOW) -> Any:
+    return decode_run([value for _, value in records], [key for key, _ in records], [at] * len(records), topic)
+
+
+def refused(value: bytes | None, key: bytes | None = b"u1", topic: str = "clicks") -> EventError:
+    with pytest.raises(EventError) as error:
+        decode(value, key, topic)
+    return error.value
+
+
+def changed(**changes: Any) -> bytes:
+    event = json.loads(record(item="a")[1])
+    for path, value in changes.items():
+        target = event
+        *parents, last = path.split("__")
+        for parent in parents:
+            target = target[parent]
+        if value is ...:
+            del target[last]
+        else:
+            target[last] = value
+    return json.dumps(event).encode()
+
+
+def test_a_click_becomes_one_row() -> None:
+    decoded = run(record(item="SKU1", locale="zh-CN", channel="app", consent={"personalization": True}, time=NOW - 3))
+    row = decoded.rows[0]
+    assert (row["kind"], row["item"], row["time"], row["locale"], row["channel"]) == (
+        CLICK,
+        key64("SKU1"),
+        NOW - 3,
+        2,
+        2,
+    )
+    assert (row["shopper"], row["id"], row["consent"]) == (key64("u1"), key64("/test\0e1"), 1)
+    assert (decoded.keys, decoded.ids, decoded.rejects) == ([b"u1"], ["e1"], [])
+
+
+def test_a_purchase_has_a_row_for_each_item_and_a_search_one_for_each_word() -> None:
+    items = [{"item_id": "a", "price": 9.5, "quantity": 2, "item_category": "c"}, {"item_id": "b"}]
+    rows = run(record("purchase", items=items, transaction_id="t"), topic="purchases").rows
+    assert rows["part"].tolist() == [0, 1]
+    assert rows["item"].tolist() == [key64("a"), key64("b")]
+    assert (rows["price"][0], rows["quantity"][0], rows["category"][0], rows["kind"][0]) == (9.5, 2, key32("c"), BUY)
+    rows = run(record("search", search_term="Red  LAMP, 台灯架")).rows
+    assert rows["word"].tolist() == [key32(word) for word in ("red", "lamp", "台灯", "灯架")]
+    assert set(rows["kind"]) == {SEARCH}
+
+
+def test_a_search_without_letters_is_still_one_event() -> None:
+    assert len(run(record("search", search_term="!!")).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Brass desk-lamp", ["brass", "desk", "lamp"]),
+        ("灯", ["灯"]),
+        ("LED台灯", ["led", "台灯"]),
+        ("a b c d e f g h i j", list("abcdefgh")),
+        ("", []),
+    ],
+)
+def test_words_of_both_languages(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_a_locale_is_a_language_with_anything_after_it() -> None:
+    assert [locale_code(code) for code in ("en", "en-GB", "zh_CN", "ZH", "de", "", None, "eng")] == [
+        1,
+        1,
+        2,
+        2,
+        0,
+        0,
+        0,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "field", "told"),
+    [
+        (None, "empty", "value", "no value"),
+        (b"", "not_json", "value", "truncated"),
+        (b"{not json", "not_json", "value", "{not json"),
+        (b"\xff\xfe{}", "not_json", "value", "malformed"),
+        (b"[]", "invalid", "value", "[]"),
+        (b"[" * 100_000, "invalid", "value", "Expected `object`"),
+        (b'{"x":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "not_json", "value", "nested"),
+        (b'"' + b"x" * 300_000 + b'"', "too_large", "value", "300002 bytes"),
+        (changed(id=...), "missing", "id", "id is missing"),
+        (changed(id=7), "invalid", "id", "7"),
+        (changed(id=""), "invalid", "id", "''"),
+        (changed(time="2026-01-01T10:00:00"), "invalid", "time", "2026-01-01T10:00:00"),
+        (changed(time="yesterday"), "invalid", "time", "yesterday"),
+        (changed(time="1999-12-31T00:00:00Z"), "out_of_range", "time", "1999"),
+        (changed(time="0001-01-01T00:00:00+23:00"), "out_of_range", "time", "0001"),
+        (changed(type="teleport"), "unknown_type", "type", "teleport"),
+        (changed(type="purchase"), "wrong_topic", "type", "purchases"),
+        (changed(data__user_id=...), "missing", "data.user_id", "anonymous_id"),
+        (changed(data__user_id="u2"), "bad_key", "key", "u2"),
+        (changed(data__items=[]), "missing", "data.items", "item_id"),
+        (changed(data__items=[{}]), "missing", "data.items[0].item_id", "item_id"),
+        (changed(data__items=[{"item_id": "x"}] * 101), "invalid", "data.items", "100"),
+        (changed(data__items=[{"item_id": "x", "price": -1}]), "invalid", "data.items[0].price", "-1"),
+        (changed(data__items=[{"item_id": "x", "price": float("nan")}]), "not_json", "value", ""),
+        (changed(type="search"), "missing", "data.search_term", "search_term"),
+        (changed(data__locale=["en"]), "invalid", "data.locale", "en"),
+    ],
+)
+def test_a_refusal_names_the_field_and_the_value(value: bytes | None, code: str, field: str, told: str) -> None:
+    if code == "out_of_range":
+        (reject,) = run((b"u1", value)).rejects
+        assert (reject.code, reject.field) == (code, field)
+        assert told in reject.message
+        return
+    error = refused(value)
+    assert (error.code, error.field) == (code, field)
+    assert told in error.message
+    assert len(error.message) < 300
+
+
+def test_purchases_need_a_transaction_and_consent_a_word() -> None:
+    assert refused(record("purchase", item="a")[1], topic="purchases").field == "data.transaction_id"
+    assert refused(record("consent")[1], topic="privacy").field == "data.consent"
+    assert refused(record(item="a")[1], key=None).code == "bad_key"
+
+
+def test_unknown_fields_are_ignored_and_an_anonymous_shopper_is_a_shopper() -> None:
+    _key, value = record(item="a", user="x", anonymous_id="a9", colour="red", user_id=None)
+    event = decode(value, b"a9", "clicks")
+    assert shopper_key(event) == "a9"
+    assert decode(encode(event), b"a9", "clicks") == event
+
+
+def test_a_time_from_the_future_is_clamped_and_counted() -> None:
+    decoded = run(record(item="a", time=NOW + 4000), record(item="a", time=NOW + 200))
+    assert decoded.rows["time"].tolist() == [NOW + 300, NOW + 200]
+    assert decoded.clamped == 1
+
+
+def test_rejects_leave_their_neighbours_alone() -> None:
+    decoded = run(record(item="a"), (b"u1", b"{"), record(item="b"), (None, None), record(item="c"))
+    assert decoded.rows["record"].tolist() == [0, 2, 4]
+    assert [(reject.record, reject.code) for reject in decoded.rejects] == [(1, "not_json"), (3, "empty")]
+
+
+def test_100_000_hostile_records_raise_nothing_but_the_codecs_error() -> None:
+    rng = random.Random(20)
+    seeds = [
+        record("purchase", items=[{"item_id": "a", "price": 9.5}, {"item_id": "b"}], transaction_id="t")[1],
+        record("search", search_term="red 台灯")[1],
+        record(item="a", locale="en", consent={"personalization": True}, attribution={"page_id": "p", "position": 3})[
+            1
+        ],
+    ]
+    splices = [b"null", b"1e999", b"-1", b"\xff", b"\\ud800", b'"', b"{", b"[" * 2000, b"]", b"\x00", b"1" * 400, b"true",
+               b"9" * 20, b'"2026-13-45T99:99:99Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"NaN", b"\xed\xa0\x80"]  # fmt: skip
+    accepted = 0
+    for start in range(0, 100_000, 500):
+        values: list[bytes | None] = []
+        for _ in range(500):
+            value = bytearray(rng.choice(seeds))
+            for _ in range(rng.randint(1, 3)):
+                at = rng.randrange(len(value) + 1)
+                match rng.randrange(4):
+                    case 0:
+                        value[at : at + 1] = bytes([rng.randrange(256)])
+                    case 1:
+                        del value[at : at + rng.randint(1, 30)]
+                    case 2:
+                        value[at : at + rng.randint(0, 8)] = rng.choice(splices)
+                    case _:
+                        value[at:at] = value[rng.randrange(len(value)) :][:40]
+            values.append(bytes(value))
+        decoded = decode_run(values, [b"u1"] * 500, [NOW] * 500, rng.choice(("clicks", "purchases", "privacy")))
+        heads = decoded.rows[decoded.rows["part"] == 0]
+        assert len(heads) + len(decoded.rejects) == 500, f"records {start} to {start + 500}: each is a row or a reject"
+        assert {reject.code for reject in decoded.rejects} <= set(CODES)
+        accepted += len(heads)
+    assert 1_000 < accepted < 99_000, "the mutations are neither harmless nor hopeless"

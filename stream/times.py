@@ -1,8 +1,10 @@
 """Times as text: seconds since the epoch to RFC 3339 and back."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
+@lru_cache(1024)  # the pages and impressions of one step repeat the same few times
 def rfc3339(epoch_s: float) -> str:
     """Time in UTC with milliseconds, rounded: 2026-11-29T22:17:05.123Z."""
     return datetime.fromtimestamp(round(epoch_s * 1000) / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

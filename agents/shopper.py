@@ -27,7 +27,7 @@ from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.page.json_kernels import MODES
-from stream.profile.store import CLOCK, MemoryProfileStore
+from stream.profile.store import CLOCK_KEY, MemoryProfileStore
 from stream.row_codec import rows_at
 from stream.settings import Settings
 
@@ -179,13 +179,13 @@ class Shoppers:
                 *where.values(), place(error), extra=where,
             )  # fmt: skip
             if run.topic == "refreshes":
-                self._profiles.owed.forget(run.partition, record.key)
+                self._profiles.deferred.forget(run.partition, record.key)
         return made._replace(
             rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *letters(run, run.records, rejects)]
         )
 
     def _read(self, run: Run, records: Sequence[Any]) -> tuple[PartitionInput, list[Reject]]:
-        stored = self._profiles.of(run.partition)
+        stored = self._profiles.rows_of(run.partition)
         if run.topic == "refreshes":
             refreshes, rejects = _refreshes(records)
             return PartitionInput(stored, refreshes=refreshes, clock=self._profiles.clock(run.partition)), rejects
@@ -205,7 +205,7 @@ class Shoppers:
         if not ttl:
             return
         if step.clock > self._profiles.clock(run.partition):
-            step.changelog.append((CLOCK, repr(step.clock).encode()))
+            step.changelog.append((CLOCK_KEY, repr(step.clock).encode()))
         gone = self._profiles.sweep(run.partition, step.clock, ttl, {key for key, _ in step.changelog})
         step.changelog.extend((key, None) for key in gone)
         forgotten = [*step.lapsed, *gone]
@@ -246,10 +246,10 @@ class Shoppers:
         The rows at rest say to whom a page is owed, so that a crash at any point forgets none. One that is asked for
         twice is made once: the page settles it.
         """
-        owed = self._profiles.owed
+        owed = self._profiles.deferred
         metrics.OWED_PAGES.set(len(owed))
         if len(owed):
-            now, after = time.monotonic(), self._path.shed.page_every
+            now, after = time.monotonic(), self._path.shed.page_interval_s
             for partition, keys in await self._off_loop(lambda: owed.due(now, after)):
                 await self._out.send("refreshes", partition, [(key, PAGE_OWED) for key in keys])
 

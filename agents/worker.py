@@ -36,7 +36,7 @@ from stream.page.assembly import PageRules
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
 
-log = logging.getLogger(logs.VOICE)
+log = logging.getLogger(logs.COMMAND_LOGGER)
 SWITCH = 0.0005  # s
 
 
@@ -220,7 +220,7 @@ def run(settings: Settings) -> int:
     logs.configure(settings)
 
     async def until_told() -> None:
-        asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
+        asyncio.get_running_loop().set_exception_handler(logs.log_loop_error)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -233,6 +233,6 @@ def run(settings: Settings) -> int:
         logs.say(str(error))
         return 1
     except Exception as error:  # the end of the process, whatever it is; nothing goes on after it
-        log.critical("the worker stopped: %s", logs.told(error), exc_info=error)
+        log.critical("the worker stopped: %s", logs.redacted(error), exc_info=error)
         return 1
     return 0

@@ -64,7 +64,7 @@ class HeadlineAgent:
             try:
                 await self.run()
             except Exception as error:  # whatever it is, the pages go on; it is said, and tried again
-                log.error("no headlines are written for now, it is tried again in %.0f s: %s", RETRY, logs.told(error))
+                log.error("no headlines are written for now, it is tried again in %.0f s: %s", RETRY, logs.redacted(error))
             await asyncio.sleep(RETRY)
 
     async def turn(self, records: Iterable[Any]) -> None:

@@ -13,8 +13,8 @@ from stream.degradation import Degradation
 from stream.events import EVENT, Decoded
 from stream.items.activity import ACTIVITY, fold_with_activity
 from stream.profile.codec import decode_records
-from stream.profile.exposure import OWED_ID, SERVING, lapses, react, touch
-from stream.profile.fold import PROFILE
+from stream.profile.exposure import OWED_ID_BYTES, SERVING, expired, apply_feedback, touch
+from stream.profile.row import PROFILE
 from stream.row_codec import rows_at
 
 Rows = npt.NDArray[np.void]
@@ -89,7 +89,7 @@ def _fold(part: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows
     who = np.array([place_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
     lapsed: list[bytes] = []
     if ttl:
-        began = lapses(serving["touched"], who, times, part.clock, ttl)
+        began = expired(serving["touched"], who, times, part.clock, ttl)
         lapsed = [key for key, at in zip(keys, began.tolist(), strict=True) if at >= 0]
     newest = np.empty(len(keys), np.int64)
     if lapsed:
@@ -111,7 +111,7 @@ def _fold_into(
     """-> which events were fresh, the items' activity, the partition's clock; `newest` as `touch` fills it."""
     rows = part.decoded.rows
     fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
-    react(serving, who, rows, fresh)
+    apply_feedback(serving, who, rows, fresh)
     return fresh, activity, touch(serving, profiles, who, rows, fresh, part.clock, newest)
 
 
@@ -160,7 +160,7 @@ def is_too_soon(
     soon: npt.NDArray[np.bool_] = (age >= 0) & (age < every) & (profiles["consent"] >= 0)
     for at in np.flatnonzero(soon).tolist():
         name = triggers[at].event_id.encode("utf-8", "surrogatepass")
-        soon[at] = len(name) <= OWED_ID and not name.endswith(b"\0")
+        soon[at] = len(name) <= OWED_ID_BYTES and not name.endswith(b"\0")
     return soon
 
 
@@ -169,5 +169,5 @@ def defer(serving: Rows, late: Sequence[bool], triggers: Sequence[Trigger]) -> N
     for at, (event_id, time) in enumerate(triggers):
         if late[at] and time >= serving["owed_time"][at]:
             serving["owed_time"][at] = time
-            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID, b"\0")
+            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID_BYTES, b"\0")
             serving["owed_id"][at] = np.frombuffer(name, np.int32)

@@ -40,8 +40,8 @@ from stream.page.assembly import PageRules, Placements, assemble, leads
 from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
 from stream.page.json_kernels import PageHead, encode_impressions, encode_pages
 from stream.profile.codec import encode_records, touched_at
-from stream.profile.exposure import show, turn
-from stream.profile.fold import interests
+from stream.profile.exposure import remember_shown, next_page
+from stream.profile.fold import top_categories
 from stream.row_codec import rows_at
 
 Rows = npt.NDArray[np.void]
@@ -133,8 +133,8 @@ class PagePath:
         made = PageResult(NO_EVENT, NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
         late = [False] * len(keys)  # whose page is put off
         if keys:
-            if shed.page_every:
-                soon = is_too_soon(profiles, serving, triggers, generated_at, shed.page_every)
+            if shed.page_interval_s:
+                soon = is_too_soon(profiles, serving, triggers, generated_at, shed.page_interval_s)
                 soon &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in each])
                 late = soon.tolist()
             self._publish(watch, made, keys, triggers, profiles, serving, late, generated_at, shed)
@@ -210,9 +210,9 @@ class PagePath:
         step.triggers.extend(triggers)
         step.owed.extend(time > 0 for time in serving["owed_time"].tolist())
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
-        now, personal, locales, seeds = turn(
+        now, personal, locales, seeds = next_page(
             serving, profiles, np.array([key64(name) for name in names], np.int64),
-            [trigger.event_time for trigger in triggers], generated_at if shed.page_every else 0.0,
+            [trigger.event_time for trigger in triggers], generated_at if shed.page_interval_s else 0.0,
             self.policy.popular_share, self.policy.default_locale,
         )  # fmt: skip
         batch = _Batch(keys, names, profiles, serving, now, triggers, personal, locales, seeds)
@@ -238,7 +238,7 @@ class PagePath:
         placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
         placed, count = placements.placed, placements.count
         shown_phi = explain(profiles, placed, count, personal, phi, self.ranker.theta, catalog, signals)
-        show(serving, placed, count, catalog.items)
+        remember_shown(serving, placed, count, catalog.items)
         watch.lap("assemble")
         slot_heads, slot_of = self._titles(step, batch, placements, generated_at, policy.copy)
         heads = [
@@ -254,7 +254,7 @@ class PagePath:
         pages = encode_pages(
             placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version,
             None if foresight is None or self.history is None else self.history.version, self.copywriter or self.copies.writer,
-            [*policy.rules.applied(), *([f"page_every:{shed.page_every:g}"] if shed.page_every else [])],
+            [*policy.rules.applied(), *([f"page_every:{shed.page_interval_s:g}"] if shed.page_interval_s else [])],
         )  # fmt: skip
         step.pages.extend(zip(batch.keys, pages, strict=True))
         impressions = encode_impressions(placed, count, heads, shown_phi, catalog, self.ranker.version, self._hash)
@@ -383,7 +383,7 @@ class PagePath:
     def _interests(self, batch: _Batch) -> tuple[npt.NDArray[np.int32], list[str]]:
         """What each page is about: of the last half hour the strongest category; 0 and "" where unknown or not personal."""
         found = np.empty(len(batch.keys), np.int32)
-        interests(batch.profiles, found)
+        top_categories(batch.profiles, found)
         found *= batch.personal
         return found, [self.catalog.names.get(key, "") if key else "" for key in found.tolist()]
 

@@ -83,13 +83,14 @@ def folding(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
 
     from stream.events import decode_run
     from stream.items.activity import fold_with_activity
-    from stream.profile.fold import PROFILE, PROFILE_VERSION
+    from stream.profile.row import PROFILE
+    from stream.profile.row import PROFILE_VERSION
     from stream.row_codec import pack, unpack
 
     async def fold(runs: Any) -> None:
         async for run in runs:
             meter.began()
-            rows, records = store.of(run.partition), run.records
+            rows, records = store.rows_of(run.partition), run.records
             decoded = decode_run(
                 [r.value for r in records],
                 [r.key for r in records],

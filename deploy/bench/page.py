@@ -34,8 +34,9 @@ from stream.kafka.app import settle_garbage
 from stream.page.candidates import retrieve
 from stream.page.json_kernels import rfc3339
 from stream.profile.codec import decode_records, encode_records
-from stream.profile.exposure import SERVING, SHOWN
-from stream.profile.fold import blank, fold
+from stream.profile.exposure import SERVING, SHOWN_ITEMS
+from stream.profile.row import blank_profiles
+from stream.profile.fold import fold
 from stream.settings import SHIPPED_MODELS, Settings
 
 SECONDS = 50.0
@@ -210,13 +211,13 @@ class Crowd:
         rows["price"] = np.where(with_item, np.exp(items["log_price"][row]), 0)
         rows["word"] = np.where(rows["kind"] == SEARCH, items["word"][row, 0], 0)
         rows["quantity"], rows["channel"], rows["locale"] = 1, 1, 1 + these[who] % 2
-        profiles = blank(len(these))
+        profiles = blank_profiles(len(these))
         order = np.argsort(rows["time"], kind="stable")
         fold(profiles, who[order].astype(np.int32), rows[order])
         served: Any = np.zeros(len(these), SERVING)
         served["version"] = events
-        served["shown_item"] = items["id"][rng.integers(0, len(self._shop.ids), (len(these), SHOWN))].astype(np.int32)
-        tired = min(12, SHOWN)
+        served["shown_item"] = items["id"][rng.integers(0, len(self._shop.ids), (len(these), SHOWN_ITEMS))].astype(np.int32)
+        tired = min(12, SHOWN_ITEMS)
         served["fatigue_item"][:, :tired] = served["shown_item"][:, :tired]
         served["fatigue_count"][:, :tired], served["fatigue_time"][:, :tired] = 1.5, NOW - 7200
         values = encode_records(profiles, served)

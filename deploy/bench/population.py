@@ -8,8 +8,9 @@ import numpy as np
 
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
 from stream.profile.codec import encode_records
-from stream.profile.exposure import SERVING, SHOWN, react
-from stream.profile.fold import PROFILE, fold
+from stream.profile.exposure import SERVING, SHOWN_ITEMS, apply_feedback
+from stream.profile.row import PROFILE
+from stream.profile.fold import fold
 
 NOW = 1_767_225_600.0
 MOST_EVENTS = 400
@@ -51,9 +52,9 @@ def records(shoppers: int, seed: int = 1) -> list[bytes]:
     events["locale"], events["channel"] = 1, chance.integers(1, 3, n)
     profiles, serving = np.zeros(shoppers, PROFILE), np.zeros(shoppers, SERVING)
     serving["version"] = counts
-    serving["shown_item"] = ids[chance.integers(0, 100_000, (shoppers, SHOWN))]
+    serving["shown_item"] = ids[chance.integers(0, 100_000, (shoppers, SHOWN_ITEMS))]
     fresh = fold(profiles, who, events)
-    react(serving, who, events, fresh)
+    apply_feedback(serving, who, events, fresh)
     return encode_records(profiles, serving)
 
 

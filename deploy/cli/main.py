@@ -252,11 +252,11 @@ def show_settings(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def show_metrics(settings: Settings, given: argparse.Namespace) -> int:
-    from stream.metrics import DESCRIBED
+    from stream.metrics import METRIC_DESCRIPTIONS
 
     if given.markdown:
         print("| metric | kind | labels | meaning |\n|---|---|---|---|")
-    for name, kind, labels, meaning in DESCRIBED:
+    for name, kind, labels, meaning in METRIC_DESCRIPTIONS:
         if given.markdown:
             print(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |")
         else:

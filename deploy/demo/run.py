@@ -39,7 +39,8 @@ from stream.kafka import topics
 from stream.kafka.client.connection import client_options, connecting
 from stream.kafka.global_topics import read_topic
 from stream.profile.codec import decode_record
-from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.profile.row import PROFILE
+from stream.profile.row import PROFILE_VERSION
 from stream.row_codec import unpack
 from stream.settings import Settings
 

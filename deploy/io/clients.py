@@ -19,13 +19,15 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from deploy.io.files import InputError, Outgoing, event_records, item_records, opened
-from stream.events import EARLIEST, LATEST
+from stream.events import EARLIEST_S, LATEST_S
 from stream.ids import key64
 from stream.items.catalog import Catalog
 from stream.kafka.client.connection import client_options, connecting, partition_of
 from stream.kafka.global_topics import read_table
 from stream.profile.codec import decode_record
-from stream.profile.fold import PROFILE, PROFILE_VERSION, describe
+from stream.profile.row import PROFILE
+from stream.profile.row import PROFILE_VERSION
+from stream.profile.row import describe
 from stream.row_codec import unpack
 from stream.settings import Settings
 
@@ -169,7 +171,7 @@ def clickstream(header: str, lines: IO[str], path: str) -> list[Click]:
         try:
             session, item, moment = (row[place].strip() for place in places)
             when = float(moment) if moment.replace(".", "", 1).isdigit() else _iso(moment)
-            if not EARLIEST <= when <= LATEST:
+            if not EARLIEST_S <= when <= LATEST_S:
                 raise ValueError
         except (IndexError, ValueError, OverflowError):
             raise InputError(f"{path}, line {number}: {row!r} is no row of {', '.join(columns)}") from None

@@ -18,7 +18,7 @@ from deploy.io.files import InputError, event_records, item_records, opened
 from models.data.event_log import distinct, without_erased
 from models.manifest import Source
 from models.train.progress import Say
-from stream.events import EVENT, FUTURE_TOLERANCE, decode_run
+from stream.events import EVENT, FUTURE_TOLERANCE_S, decode_run
 from stream.items.catalog import Catalog
 
 Rows = npt.NDArray[np.void]
@@ -156,7 +156,7 @@ def _decoded(path: Path, lines: Sequence[tuple[int, str]], refusals: Refusals) -
     refused = []
     for topic, of in records.items():
         decoded = decode_run(
-            [one.value for one in of], [one.key for one in of], [NO_CLOCK] * len(of), topic, FUTURE_TOLERANCE
+            [one.value for one in of], [one.key for one in of], [NO_CLOCK] * len(of), topic, FUTURE_TOLERANCE_S
         )
         refused += [(numbers[topic][reject.record], reject.message) for reject in decoded.rejects]
         parts.append(decoded.rows)

@@ -17,7 +17,7 @@ from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, frag
 from stream.items.signals import HALF_LIVES, HalfLives, ItemTable, Signals
 from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve
 from stream.profile.exposure import SERVING
-from stream.profile.fold import blank
+from stream.profile.row import blank_profiles
 from stream.row_codec import rows_at
 
 Rows = npt.NDArray[np.void]
@@ -101,7 +101,7 @@ def walk(
     for start in range(first, last, at_once):
         progress(start - first, last - first)
         block = told.block(shop.catalog.items, start, min(start + at_once, last))
-        profiles = blank(len(block.shopper))
+        profiles = blank_profiles(len(block.shopper))
         for at, shopper in enumerate(block.shopper.tolist()):
             if (known := shop.shoppers.pop(shopper, None)) is not None:
                 profiles[at] = known

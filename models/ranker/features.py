@@ -34,8 +34,9 @@ from stream.page.json_kernels import (
     TOGETHER,
     WORD,
 )
-from stream.profile.exposure import FATIGUE_HALF_LIFE
-from stream.profile.fold import HALF_LIVES, TOP
+from stream.profile.exposure import FATIGUE_HALF_LIFE_S
+from stream.profile.row import HALF_LIVES
+from stream.profile.row import TOP_KEYS
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -202,7 +203,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
     recent_category, recent_brand = np.empty(RECENT_ITEMS, np.int32), np.empty(RECENT_ITEMS, np.int32)
     words = np.zeros(_WORDS, np.int32)
     word_last, word_recent = np.zeros(_WORDS), np.zeros(_WORDS)
-    category_shares, brand_shares = np.zeros((TOP, 3)), np.zeros((TOP, 3))
+    category_shares, brand_shares = np.zeros((TOP_KEYS, 3)), np.zeros((TOP_KEYS, 3))
     marks = np.empty(_MARKS, np.uint8)
     limit = rows.shape[1]
     keys, places = np.empty(_PLACES, np.int32), np.empty(_PLACES, np.int32)
@@ -485,7 +486,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
             if mark & _TIRED:
                 for j in range(served.fatigue_item.shape[0]):
                     if served.fatigue_item[j] == np.int32(item.id):
-                        rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE)
+                        rest = 2.0 ** -(max(0.0, time - served.fatigue_time[j]) / FATIGUE_HALF_LIFE_S)
                         phi[i, k + 3] = _log1p(served.fatigue_count[j] * rest)
                         break
             phi[i, k + 4] = phi[i, k + 3] * phi[i, POPULAR_HOUR + 1]

@@ -22,7 +22,9 @@ from stream.page.json_kernels import (
     GEN_RECENT,
     GEN_TOGETHER,
 )
-from stream.profile.fold import CART, TOP, is_hidden
+from stream.profile.row import CART_ITEMS
+from stream.profile.fold import is_hidden
+from stream.profile.row import TOP_KEYS
 
 Rows = npt.NDArray[np.void]
 CANDIDATES = 256
@@ -63,7 +65,7 @@ def distinct_recent(p, index_keys, index_rows, out):  # type: ignore[no-untyped-
 
 
 PLACES = 4096  # slots of a hash of rows
-assert PLACES > 2 * ((RECENT_ITEMS + CART) * NEAR + CANDIDATES), "a hash of rows is to be half empty"
+assert PLACES > 2 * ((RECENT_ITEMS + CART_ITEMS) * NEAR + CANDIDATES), "a hash of rows is to be half empty"
 
 
 @njit
@@ -190,13 +192,13 @@ def _tastes(p, recent, r, items, keys):  # type: ignore[no-untyped-def]
 def _retrieve(profiles, now, default_locale, index_keys, index_rows, items, signals, near_row, seen_of,  # type: ignore[no-untyped-def]
               overall, categories, by_category, fresh, foreseen, limit, rows, generators, count):  # fmt: skip
     recent = np.empty(RECENT_ITEMS, np.int32)
-    cap = (RECENT_ITEMS + CART) * near_row.shape[1]
+    cap = (RECENT_ITEMS + CART_ITEMS) * near_row.shape[1]
     walked = np.empty(cap, np.int32)
     strength = np.empty(cap, np.float64)
     kinds = np.empty(cap, np.int32)
     heap = np.empty(cap, np.int32)
     keys, places = np.empty(PLACES, np.int32), np.empty(PLACES, np.int32)
-    liked = np.empty(TOP + RECENT_ITEMS, np.int32)
+    liked = np.empty(TOP_KEYS + RECENT_ITEMS, np.int32)
     for u in range(profiles.shape[0]):
         p, time = profiles[u], now[u]
         bit = TITLE_BITS[p.locale if p.locale != 0 else default_locale]

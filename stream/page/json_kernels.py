@@ -15,7 +15,7 @@ from stream.codes import SLOTS
 from stream.events import Event
 from stream.items.catalog import Catalog, Item
 from stream.jit import njit
-from stream.row_codec import cut, joined, longest, pack_plain, unpack
+from stream.row_codec import split_blobs, join_blobs, max_packed_bytes, pack_plain, unpack
 
 Rows = npt.NDArray[np.void]
 
@@ -196,7 +196,7 @@ def slot_head(slot: int, title: str, source: str) -> bytes:
 
 
 def _table(parts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    return joined([part.encode() for part in parts])
+    return join_blobs([part.encode() for part in parts])
 
 
 _TOKENS, _TOKEN_AT = _table(
@@ -413,9 +413,9 @@ def encode_pages(
     out = np.empty(size + _shown_bytes(count, catalog), np.uint8)
     ends = np.empty(len(heads) + 1, np.int64)
     _write_pages(
-        placed, count, *joined([*texts, *slot_heads]), slot_of, catalog.fragments, catalog.fragment_at, out, ends
+        placed, count, *join_blobs([*texts, *slot_heads]), slot_of, catalog.fragments, catalog.fragment_at, out, ends
     )
-    return cut(out, ends)
+    return split_blobs(out, ends)
 
 
 @lru_cache(8)
@@ -461,11 +461,11 @@ def encode_impressions(
         )
         for h in heads
     ]
-    phi_bytes = 4 + len(phi) * (4 * longest(_words((phi.shape[1] + 1) // 2)) // 3 + 1)
+    phi_bytes = 4 + len(phi) * (4 * max_packed_bytes(_words((phi.shape[1] + 1) // 2)) // 3 + 1)
     size = sum(map(len, texts)) + len(heads) * 20 + phi_bytes
     out = np.empty(size + _shown_bytes(count, catalog), np.uint8)
     ends = np.empty(len(heads) + 1, np.int64)
     _write_impressions(
-        placed, count, *joined(texts), phi.view(np.int32), catalog.fragments, catalog.fragment_at, out, ends
+        placed, count, *join_blobs(texts), phi.view(np.int32), catalog.fragments, catalog.fragment_at, out, ends
     )
-    return cut(out, ends)
+    return split_blobs(out, ends)

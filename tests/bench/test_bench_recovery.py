@@ -12,7 +12,8 @@ from deploy.bench import population
 from deploy.bench.recovery import table
 from stream.profile.codec import decode_record
 from stream.profile.exposure import SERVING, SERVING_VERSION
-from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.profile.row import PROFILE
+from stream.profile.row import PROFILE_VERSION
 from stream.row_codec import unpack
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import pytest
 from stream.kafka import topics
 from stream.kafka.client.connection import partition_of
 from stream.kafka.global_topics import read_table, read_topic
-from stream.profile.fold import describe
+from stream.profile.row import describe
 from tests.harness import worker_process as shopwindow
 from tests.harness.counting import lasting, scenario, send, settings_for, until
 from tests.harness.worker_process import open_shop

@@ -17,7 +17,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from agents.page.headline_cache import HeadlineCache
 from agents.page.path import PagePath, Policy
 from models.ranker.model import Ranker
-from stream.events import CODES, decode_run
+from stream.events import REJECT_CODES, decode_run
 from stream.items.signals import ItemTable
 from stream.kafka.client.connection import client_options
 from stream.kafka.commit import Batch
@@ -42,7 +42,7 @@ def assert_explained(topic: str, records: list[_Record], rejects: list) -> None:
     """Each reject has code, field and reason, short enough for headers, and its dead letter can be sent."""
     for reject in rejects:
         value = records[reject.record].value
-        assert reject.code in CODES and reject.field and reject.message, (reject, value)
+        assert reject.code in REJECT_CODES and reject.field and reject.message, (reject, value)
         assert len(reject.message) < 1000 and len(reject.field) < 200, (len(reject.message), reject.field)
         pair, headers = dead_letter(topic, 0, records[reject.record], reject)
         assert Batch(1 << 30).extend([pair], [headers]) == 1
@@ -86,7 +86,7 @@ def test_a_million_mutants_are_accepted_or_explained_and_memory_stays_flat(
             warm = resident()
         if count % 50_000 < RUN:
             progress(f"{count} of {n}: {dict(seen)}, {resident():.0f} MB")
-    assert seen.keys() - {"accepted"} == set(CODES) and seen["accepted"] > n // 4, seen
+    assert seen.keys() - {"accepted"} == set(REJECT_CODES) and seen["accepted"] > n // 4, seen
     assert max(map(len, stored.values())) <= 8192
     grown = resident() - warm
     assert grown < 100, f"{grown:.0f} MB more than after a quarter of the mutants"

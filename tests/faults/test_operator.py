@@ -15,7 +15,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from stream.events import decode_run
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options
-from stream.profile.fold import blank, fold
+from stream.profile.row import blank_profiles
+from stream.profile.fold import fold
 from tests.harness.counting import lasting, scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.worker_process import (
@@ -68,7 +69,7 @@ def folded(sent: list[Record]) -> dict[str, Any]:
     decoded = decode_run([value for _, value in good], [key for key, _ in good], [NOW + 1e6] * len(good), "clicks")
     assert not decoded.rejects
     names = sorted({key for key, _ in good})
-    rows, who = blank(len(names)), np.array([names.index(key) for key, _ in good], np.int32)
+    rows, who = blank_profiles(len(names)), np.array([names.index(key) for key, _ in good], np.int32)
     fold(rows, who[decoded.rows["record"]], decoded.rows)
     return {name.decode(): row for name, row in zip(names, rows, strict=True)}
 

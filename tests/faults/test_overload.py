@@ -72,7 +72,7 @@ async def test_7_a_backlog_makes_the_worker_climb_and_come_back_and_every_page_t
     assert any("page_every:0.4" in page["rules_applied"] for made in pages.values() for page in made)
     defer = (metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0) - deferred
     assert defer > sum(map(len, pages.values())), "fewer pages than usual"
-    assert len(busy.profiles.owed) == 0
+    assert len(busy.profiles.deferred) == 0
 
 
 @scenario

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
 from stream.ids import key32, key64
-from stream.row_codec import longest, pack_plain, words_of
+from stream.row_codec import max_packed_bytes, pack_plain, words_of
 
 NOW = 1_767_225_600.0  # 2026-01-01
 
@@ -64,5 +64,5 @@ def behaviour(draw: Any, max_size: int = 60, span: float = 30 * 86_400.0) -> np.
 
 def plain(rows: np.ndarray, version: int) -> list[bytes]:
     """Rows at rest in the plain form, the only one of earlier versions."""
-    out = np.empty(longest(rows.dtype), np.uint8)
+    out = np.empty(max_packed_bytes(rows.dtype), np.uint8)
     return [out[: pack_plain(words, version, out, 0)].tobytes() for words in words_of(rows)]

@@ -9,7 +9,7 @@ import numpy as np
 from stream.items.activity import fold_with_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
-from stream.profile.fold import blank
+from stream.profile.row import blank_profiles
 from tests.harness.events import NOW, row, rows
 
 
@@ -39,7 +39,7 @@ def signals_of(catalog: Catalog, sessions: Sequence[Sequence[str]], start: float
         events = rows(*(row(1, name, start + 60 * s + 10 * k, id=f"{s}-{k}") for k, name in enumerate(session)))
         events["record"] = np.arange(len(events))
         offsets = np.arange(len(events)) + 1000 * s
-        _, activity = fold_with_activity(blank(1), np.zeros(len(events), np.int32), events, offsets)
+        _, activity = fold_with_activity(blank_profiles(1), np.zeros(len(events), np.int32), events, offsets)
         changed |= table.fold("clicks", 0, activity)
     signals = Signals(catalog)
     signals.apply(table.records(changed))

@@ -23,11 +23,11 @@ from models.ranker.features import F, features_hash
 from models.train.ranker.fit import HELD, Choices
 from stream.codes import SLOTS
 from stream.events import (
-    EARLIEST,
+    EARLIEST_S,
     ERASE,
-    FUTURE_TOLERANCE,
+    FUTURE_TOLERANCE_S,
     KINDS,
-    LATEST,
+    LATEST_S,
     Event,
     EventError,
     locale_code,
@@ -88,8 +88,8 @@ class PageClicks:
     def add(self, event: Event, arrived: float = np.inf) -> None:
         """arrived: s; as in serving an event comes at most FUTURE_TOLERANCE after it. Raises EventError for a time that cannot be."""
         data, shopper = event.data, shopper_key(event)
-        time = min(event.time.timestamp(), arrived + FUTURE_TOLERANCE)
-        if not EARLIEST <= time <= LATEST:
+        time = min(event.time.timestamp(), arrived + FUTURE_TOLERANCE_S)
+        if not EARLIEST_S <= time <= LATEST_S:
             raise EventError(
                 "out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038"
             )

@@ -140,14 +140,14 @@ class DiskProfileStore(ProfileStore[Partition]):
     def apply(self, partition: int, records: Sequence[tuple[Key, Row | None]]) -> None:
         """Rows that a run has folded: read from now on, on the disk once `persist` is called with them."""
         if partition in self.active:
-            self.owed.note(partition, records, time.monotonic())
+            self.deferred.note(partition, records, time.monotonic())
         self.partitions[partition].staged.update(records)
 
     def size(self) -> int:
         """Bytes of the profiles that this worker serves, about."""
         return sum(rows.size() for rows in self.served())
 
-    def of(self, partition: int) -> Partition:
+    def rows_of(self, partition: int) -> Partition:
         return self.partitions[partition]
 
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:

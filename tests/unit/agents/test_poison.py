@@ -267,11 +267,11 @@ def test_a_page_that_is_owed_and_cannot_be_made_is_not_asked_for_for_ever(monkey
     shoppers = agent(path, profiles)
     answers(shoppers, run_of(views(1)))
     answers(shoppers, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))
-    assert owing_pages(profiles.partitions[0]) == {b"u0"} and len(profiles.owed) == 1
+    assert owing_pages(profiles.partitions[0]) == {b"u0"} and len(profiles.deferred) == 1
     poison_encoder(monkeypatch, path, ["u0"])
     [(_, outputs)] = answers(shoppers, run_of([(b"u0", PAGE_OWED)], topic="refreshes"))
     assert [(key, error) for key, error, _ in letters(outputs)] == [(b"u0", "poison")]
-    assert len(profiles.owed) == 0
+    assert len(profiles.deferred) == 0
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -288,7 +288,7 @@ def test_a_page_that_is_owed_is_made_beside_one_for_a_headline_that_is_shed(orde
     asked = [(b"u0", PAGE_OWED), (b"u0", headline)][::order]
     [(step, _)] = answers(shoppers, run_of(asked, topic="refreshes"))
     assert [(json.loads(value)["version"], trigger.event_id) for (_, value), trigger in zip(step.pages, step.triggers, strict=True)] == [(2, "more")]  # fmt: skip
-    assert step.owed == [True] and len(profiles.owed) == 0
+    assert step.owed == [True] and len(profiles.deferred) == 0
 
 
 def test_a_fault_of_the_program_stops_the_worker_with_a_sentence_and_blames_no_event(

@@ -22,7 +22,8 @@ from stream.events import EventError, decode, decode_run
 from stream.items.catalog import Catalog, decode_item
 from stream.items.signals import Signals
 from stream.profile.codec import decode_record
-from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.profile.row import PROFILE
+from stream.profile.row import PROFILE_VERSION
 from stream.row_codec import unpack
 from stream.settings import SHIPPED_MODELS
 from tests.harness.events import NOW

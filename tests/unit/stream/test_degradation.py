@@ -14,7 +14,6 @@ from stream.degradation import (
     NO_COPY,
     NO_EXPLORATION,
     PACED,
-    DeferredPages,
     Degradation,
     DegradationController,
     Limits,
@@ -22,6 +21,7 @@ from stream.degradation import (
     degradation_of,
     limits_of,
 )
+from stream.deferred import DeferredPages
 from stream.settings import Settings
 
 LIMITS = limits_of(2.0, 512)  # the default settings
@@ -74,7 +74,7 @@ def test_each_rung_sheds_what_those_below_it_shed_and_one_thing_more() -> None:
     assert degradation_of(FULL, LIMITS) == Degradation()
     assert degradation_of(NO_COPY, LIMITS) == Degradation(copy=True)
     assert degradation_of(NO_EXPLORATION, LIMITS) == Degradation(copy=True, exploration=True)
-    assert degradation_of(PACED, LIMITS) == Degradation(copy=True, exploration=True, page_every=8.0)
+    assert degradation_of(PACED, LIMITS) == Degradation(copy=True, exploration=True, page_interval_s=8.0)
 
 
 loads = st.builds(Load, st.floats(0, 1e6), st.integers(0, 10_000_000))
@@ -178,4 +178,4 @@ def test_debts_are_paid_a_few_at_a_time() -> None:
 
 def test_limits_follow_from_two_settings() -> None:
     assert limits_of(2.0, 512) == Limits(2.0, 8192)
-    assert (LIMITS.patience, LIMITS.calm, LIMITS.page_every) == (1.0, 4.0, 8.0)
+    assert (LIMITS.patience, LIMITS.calm, LIMITS.page_interval_s) == (1.0, 4.0, 8.0)

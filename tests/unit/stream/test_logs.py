@@ -99,7 +99,7 @@ def surprise() -> None:
 def test_what_an_exception_holds_is_not_told_but_its_type_and_place_are(failing: Any, form: str, level: str) -> None:
     out = configured(log_format=form, log_level=level)
     error = raised(failing)
-    logging.getLogger("agents.worker").error("failed: %s", logs.told(error), exc_info=error)
+    logging.getLogger("agents.worker").error("failed: %s", logs.redacted(error), exc_info=error)
     try:
         raise RuntimeError("a run failed") from error
     except RuntimeError as outer:
@@ -112,13 +112,13 @@ def test_what_an_exception_holds_is_not_told_but_its_type_and_place_are(failing:
 
 
 def test_sentences_are_told_whoever_raises_them() -> None:
-    assert logs.told(raised(Path("/none").read_text)).endswith("No such file or directory: '/none'")
-    assert "Unable to bootstrap" in logs.told(KafkaConnectionError("Unable to bootstrap"))
+    assert logs.redacted(raised(Path("/none").read_text)).endswith("No such file or directory: '/none'")
+    assert "Unable to bootstrap" in logs.redacted(KafkaConnectionError("Unable to bootstrap"))
     # A ValueError whose words we chose, as opposed to one of int(): what is raised by our own `raise`.
     from stream.items.activity import decode_activity
 
-    assert logs.told(raised(decode_activity, b"x")) == "1 bytes are no activity"
-    assert logs.told(raised(surprise)).startswith("KeyError in surprise, ")
+    assert logs.redacted(raised(decode_activity, b"x")) == "1 bytes are no activity"
+    assert logs.redacted(raised(surprise)).startswith("KeyError in surprise, ")
 
 
 def test_a_refused_events_message_stays_out_of_the_log() -> None:
@@ -141,7 +141,7 @@ def test_the_last_words_of_a_worker_are_said_though_the_error_was_told_before() 
     out = configured(log_level="DEBUG")
     error = raised(surprise)
     logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: <Task x=%s>", BODY, exc_info=error)
-    logging.getLogger("shopwindow").critical("the worker stopped: %s", logs.told(error), exc_info=error)
+    logging.getLogger("shopwindow").critical("the worker stopped: %s", logs.redacted(error), exc_info=error)
     assert out.getvalue().splitlines()[-1].startswith("shopwindow: the worker stopped: KeyError in surprise")
     assert "4711" not in out.getvalue() and out.getvalue().count("in surprise: dict[str, int]()[BODY]") == 1
 
@@ -196,7 +196,7 @@ def test_what_dies_outside_of_our_hands_is_a_line_too() -> None:
     warnings.warn("old", UserWarning, stacklevel=1)
 
     async def forgotten() -> None:
-        asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
+        asyncio.get_running_loop().set_exception_handler(logs.log_loop_error)
         asyncio.get_running_loop().call_exception_handler({"message": "a task failed", "exception": raised(surprise),
                                                            "future": BODY})  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import Metric
 
 from deploy.cli.main import main
-from stream.metrics import DESCRIBED, REGISTRY
+from stream.metrics import METRIC_DESCRIPTIONS, REGISTRY
 from stream.settings import Settings
 from tests.harness.worker_process import ROOT
 
@@ -35,8 +35,8 @@ def test_every_setting_is_told_with_what_is_expected_of_it() -> None:
 
 def test_every_metric_is_described_and_has_help_in_base_units() -> None:
     found: dict[str, Metric] = {metric.name: metric for metric in REGISTRY.collect()}
-    assert found.keys() == {row.name.removesuffix("_total") for row in DESCRIBED}
-    for name, kind, _, meaning in DESCRIBED:
+    assert found.keys() == {row.name.removesuffix("_total") for row in METRIC_DESCRIPTIONS}
+    for name, kind, _, meaning in METRIC_DESCRIPTIONS:
         metric = found[name.removesuffix("_total")]
         assert (metric.type, metric.documentation) == (kind, meaning)
         assert len(meaning.split()) >= 2 and not meaning.endswith("."), name

@@ -13,9 +13,11 @@ from agents.shopper import Shoppers
 from stream import metrics
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.profile.codec import decode_record, encode_records, touched_at
-from stream.profile.exposure import SERVING, SERVING_BEFORE, SERVING_VERSION, lapses
-from stream.profile.fold import PROFILE, PROFILE_VERSION, blank
-from stream.profile.store import CLOCK, SWEPT, MemoryProfileStore
+from stream.profile.exposure import SERVING, OLD_SERVING_DTYPES, SERVING_VERSION, expired
+from stream.profile.row import PROFILE
+from stream.profile.row import PROFILE_VERSION
+from stream.profile.row import blank_profiles
+from stream.profile.store import CLOCK_KEY, SWEEP_ROWS, MemoryProfileStore
 from stream.row_codec import pack, unpack
 from stream.settings import Settings
 from tests.harness.events import NOW, record
@@ -73,8 +75,8 @@ class Shop:
 
     def living(self) -> dict[bytes, bytes]:
         """The profiles of those who have not expired, swept or not, and when each was last seen."""
-        clock = float(self.changelog[CLOCK])
-        rows = {key: value for key, value in self.changelog.items() if key != CLOCK}
+        clock = float(self.changelog[CLOCK_KEY])
+        rows = {key: value for key, value in self.changelog.items() if key != CLOCK_KEY}
         return {
             key: decode_record(value)[0] + b"%d" % seen
             for (key, value), seen in zip(rows.items(), touched_at(list(rows.values())), strict=True)
@@ -104,7 +106,7 @@ def test_profiles_do_not_depend_on_runs_nor_on_when_the_sweep_came_by(
             shop.take(*events[start:end])
         tables.append(shop)
     one, two = tables
-    assert one.changelog[CLOCK] == two.changelog[CLOCK]
+    assert one.changelog[CLOCK_KEY] == two.changelog[CLOCK_KEY]
     assert one.living() == two.living()
 
 
@@ -121,7 +123,7 @@ def test_lapses_are_those_of_a_loop_over_the_events() -> None:
                 expected[s] = i
             seen[s] = int(clock)
         before = touched.copy()
-        assert lapses(touched, who, times, 1e6 + 60, 100.0).tolist() == expected
+        assert expired(touched, who, times, 1e6 + 60, 100.0).tolist() == expected
         assert (touched == before).all(), "the rows are left alone"
 
 
@@ -153,7 +155,7 @@ def test_the_sweep_looks_at_a_few_rows_a_run_and_gets_round(disk: bool, tmp_path
     if disk:
         profiles.open(0)
     shop = Shop(profiles)
-    many = 3 * SWEPT
+    many = 3 * SWEEP_ROWS
 
     def durable(step: Any) -> None:
         if disk:
@@ -165,11 +167,11 @@ def test_the_sweep_looks_at_a_few_rows_a_run_and_gets_round(disk: bool, tmp_path
         before = len(shop.changelog)
         durable(shop.take(("eve", 100.0 + n, f"x{n}")))
         gone.append(before - len(shop.changelog) + (n == 0))
-    assert set(shop.changelog) == {b"eve", CLOCK}
-    assert max(gone) <= SWEPT and sum(gone) == many
+    assert set(shop.changelog) == {b"eve", CLOCK_KEY}
+    assert max(gone) <= SWEEP_ROWS and sum(gone) == many
     assert [key for key, page in shop.homepages if not page and key != b"eve"].__len__() == many
     assert profiles.count() == 1 or disk  # RocksDB only estimates
-    assert set(profiles.of(0)) - {CLOCK} == {b"eve"}
+    assert set(profiles.rows_of(0)) - {CLOCK_KEY} == {b"eve"}
     profiles.close()
 
 
@@ -184,7 +186,7 @@ def test_nobody_expires_without_a_ttl_nor_by_an_event_from_the_future() -> None:
     far.records[0].timestamp = (NOW + DAY) * 1000  # its clock goes wrong, Kafka's does not
     answers(shop.agent, far)
     assert shop.profiles.clock(0) <= NOW + DAY + 300
-    assert b"ada" in shop.profiles.of(0)
+    assert b"ada" in shop.profiles.rows_of(0)
 
 
 def test_an_old_event_keeps_its_shopper_as_long_as_a_new_one() -> None:
@@ -209,18 +211,18 @@ def test_a_refusal_does_not_expire() -> None:
     answers(shop.agent, run)
     answers(shop.agent, run_of([("bob", 500, "b")], 10))
     answers(shop.agent, run_of([("bob", 501, "b2")], 11))
-    assert b"ada" in shop.profiles.of(0)
+    assert b"ada" in shop.profiles.rows_of(0)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 2**40), st.booleans())
 def test_when_a_row_was_touched_is_read_without_unpacking_it(touched: int, version: int, paged: bool) -> None:
     serving = np.zeros(1, SERVING)
     serving["touched"], serving["version"], serving["paged_at"] = touched, version, 1.5 if paged else 0
-    profile = blank(1)
+    profile = blank_profiles(1)
     profile["first_seen"], profile["last_seen"] = NOW + 0.25, NOW + 7
     [value] = encode_records(profile, serving)
     assert touched_at([value]) == [touched]
     assert touched_at([b"", value[:2], value]) == [0, 0, touched], "what is torn is left to whoever reads it"
-    for before, dtype in SERVING_BEFORE.items():
+    for before, dtype in OLD_SERVING_DTYPES.items():
         old = value[: -len(decode_record(value)[1])] + pack(np.zeros(1, dtype), before)[0]
         assert touched_at([value, old]) == [touched, NOW + 7], "a row of before: the time of her newest event"

@@ -17,7 +17,9 @@ from stream.events import Decoded, decode_run
 from stream.page.candidates import retrieve
 from stream.page.json_kernels import Homepage, unpacked_phi
 from stream.profile.exposure import SERVING
-from stream.profile.fold import PROFILE, blank, fold
+from stream.profile.row import PROFILE
+from stream.profile.row import blank_profiles
+from stream.profile.fold import fold
 from stream.settings import SHIPPED_MODELS
 from tests.harness.events import NOW, record, row, rows
 from tests.harness.shop import catalog_of, signals_of
@@ -84,7 +86,7 @@ def test_parts_that_go_together_come_to_what_each_comes_to_alone() -> None:
 def test_features_are_the_same_to_the_bit_alone_and_in_a_batch() -> None:
     catalog = catalog_of(80)
     signals = signals_of(catalog, SESSIONS)
-    profiles = blank(40)
+    profiles = blank_profiles(40)
     for s in range(40):
         fold(
             profiles[s : s + 1],

@@ -15,12 +15,12 @@ from stream.degradation import Degradation
 from stream.page.assembly import PageRules
 from stream.page.json_kernels import schemas
 from stream.profile.codec import decode_record, owing_pages
-from stream.profile.exposure import OWED_ID, SERVING, SERVING_BEFORE, SERVING_VERSION
+from stream.profile.exposure import OWED_ID_BYTES, SERVING, OLD_SERVING_DTYPES, SERVING_VERSION
 from stream.row_codec import pack, unpack
 from tests.harness.events import NOW, plain, record
 from tests.unit.agents.page.test_path import path_of, run_of, views
 
-PACED = Degradation(copy=True, exploration=True, page_every=8.0)
+PACED = Degradation(copy=True, exploration=True, page_interval_s=8.0)
 OWED = {b"u1": Refresh("", "", 0.0)}
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_puts_some_off_pages_the_others_as_if_alone() -> None:
         assert alone.pages == [page for page in step.pages if page[0] == key.encode()]
 
 
-@pytest.mark.parametrize("id", ["e" * OWED_ID, "é" * (OWED_ID // 2), "中e"])
+@pytest.mark.parametrize("id", ["e" * OWED_ID_BYTES, "é" * (OWED_ID_BYTES // 2), "中e"])
 def test_the_id_of_the_event_comes_back_whole(id: str) -> None:
     her = Shopper(path_of())
     her.path.shed = PACED
@@ -159,7 +159,7 @@ def test_the_id_of_the_event_comes_back_whole(id: str) -> None:
     assert triggers(her.is_paid(9)) == [(2, id)]
 
 
-@pytest.mark.parametrize("id", ["e" * (OWED_ID + 1), "中" * 22, "e\0"])
+@pytest.mark.parametrize("id", ["e" * (OWED_ID_BYTES + 1), "中" * 22, "e\0"])
 def test_an_event_whose_id_cannot_be_kept_has_its_page_at_once(id: str) -> None:
     her = Shopper(path_of())
     her.path.shed = PACED
@@ -198,12 +198,12 @@ def test_rows_cost_nothing_more_while_pages_are_not_paced() -> None:
 
 
 def test_rows_of_before_are_read_together_with_todays_and_owe_nothing() -> None:
-    old = np.zeros(2, SERVING_BEFORE[1])
+    old = np.zeros(2, OLD_SERVING_DTYPES[1])
     old["version"], old["fatigue_count"][:, 3] = (4, 5), 0.5
     new = np.zeros(1, SERVING)
     new["version"], new["owed_time"] = 6, NOW
     blobs = [*pack(old[:1], 1), *pack(new, SERVING_VERSION), *plain(old[1:], 1)]
-    rows = unpack(blobs, SERVING, SERVING_VERSION, SERVING_BEFORE)
+    rows = unpack(blobs, SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)
     assert rows["version"].tolist() == [4, 6, 5]
     assert rows["fatigue_count"][:, 3].tolist() == [0.5, 0.0, 0.5]
     assert rows["owed_time"].tolist() == [0.0, NOW, 0.0]
@@ -214,4 +214,4 @@ def test_rows_of_before_are_read_together_with_todays_and_owe_nothing() -> None:
     for cut in range(len(values[1])):
         assert owing_pages({b"torn": values[1][:cut], b"deleted": None}) <= {b"torn"}
     with pytest.raises(ValueError, match="version 9, this program reads 3"):
-        unpack([*blobs, b"\x09"], SERVING, SERVING_VERSION, SERVING_BEFORE)
+        unpack([*blobs, b"\x09"], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)

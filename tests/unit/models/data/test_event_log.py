@@ -20,7 +20,8 @@ from stream.events import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.items.activity import SESSION_GAP
 from stream.items.catalog import AVAILABLE, Catalog
-from stream.profile.fold import blank, fold
+from stream.profile.row import blank_profiles
+from stream.profile.fold import fold
 from stream.row_codec import rows_at
 from tests.harness.events import NOW, record, row, rows
 from tests.unit.models.evaluation.test_evaluate import ITEMS, rounds
@@ -139,7 +140,7 @@ def test_a_shopper_who_comes_back_is_known(monkeypatch: pytest.MonkeyPatch) -> N
     mine = np.flatnonzero(log.events["shopper"] == key64("u1"))
     last = max(click for click in asked if click in mine)
     past = log.events[mine[mine < last]]
-    profile = blank(1)
+    profile = blank_profiles(1)
     fold(profile, np.zeros(len(past), np.int32), past.copy())
     (alone,) = walk_one(shop, profile)
     assert asked[last] == alone, "her profile holds all four days"

@@ -16,7 +16,7 @@ from stream.events import ADD, CLICK, VIEW
 from stream.ids import key64
 from stream.items.catalog import Catalog
 from stream.page.candidates import PROPOSED, Candidates
-from stream.profile.fold import blank
+from stream.profile.row import blank_profiles
 from tests.harness.shop import catalog_of, item
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -73,7 +73,7 @@ def case_of(w: Weights, layers: int) -> Case:
 
 def profiles_of(*histories: list[tuple[str, float, int]]) -> Any:
     """(item, time, kind), the newest last."""
-    rows: Any = blank(len(histories))
+    rows: Any = blank_profiles(len(histories))
     for row, history in zip(rows, histories, strict=True):
         for k, (name, time, kind) in enumerate(reversed(history)):
             at = row["recent_item"].shape[0] - 1 - k
@@ -162,7 +162,7 @@ def test_proposals_are_the_items_of_the_largest_products_and_shares_their_softma
 
 def test_of_who_has_touched_nothing_nothing_is_foreseen(tmp_path: Path) -> None:
     history = History(folder_of(tmp_path), catalog_of(10))
-    found = history.predict(blank(1))
+    found = history.predict(blank_profiles(1))
     assert (found.rows == -1).all() and found.unit.tolist() == [0.0]
     rows = np.array([[1, 2]], np.int32)
     judged = history.judge(found, Candidates(rows, np.zeros_like(rows), np.array([2], np.int32)))
@@ -187,14 +187,14 @@ def test_vectors_follow_the_catalogue(tmp_path: Path) -> None:
     history = History(folder_of(tmp_path), catalog)
     catalog.apply([item("late", category="c1"), item("i40", category="c1")])
     late, other = catalog.row(key64("late")), catalog.row(key64("i40"))
-    history.predict(blank(1))
+    history.predict(blank_profiles(1))
     before = history.vectors[late].copy()
     assert before.any() and history.vectors[other].any()
     catalog.apply([item("late", category="another", title={"en": "quite another thing"})])
-    history.predict(blank(1))
+    history.predict(blank_profiles(1))
     assert (history.vectors[late] != before).any()
     catalog.apply([item(f"more{k}") for k in range(2000)])
-    history.predict(blank(1))
+    history.predict(blank_profiles(1))
     assert history.vectors[: len(catalog)].any(axis=1).all(), "grown with the catalogue"
 
 

@@ -24,7 +24,9 @@ from stream.page.json_kernels import (
     rfc3339,
 )
 from stream.profile.exposure import SERVING
-from stream.profile.fold import HALF_LIVES, blank, fold
+from stream.profile.row import HALF_LIVES
+from stream.profile.fold import fold
+from stream.profile.row import blank_profiles
 from tests.harness.events import NOW, row, rows
 from tests.harness.shop import catalog_of, item, signals_of
 
@@ -57,7 +59,7 @@ def shop(seed: int) -> tuple[Catalog, Signals]:
 
 def shoppers(seed: int, n: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
-    profiles, serving = blank(n), np.zeros(n, SERVING)
+    profiles, serving = blank_profiles(n), np.zeros(n, SERVING)
     for u in range(n):
         told = []
         for k in range(int(rng.integers(1, 50))):

@@ -18,7 +18,7 @@ from models.ranker.features import F, features_hash
 from models.train.ranker.fit import Choices, examination, fit, position_features
 from models.train.ranker.heads import fit_heads
 from models.train.ranker.impressions import ERASED, Join, PageClick, PageClicks
-from stream.events import FUTURE_TOLERANCE, Event, EventError
+from stream.events import FUTURE_TOLERANCE_S, Event, EventError
 from tests.harness.events import NOW, record
 
 SLOPE = 0.3  # of the synthetic eye, in logits a position
@@ -134,7 +134,7 @@ def test_times_that_cannot_be_are_refused_and_the_future_is_what_came_next() -> 
         with pytest.raises(EventError, match=f"time is {year}"):
             found.add(msgspec.json.decode(json.dumps(odd), type=Event))
     found.add(event(item="i0", time=NOW + 9e6, **on("p1")), arrived=NOW)
-    assert [click.time for click in found.taken()[0]] == [NOW + FUTURE_TOLERANCE]
+    assert [click.time for click in found.taken()[0]] == [NOW + FUTURE_TOLERANCE_S]
     bad: list[str] = []
     join = Join(found.taken()[0], lambda where, why: bad.append(why))
     for time in ("yesterday", "2026-01-01T00:00:00"):

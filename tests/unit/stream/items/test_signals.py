@@ -20,7 +20,7 @@ from stream.items.activity import (
     split_activity,
 )
 from stream.items.signals import HALF_LIVES, NEAR, ItemTable, Signals
-from stream.profile.fold import blank
+from stream.profile.row import blank_profiles
 from tests.harness.events import NOW, row, rows
 from tests.harness.shop import catalog_of, item, signals_of
 
@@ -28,7 +28,7 @@ from tests.harness.shop import catalog_of, item, signals_of
 def activity_of(*events: np.ndarray) -> np.ndarray:
     made = rows(*events)
     made["record"] = np.arange(len(made))
-    return fold_with_activity(blank(1), np.zeros(len(made), np.int32), made, np.arange(len(made)))[1]
+    return fold_with_activity(blank_profiles(1), np.zeros(len(made), np.int32), made, np.arange(len(made)))[1]
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=6))

@@ -32,7 +32,8 @@ from stream.page.json_kernels import (
     slot_head,
     unpacked_phi,
 )
-from stream.profile.fold import blank, fold
+from stream.profile.row import blank_profiles
+from stream.profile.fold import fold
 from tests.harness.events import NOW, plain, row, rows
 from tests.harness.shop import catalog_of, item, signals_of
 
@@ -108,7 +109,7 @@ def test_candidates_can_be_shown_are_distinct_and_remember_where_they_come_from(
     catalog = catalog_of(40)
     signals = signals_of(catalog, [["i1", "i2", "i3"]] * 4 + [["i1", "i6"]] * 3 + [[f"i{k}"] for k in range(40)])
     catalog.apply([item("i2", available=False), item("i4", expires_at="2025-01-01T00:00:00Z"), (b"i5", None)])
-    profile = blank(1)
+    profile = blank_profiles(1)
     fold(profile, np.zeros(2, np.int32), rows(row(CLICK, "i1", NOW), row(HIDE, "i6", NOW)))
     found = retrieve(profile, np.array([NOW]), catalog, signals, signals.leaders(NOW))
     names = [catalog.item_id(r) for r in found.rows[0, : found.count[0]]]
@@ -127,7 +128,7 @@ def test_a_reader_gets_what_has_a_title_in_her_language() -> None:
     catalog.apply([item("both"), item("en", title={"en": "x"}), item("zh", title={"zh": "物"}), item("any", title="x")])
     signals = signals_of(catalog, [["both", "en", "zh", "any"]])
     for locale, expected in ((1, {"both", "en", "any"}), (2, {"both", "zh", "any"}), (0, {"both", "en", "any"})):
-        profile = blank(1)
+        profile = blank_profiles(1)
         profile["locale"] = locale
         found = retrieve(profile, np.array([NOW]), catalog, signals, signals.leaders(NOW))
         assert {catalog.item_id(r) for r in found.rows[0, : found.count[0]]} == expected

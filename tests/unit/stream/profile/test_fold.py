@@ -12,19 +12,13 @@ from hypothesis import strategies as st
 from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, HOME, REFUND, REMOVE, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.profile.codec import decode_record, decode_records, encode_records, owing_pages, touched_at
-from stream.profile.exposure import SERVING, SERVING_BEFORE, SERVING_VERSION
-from stream.profile.fold import (
-    ACTIVITIES,
-    HALF_LIVES,
-    HIDDEN,
-    PROFILE,
-    PROFILE_VERSION,
-    SEEN_IDS,
-    blank,
-    describe,
-    fold,
-    is_hidden,
-)
+from stream.profile.exposure import SERVING, OLD_SERVING_DTYPES, SERVING_VERSION
+from stream.profile.fold import ACTIVITIES, HIDDEN, SEEN_IDS, fold, is_hidden
+from stream.profile.row import HALF_LIVES
+from stream.profile.row import describe
+from stream.profile.row import blank_profiles
+from stream.profile.row import PROFILE_VERSION
+from stream.profile.row import PROFILE
 from stream.row_codec import COMPACT, pack, unpack
 from tests.harness.events import NOW, behaviour, row, rows
 
@@ -35,7 +29,7 @@ COUNTED = {VIEW: 0, CLICK: 1, SEARCH: 2, ADD: 3, BUY: 4}
 
 def folded(events: np.ndarray, splits: tuple[int, ...] = ()) -> Any:
     """The profile of one shopper, its events folded in as many runs as `splits` make."""
-    profile = blank(1)
+    profile = blank_profiles(1)
     for part in np.split(events, splits):
         fold(profile, np.zeros(len(part), np.int32), part)
     return profile[0]
@@ -148,7 +142,7 @@ def test_a_hidden_item_stays_hidden_among_twenty() -> None:
 
 def test_every_part_of_a_duplicate_is_ignored_and_a_purchase_of_three_counts_once() -> None:
     parts = rows(*(row(BUY, f"i{n}", NOW, id="e", part=n) for n in range(3)))
-    profile, fresh = blank(1), []
+    profile, fresh = blank_profiles(1), []
     for _ in range(2):
         fresh.append(fold(profile, np.zeros(3, np.int32), parts).tolist())
     assert fresh == [[True] * 3, [False] * 3]
@@ -179,7 +173,7 @@ def test_a_full_table_gives_up_its_weakest() -> None:
 @given(behaviour())
 @settings(max_examples=100, deadline=None)
 def test_a_packed_row_comes_back_bit_for_bit_in_at_most_4_kb(events: np.ndarray) -> None:
-    profiles = np.array([folded(events), blank(1)[0], folded(events[:1])])
+    profiles = np.array([folded(events), blank_profiles(1)[0], folded(events[:1])])
     blobs = pack(profiles, PROFILE_VERSION)
     assert unpack(blobs, PROFILE, PROFILE_VERSION).tobytes() == profiles.tobytes()
     assert max(map(len, blobs)) <= 4096
@@ -191,12 +185,12 @@ def test_the_fullest_row_fits_4_kb() -> None:
 
 
 def test_no_rows_are_no_bytes() -> None:
-    assert pack(blank(0), PROFILE_VERSION) == []
+    assert pack(blank_profiles(0), PROFILE_VERSION) == []
     assert len(unpack([], PROFILE, PROFILE_VERSION)) == 0
 
 
 def test_rows_of_another_version_and_torn_rows_are_refused_by_name() -> None:
-    blob = pack(blank(1), PROFILE_VERSION)[0]
+    blob = pack(blank_profiles(1), PROFILE_VERSION)[0]
     with pytest.raises(ValueError, match="version 9"):
         unpack([b"\x09" + blob[1:]], PROFILE, PROFILE_VERSION)
     for torn in (blob[:-1], blob + b"\0", blob[:1]):
@@ -220,16 +214,16 @@ def test_a_record_is_the_length_of_its_profile_the_profile_and_what_was_served(
         assert value == len(one).to_bytes(2, "little") + one + other
         assert decode_record(value) == (one, other)
     read = decode_records([None, *values])
-    assert read[0].tobytes() == blank(1).tobytes() + profiles.tobytes()
+    assert read[0].tobytes() == blank_profiles(1).tobytes() + profiles.tobytes()
     assert read[1].tobytes() == bytes(SERVING.itemsize) + serving.tobytes()
 
 
 def test_a_record_of_before_is_read_among_those_of_today_and_a_torn_one_is_refused_by_name() -> None:
     serving = np.zeros(1, SERVING)
     serving["version"] = 9
-    [value] = encode_records(blank(1), serving)
+    [value] = encode_records(blank_profiles(1), serving)
     profile_blob, serving_blob = decode_record(value)
-    before = np.zeros(1, SERVING_BEFORE[1])
+    before = np.zeros(1, OLD_SERVING_DTYPES[1])
     before["version"] = 8
     old = value[: -len(serving_blob)] + pack(before, 1)[0]
     assert decode_records([value, None, old])[1]["version"].tolist() == [9, 0, 8]
@@ -259,7 +253,7 @@ def test_todays_code_reads_the_rows_of_version_1() -> None:
     profile_blob, serving_blob = decode_record(path.read_bytes())
     profile = unpack([profile_blob], PROFILE, PROFILE_VERSION)[0]
     assert profile.tobytes() == folded(golden_events()).tobytes()
-    served = unpack([serving_blob], SERVING, SERVING_VERSION, SERVING_BEFORE)
+    served = unpack([serving_blob], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)
     serving = served[0]
     assert (serving["version"], serving["shown_item"][0]) == (7, key32("lamp"))
 
@@ -270,7 +264,7 @@ def test_rows_of_profiles_1_and_serving_3_are_read_in_both_forms(form: str) -> N
     assert (profile_blob[0], serving_blob[0]) == ((1, 3) if form == "plain" else (COMPACT | 1, COMPACT | 3))
     profile = unpack([profile_blob], PROFILE, PROFILE_VERSION)[0]
     assert profile.tobytes() == folded(golden_events()).tobytes()
-    serving = unpack([serving_blob], SERVING, SERVING_VERSION, SERVING_BEFORE)[0]
+    serving = unpack([serving_blob], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)[0]
     assert (serving["version"], serving["touched"], serving["owed_time"]) == (7, NOW + 400, NOW + 400)
     assert serving["shown_item"][:3].tolist() == [key32("lamp"), key32("mug"), 0]
     assert (serving["fatigue_item"][0], serving["fatigue_count"][0]) == (key32("mug"), 1.5)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.profile.exposure import SERVING
-from stream.profile.fold import PROFILE
+from stream.profile.row import PROFILE
 from stream.row_codec import COMPACT, pack, place, tops, unpack
 from tests.harness.events import NOW, plain
 

@@ -22,9 +22,8 @@ from stream.page.json_kernels import (
     GEN_RECENT,
     GEN_TOGETHER,
 )
-from stream.profile.row import CART_ITEMS
 from stream.profile.fold import is_hidden
-from stream.profile.row import TOP_KEYS
+from stream.profile.row import CART_ITEMS, TOP_KEYS
 
 Rows = npt.NDArray[np.void]
 CANDIDATES = 256

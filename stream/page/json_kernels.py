@@ -15,7 +15,7 @@ from stream.codes import SLOTS
 from stream.events import Event
 from stream.items.catalog import Catalog, Item
 from stream.jit import njit
-from stream.row_codec import split_blobs, join_blobs, max_packed_bytes, pack_plain, unpack
+from stream.row_codec import join_blobs, max_packed_bytes, pack_plain, split_blobs, unpack
 
 Rows = npt.NDArray[np.void]
 

@@ -184,7 +184,7 @@ def next_page(
 
 @njit
 def _expired(touched: I32, row_of: I32, times: F64, clock: float, ttl: float, out: I64) -> None:
-    """See `expired`. Fills out (S,) and mutates touched."""
+    """See `expired`. Fills out (S,) and mutates touched. Oracle: tests/unit/agents/page/test_expiry.py."""
     for i in range(row_of.shape[0]):
         s = row_of[i]
         clock = max(clock, times[i])

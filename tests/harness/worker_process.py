@@ -24,8 +24,7 @@ from stream.kafka import topics
 from stream.kafka.client.connection import client_options
 from stream.kafka.global_topics import read_table, read_topic
 from stream.profile.codec import decode_record, owing_pages
-from stream.profile.row import PROFILE
-from stream.profile.row import PROFILE_VERSION
+from stream.profile.row import PROFILE, PROFILE_VERSION
 from stream.row_codec import unpack
 from stream.settings import Settings
 from tests.harness.counting import send

@@ -10,4 +10,4 @@ def decay_factor(elapsed_s: float, half_life_s: float) -> float:
     Decay is multiplicative, so that a late event only needs to be weighted by its own age. numba inlines the call.
     Oracle: `decayed_sum` in tests/unit/stream/profile/test_fold.py.
     """
-    return 2.0 ** -(elapsed_s / half_life_s)
+    return 2.0 ** -(elapsed_s / half_life_s)  # type: ignore[no-any-return]

@@ -63,8 +63,7 @@ assert _ROW.size == EVENT.itemsize
 _row = _ROW.pack  # takes a third of the time of a NumPy row made from a tuple
 
 
-# Types of the JSON. Names are those of GA4's e-commerce events, in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is
-# generated from them.
+# Types of the JSON: GA4's e-commerce names in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is generated from them.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -255,8 +254,8 @@ def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, 
 def _invalid(message: str, value: bytes) -> EventError:
     """Error from msgspec's message: its path is the field, to which the value found there is added."""
     match = _PATH.match(message)
-    what, path = (match.group(1), match.group(2) or "") if match else (message, "")
-    named = _NAMED.search(what)
+    problem, path = (match.group(1), match.group(2) or "") if match else (message, "")
+    named = _NAMED.search(problem)
     field = path.lstrip(".")
     if named:
         field = f"{field}.{named.group(1)}".lstrip(".")
@@ -268,7 +267,7 @@ def _invalid(message: str, value: bytes) -> EventError:
             found = (found[0] if step == "[...]" else found[int(step[1:-1])]) if step.startswith("[") else found[step]
     except (msgspec.DecodeError, LookupError, TypeError, RecursionError, ValueError):
         found = value
-    return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {what}")
+    return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {problem}")
 
 
 def _shown(value: object) -> str:

@@ -33,9 +33,9 @@ def find(keys: I64, rows: I32, key: int) -> int:
     at = (key ^ (key >> 29)) & mask
     while keys[at] != 0:
         if keys[at] == key:
-            return rows[at]
+            return rows[at]  # type: ignore[no-any-return]
         at = (at + 1) & mask
-    return np.int32(-1)
+    return np.int32(-1)  # type: ignore[return-value]
 
 
 @njit

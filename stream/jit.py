@@ -1,6 +1,6 @@
 """numba's `njit` with a compile cache that is keyed by the source of all kernels.
 
-numba keys its own cache by the file that contains a kernel. It therefore keeps a kernel whose callee or constant, in
+numba keys its own cache by the file that contains a kernel. It therefore keeps a kernel after its callee or constant, in
 another file, has changed. We key the whole cache folder by a hash of every file with kernels and of the modules that
 they import. If no folder is writable, each process compiles its kernels again: slower to start, never stale.
 """
@@ -55,7 +55,8 @@ def sources_hash() -> str:
 def cache_folder(name: str) -> Path | None:
     """First writable folder for cached files called `name`, or None.
 
-    Tried in this order: SHOPWINDOW_CACHE if it is set, else the checkout's .cache; the user's cache; the temporary folder.
+    Candidates in order: SHOPWINDOW_CACHE, or .cache of the checkout if it is not set; the user's cache; the temporary
+    folder.
     """
     configured = os.environ.get("SHOPWINDOW_CACHE")
     bases = [Path(configured) if configured else ROOT / ".cache", Path(os.path.expanduser("~/.cache/shopwindow"))]

@@ -91,8 +91,8 @@ def _log_thread_error(failure: threading.ExceptHookArgs) -> None:
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Exception handler for event loops. asyncio's own handler prints the task or callback with its contents."""
     error = context.get("exception")
-    what = context.get("message") or "the event loop reported an error"
-    logging.getLogger("asyncio").error("%s", f"{what}: {redacted(error)}" if error else what, exc_info=error)
+    problem = context.get("message") or "the event loop reported an error"
+    logging.getLogger("asyncio").error("%s", f"{problem}: {redacted(error)}" if error else problem, exc_info=error)
 
 
 def redacted(error: BaseException) -> str:
@@ -141,7 +141,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Message of a line. Lines of libraries lose what could contain a record."""
+    """Message of a line. Arguments that could contain a record are removed from lines of libraries."""
     if _is_ours(record):
         return record.getMessage()
     args = record.args

@@ -69,37 +69,37 @@ def field_position(dtype: np.dtype[Any], name: str) -> tuple[int, int]:
 def _put(out: U8, at: int, value: int) -> None:
     """Write all 8 bytes, little-endian. The next value overwrites the excess bytes of a shorter one."""
     # Unsigned and unrolled, so that LLVM makes one store of it.
-    at = np.uint64(at)
-    out[at] = value & 255
-    out[at + np.uint64(1)] = (value >> 8) & 255
-    out[at + np.uint64(2)] = (value >> 16) & 255
-    out[at + np.uint64(3)] = (value >> 24) & 255
-    out[at + np.uint64(4)] = (value >> 32) & 255
-    out[at + np.uint64(5)] = (value >> 40) & 255
-    out[at + np.uint64(6)] = (value >> 48) & 255
-    out[at + np.uint64(7)] = (value >> 56) & 255
+    first = np.uint64(at)
+    out[first] = value & 255
+    out[first + np.uint64(1)] = (value >> 8) & 255
+    out[first + np.uint64(2)] = (value >> 16) & 255
+    out[first + np.uint64(3)] = (value >> 24) & 255
+    out[first + np.uint64(4)] = (value >> 32) & 255
+    out[first + np.uint64(5)] = (value >> 40) & 255
+    out[first + np.uint64(6)] = (value >> 48) & 255
+    out[first + np.uint64(7)] = (value >> 56) & 255
 
 
 @njit
-def _get(data: U8, at: int, size: int) -> int:
+def _get(data: U8, at: int, size: int) -> np.int64:
     """Signed number of `size` bytes, little-endian. Reads 8 bytes of data."""
-    at = np.uint64(at)
+    first = np.uint64(at)
     value = (
-        np.int64(data[at])
-        | np.int64(data[at + np.uint64(1)]) << 8
-        | np.int64(data[at + np.uint64(2)]) << 16
-        | np.int64(data[at + np.uint64(3)]) << 24
-        | np.int64(data[at + np.uint64(4)]) << 32
-        | np.int64(data[at + np.uint64(5)]) << 40
-        | np.int64(data[at + np.uint64(6)]) << 48
-        | np.int64(data[at + np.uint64(7)]) << 56
+        np.int64(data[first])
+        | np.int64(data[first + np.uint64(1)]) << 8
+        | np.int64(data[first + np.uint64(2)]) << 16
+        | np.int64(data[first + np.uint64(3)]) << 24
+        | np.int64(data[first + np.uint64(4)]) << 32
+        | np.int64(data[first + np.uint64(5)]) << 40
+        | np.int64(data[first + np.uint64(6)]) << 48
+        | np.int64(data[first + np.uint64(7)]) << 56
     )
     unused = 64 - 8 * size
     return (value << unused) >> unused
 
 
 @njit
-def _ticks(time: float) -> int:
+def _ticks(time: float) -> np.int64:
     """Microseconds of a time that is a whole number of them, as event times are; 0 for any other number."""
     ticks = np.rint(time * 1e6)
     if 2.0**32 < ticks < 2.0**53 and ticks / 1e6 == time:
@@ -113,7 +113,7 @@ def pack_plain(words: I32, version: int, out: U8, at: int) -> int:
     n_words = words.shape[0]
     bitmap = (n_words + 7) // 8
     out[at] = version
-    cursor = at + 1 + bitmap
+    cursor: int = at + 1 + bitmap
     for k in range(bitmap):
         bits = 0
         for j in range(8 * k, min(8 * k + 8, n_words)):
@@ -150,7 +150,7 @@ def pack_row(words: I32, kinds: U8, scratch: Scratch, version: int, out: U8, at:
     n_presence = (n_bitmap + 7) // 8
     out[at] = COMPACT | version
     out[at + 1 : at + 1 + n_presence] = 0
-    cursor = at + 1 + n_presence
+    cursor: int = at + 1 + n_presence
     n, n_words, word = 0, 0, 0
     for m in range(n_bitmap):
         bits = 0
@@ -237,7 +237,7 @@ def _unpack_plain(data: U8, at: int, end: int, words: I32) -> bool:
     n_words = words.shape[0]
     bitmap = (n_words + 7) // 8
     at += 1
-    cursor = at + bitmap
+    cursor: int = at + bitmap
     if cursor > end:
         return False
     for k in range(bitmap):
@@ -274,7 +274,7 @@ def _unpack_compact(data: U8, at: int, end: int, kinds: U8, scratch: Scratch, wo
     n = 0
     for k in range(bitmap, tags):
         n += _ONES[data[k]]
-    cursor = tags + (n + 3) // 4
+    cursor: int = tags + (n + 3) // 4
     if cursor > end:
         return False
     last_word, last_integer, last_ticks = np.int64(0), np.int64(0), np.int64(0)
@@ -333,8 +333,8 @@ def unpack_row(data: U8, at: int, end: int, kinds: U8, scratch: Scratch, words: 
     data must have 8 readable bytes after `end`.
     """
     if data[at] & COMPACT:
-        return _unpack_compact(data, at, end, kinds, scratch, words)
-    return _unpack_plain(data, at, end, words)
+        return _unpack_compact(data, at, end, kinds, scratch, words)  # type: ignore[no-any-return]
+    return _unpack_plain(data, at, end, words)  # type: ignore[no-any-return]
 
 
 @njit
@@ -410,8 +410,8 @@ def unpack(
 ) -> Rows:
     """Rows (n,) dtype that `pack` wrote. Raises ValueError for another version or torn bytes.
 
-    `before` bitmap older versions to their dtypes. Their fields are copied by name; of a field that was longer, the first
-    entries; fields that they lack are zero.
+    `before` maps older versions to their dtypes. Their fields are copied by name, and of a field that was longer only the
+    first entries. Fields that they lack are zero.
     """
     old = [at for at, blob in enumerate(blobs) if blob and _version_of(blob) != version] if before else []
     if old and before:

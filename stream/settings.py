@@ -238,8 +238,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.role == "copy" and not settings.copy:
         problems.append(
-            "SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false: a worker that only writes headlines would have nothing "
-            "to do; change one of them"
+            "SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false: a worker that only writes headlines would have "
+            "nothing to do; change one of them"
         )
     for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
         path = getattr(settings, name)

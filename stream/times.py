@@ -18,8 +18,3 @@ def rfc3339_us(epoch_s: float) -> str:
 def parse_rfc3339(text: str) -> float:
     """Seconds since the epoch of a time with a zone. Raises ValueError for other text."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-
-
-def utc_now() -> str:
-    """Current time in UTC with seconds, as manifests store it: 2026-11-29T22:17:05+00:00."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -279,7 +279,7 @@ def _erase_behaviour(p: Row) -> None:
 
 @njit
 def _fold_head(p: Row, e: Row) -> None:
-    """Fold what counts once per event, whatever the number of its items. Mutates PROFILE row p."""
+    """Fold the parts of an event that count once, for any number of items. Mutates PROFILE row p."""
     time, kind, second = e.time, e.kind, np.int32(e.time)
     p.events += 1
     p.kinds[kind] += 1

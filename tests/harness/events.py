@@ -79,7 +79,8 @@ def shopper_events(draw: Any, max_size: int = 60, span: float = 30 * 86_400.0) -
         elif kind != HOME:
             item = f"i{draw(st.integers(0, 12))}"
             more |= {"category": f"c{draw(st.integers(0, 4))}", "brand": f"b{draw(st.integers(0, 4))}",
-                     "price": draw(st.sampled_from((0.0, 9.9, 120.0))), "quantity": draw(st.integers(1, 3))}  # fmt: skip
+                     "price": draw(st.sampled_from((0.0, 9.9, 120.0))),
+                     "quantity": draw(st.integers(1, 3))}  # fmt: skip
         made.append(row(kind, item, time, id=f"id{i}", **more))
     return np.concatenate(made)
 

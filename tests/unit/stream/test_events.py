@@ -180,8 +180,11 @@ def test_100_000_hostile_records_are_decoded_or_rejected() -> None:
             1
         ],
     ]
-    splices = [b"null", b"1e999", b"-1", b"\xff", b"\\ud800", b'"', b"{", b"[" * 2000, b"]", b"\x00", b"1" * 400, b"true",
-               b"9" * 20, b'"2026-13-45T99:99:99Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"NaN", b"\xed\xa0\x80"]  # fmt: skip
+    splices = [
+        b"null", b"1e999", b"-1", b"\xff", b"\\ud800", b'"', b"{", b"[" * 2000, b"]", b"\x00", b"1" * 400, b"true",
+        b"9" * 20, b'"2026-13-45T99:99:99Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"NaN",
+        b"\xed\xa0\x80",
+    ]  # fmt: skip
     accepted = 0
     for start in range(0, 100_000, 500):
         values: list[bytes | None] = []

@@ -32,8 +32,8 @@ from stream.page.json_kernels import (
     slot_head,
     unpacked_phi,
 )
-from stream.profile.row import blank_profiles
 from stream.profile.fold import fold
+from stream.profile.row import blank_profiles
 from tests.harness.events import NOW, plain, row, rows
 from tests.harness.shop import catalog_of, item, signals_of
 

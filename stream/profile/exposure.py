@@ -85,7 +85,7 @@ def _clear_fatigue(row: Row, item: int) -> None:
 def remember_shown(serving: Rows, placed: Rows, count: I32, items: Rows) -> None:
     """Store the items of each page in its SERVING row, in place.
 
-    serving (S,) SERVING; placed (S, POSITIONS) PLACED; count (S,) items placed; items (I,) ITEM.
+    serving (S,) SERVING; placed (S, MAX_PAGE_ITEMS) PLACED; count (S,) items placed; items (I,) ITEM.
     """
     for u in range(serving.shape[0]):
         for j in range(serving[u].shown_item.shape[0]):

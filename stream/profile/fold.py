@@ -351,6 +351,7 @@ def fold_event(p: Row, e: Row, is_head_new: bool) -> bool:
 
 @njit
 def _fold(profiles: Rows, row_of: I32, events: Rows, fresh: Bools) -> None:
+    """See `fold`. Mutates profiles and fills fresh (n,)."""
     for i in range(events.shape[0]):
         fresh[i] = fold_event(profiles[row_of[i]], events[i], i > 0 and fresh[i - 1])
 

@@ -21,12 +21,12 @@ from agents.page.path import PagePath, PageResult
 from agents.poison import place, told, without_poison
 from stream import metrics
 from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run
-from stream.items.activity import encode_activity, owner, split_activity
+from stream.items.activity import encode_activity, owner_partitions, split_activity
 from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import count_letters, letters
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
-from stream.page.json_kernels import MODES
+from stream.codes import MODES
 from stream.profile.store import CLOCK, MemoryProfileStore
 from stream.row_codec import rows_at
 from stream.settings import Settings
@@ -223,7 +223,7 @@ class Shoppers:
             records = [(request.segment.encode(), msgspec.json.encode(request)) for request in asked]
             outputs.append(Output("copy-requests", None, records))
         if len(step.activity):
-            owners = owner(step.activity["item"], self._settings.partitions)
+            owners = owner_partitions(step.activity["item"], self._settings.partitions)
             by_owner = rows_at(step.activity, np.argsort(owners, kind="stable"))
             ends = np.cumsum(np.bincount(owners, minlength=self._settings.partitions)).tolist()
             for p, (start, end) in enumerate(pairwise([0, *ends])):

@@ -12,29 +12,29 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from stream.codes import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING
-from stream.page.json_kernels import slot_head
+from stream.codes import SLOT_BUY_AGAIN, SLOT_BECAUSE, SLOT_CATEGORIES, SLOT_FOR_YOU, SLOT_FRESH, SLOTS, SLOT_TRENDING
+from stream.page.encode import slot_head
 
 T = TypeVar("T")
-ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
+ABOUT_A_CATEGORY = frozenset((SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_CATEGORIES))  # slots whose headline speaks of the shopper's interest
 # Slots whose headline may name the item that leads them. Who buys again knows what.
-NAMES_ITS_LEAD = frozenset((FOR_YOU, BECAUSE, TRENDING, CATEGORIES, FRESH))
+NAMES_ITS_LEAD = frozenset((SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH))
 TEMPLATES = {
     "en": {
-        FOR_YOU: "Picked for you",
-        BECAUSE: "Because of what you viewed",
-        TRENDING: "Popular right now",
-        CATEGORIES: "More of what you like",
-        FRESH: "New in the shop",
-        AGAIN: "Buy it again",
+        SLOT_FOR_YOU: "Picked for you",
+        SLOT_BECAUSE: "Because of what you viewed",
+        SLOT_TRENDING: "Popular right now",
+        SLOT_CATEGORIES: "More of what you like",
+        SLOT_FRESH: "New in the shop",
+        SLOT_BUY_AGAIN: "Buy it again",
     },
     "zh": {
-        FOR_YOU: "为你精选",
-        BECAUSE: "看过的人也喜欢",
-        TRENDING: "大家都在看",
-        CATEGORIES: "你感兴趣的好物",
-        FRESH: "新品上架",
-        AGAIN: "再次购买",
+        SLOT_FOR_YOU: "为你精选",
+        SLOT_BECAUSE: "看过的人也喜欢",
+        SLOT_TRENDING: "大家都在看",
+        SLOT_CATEGORIES: "你感兴趣的好物",
+        SLOT_FRESH: "新品上架",
+        SLOT_BUY_AGAIN: "再次购买",
     },
 }
 _TEMPLATE_HEADS = {

@@ -36,9 +36,11 @@ from stream.items.activity import decode_activity, encode_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
 from stream.items.trending import Trending
-from stream.page.assembly import PageRules, Placements, assemble, leads
+from stream.page.assembly import PageRules, Placements, assemble, select_lead_items
 from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
-from stream.page.json_kernels import PageHead, encode_impressions, encode_pages
+from stream.page.encode import PageHead
+from stream.page.encode import encode_impressions
+from stream.page.encode import encode_pages
 from stream.profile.codec import encode_records, touched_at
 from stream.profile.exposure import show, turn
 from stream.profile.fold import interests
@@ -227,7 +229,7 @@ class PagePath:
         profiles, serving, wanted = batch.profiles, batch.serving, batch.personal
         # Shown after it is made: what expires between the event and the page must not be on it.
         shown_at = np.maximum(batch.now, generated_at)
-        leaders = signals.leaders(max(batch.now.tolist()))
+        leaders = signals.trending(max(batch.now.tolist()))
         foresight = None if shed.exploration else self._foresee(watch, batch)
         candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
         while True in (bad := _but_not(batch.personal, sound(scores, candidates.count))):
@@ -355,7 +357,7 @@ class PagePath:
                     known = titles[about] = heads.setdefault(title.head, len(heads)), title.missing
                 mine[slot], lacks = known
                 if rows[slot] >= 0:
-                    item, name = self.catalog.named(rows[slot], locale)
+                    item, name = self.catalog.id_and_title(rows[slot], locale)
                     segment = naming_segment_of(locale, slot, item)
                     naming = copies.naming_title(segment, about[2], name, now)
                     if naming.head:
@@ -388,7 +390,7 @@ class PagePath:
         return found, [self.catalog.names.get(key, "") if key else "" for key in found.tolist()]
 
     def _leads(self, placements: Placements, interest: npt.NDArray[np.int32]) -> list[list[int]]:
-        rows: list[list[int]] = leads(placements, interest, _NAMED, self.catalog).tolist()
+        rows: list[list[int]] = select_lead_items(placements, interest, _NAMED, self.catalog).tolist()
         return rows
 
 

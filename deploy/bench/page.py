@@ -29,10 +29,10 @@ from stream.codes import SLOTS
 from stream.events import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, VIEW, decode_run
 from stream.ids import key32, key64
 from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
-from stream.items.signals import NEAR, SIGNAL, Signals
+from stream.items.signals import MAX_NEIGHBOURS, SIGNAL, Signals
 from stream.kafka.app import settle_garbage
 from stream.page.candidates import retrieve
-from stream.page.json_kernels import rfc3339
+from stream.times import rfc3339
 from stream.profile.codec import decode_records, encode_records
 from stream.profile.exposure import SERVING, SHOWN
 from stream.profile.fold import blank, fold
@@ -132,7 +132,7 @@ def catalog_of(n: int) -> Catalog:
     # An absent word leaves no gap.
     packed = np.take_along_axis(words, np.argsort(words == 0, axis=1, kind="stable"), axis=1)
     rows["word"] = packed[:, : rows["word"].shape[1]]
-    catalog = Catalog.of_rows(rows, [fragment_of(id) for id in facts.ids])
+    catalog = Catalog.from_rows(rows, [fragment_of(id) for id in facts.ids])
     for text in [f"category {k}" for k in range(facts.categories)]:
         catalog.names[key32(text)] = text
     return catalog
@@ -149,13 +149,13 @@ def shop_of(n: int) -> Shop:
     stride = rng.choice([k for k in (1, 3, 7, 9, 11, 13, 17, 19, 21, 23) if np.gcd(k, each) == 1], n)[:, None]
     place = (row // categories)[:, None] + np.arange(1, _OWN + 1) * stride
     own = row[:, None] % categories + categories * (place % each)
-    liked = (each * rng.random((n, NEAR - _OWN)) ** 3).astype(np.int64)
-    other = (row[:, None] + 1 + np.arange(NEAR - _OWN)) % categories + categories * liked
+    liked = (each * rng.random((n, MAX_NEIGHBOURS - _OWN)) ** 3).astype(np.int64)
+    other = (row[:, None] + 1 + np.arange(MAX_NEIGHBOURS - _OWN)) % categories + categories * liked
     near = np.concatenate([own, other], axis=1)
-    near = np.take_along_axis(near, rng.random((n, NEAR), np.float32).argsort(axis=1), axis=1)
+    near = np.take_along_axis(near, rng.random((n, MAX_NEIGHBOURS), np.float32).argsort(axis=1), axis=1)
     signals = Signals(catalog)
     rows: Any = np.zeros(n, SIGNAL)
-    weight = (40.0 / (1.0 + np.arange(NEAR)))[None, :] * rng.uniform(0.5, 1.5, (n, 1))
+    weight = (40.0 / (1.0 + np.arange(MAX_NEIGHBOURS)))[None, :] * rng.uniform(0.5, 1.5, (n, 1))
     rows["item"], rows["time"] = catalog.items["id"][:n], NOW - rng.uniform(0, 3600, n)
     rows["near_item"] = catalog.items["id"][near]
     rows["near_next"], rows["near_strict"], rows["near_visit"] = weight, weight / 2, weight * 1.5
@@ -163,7 +163,7 @@ def shop_of(n: int) -> Shop:
     rows["popular"] = fame[:, None] * np.array([20.0, 300.0, 3000.0])
     rows["seen"], rows["next_out"], rows["strict_out"] = 1000 * fame + 60, weight.sum(axis=1), weight.sum(axis=1) / 2
     rows["repeat"], rows["buys"], rows["carts"], rows["count"] = 5 * fame, 50 * fame, 90 * fame, 3000 * fame
-    signals.put(np.arange(n, dtype=np.int32), rows, near.astype(np.int32))
+    signals.set_rows(np.arange(n, dtype=np.int32), rows, near.astype(np.int32))
     return Shop(catalog, signals, [f"SKU{k:07d}" for k in range(n)], categories)
 
 
@@ -331,7 +331,7 @@ class Bench:
         """Mean number of candidates of a page."""
         profiles, _ = decode_records([self.crowd.stored[key] for key in self.crowd.keys[:2000]])
         found = retrieve(
-            profiles, profiles["last_seen"], self.shop.catalog, self.shop.signals, self.shop.signals.leaders(NOW)
+            profiles, profiles["last_seen"], self.shop.catalog, self.shop.signals, self.shop.signals.trending(NOW)
         )
         return float(found.count.mean())
 

@@ -265,7 +265,7 @@ def show_metrics(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def schemas(settings: Settings, given: argparse.Namespace) -> int:
-    from stream.page.json_kernels import schemas
+    from stream.page.schemas import schemas
 
     for name, schema in schemas().items():
         text = json.dumps(schema, indent=2, ensure_ascii=False)

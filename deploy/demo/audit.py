@@ -13,7 +13,8 @@ import msgspec
 
 from deploy.rate import Rate
 from stream.events import Event, EventError, decode, shopper_key
-from stream.page.json_kernels import Homepage, schemas
+from stream.page.schemas import Homepage
+from stream.page.schemas import schemas
 
 INVARIANTS = (
     "every_event_in_one_profile",

@@ -16,7 +16,7 @@ from models.data.clickstream import Block
 from models.data.replay import bare_items
 from stream.events import BUY, CLICK, CONSENT, ERASE, EVENT, VIEW
 from stream.ids import IdIndex
-from stream.items.activity import GAP_KINDS, SESSION_GAP
+from stream.items.activity import SESSION_KINDS, SESSION_GAP_S
 from stream.items.catalog import AVAILABLE, Catalog
 from stream.jit import njit
 from stream.row_codec import rows_at
@@ -45,11 +45,11 @@ def _steps(events, item, session, choice, before, refused):  # type: ignore[no-u
             if consent < 0:
                 known, last_item = False, -1  # the profile forgets
             known_before = known
-        if step > 0 and e.time - last_time > SESSION_GAP:
+        if step > 0 and e.time - last_time > SESSION_GAP_S:
             number += 1
             step, last_item = 0, -1
         session[i], choice[i], before[i], refused[i] = number, False, step, consent < 0
-        if consent < 0 or item[i] < 0 or e.kind not in GAP_KINDS:
+        if consent < 0 or item[i] < 0 or e.kind not in SESSION_KINDS:
             continue
         if item[i] != last_item or e.kind == last_kind:
             choice[i] = known_before and e.kind in CHOSEN
@@ -109,7 +109,7 @@ class EventLog(NamedTuple):
     def touched(self, first: int, last: int) -> npt.NDArray[np.int64]:
         """Rows of sessions `first` to `last` with an interaction with an item, shopper by shopper in order of time."""
         rows = self._rows(first, last)
-        counts = (self.item[rows] >= 0) & np.isin(self.events["kind"][rows], GAP_KINDS) & ~self.refused[rows]
+        counts = (self.item[rows] >= 0) & np.isin(self.events["kind"][rows], SESSION_KINDS) & ~self.refused[rows]
         rows = rows[counts]
         return rows[np.argsort(self.events["shopper"][rows], kind="stable")]
 
@@ -190,7 +190,7 @@ def items_of(events: Rows, catalog: Catalog | None) -> Rows:
     """
     known = bare_items(np.zeros(0, np.int64)) if catalog is None else catalog.items[: len(catalog)].copy()
     known = known[known["present"] == 1]
-    named = events[(events["item"] != 0) & np.isin(events["kind"], GAP_KINDS)]
+    named = events[(events["item"] != 0) & np.isin(events["kind"], SESSION_KINDS)]
     known["flags"][np.isin(known["id"], named["item"])] |= AVAILABLE
     named = named[~np.isin(named["item"], known["id"])]
     ids = np.unique(named["item"])

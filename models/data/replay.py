@@ -42,7 +42,7 @@ class Shop:
     def __init__(self, items: Sequence[str], rows: Rows | None = None, *, half_lives: HalfLives = HALF_LIVES) -> None:
         if rows is None:
             rows = bare_items(np.array([key64(id) for id in items], np.int64))
-        self.catalog = Catalog.of_rows(rows, [fragment_of(id) for id in items])
+        self.catalog = Catalog.from_rows(rows, [fragment_of(id) for id in items])
         self.half_lives = half_lives
         self.signals = Signals(self.catalog, half_lives)
         self.history: History | None = None
@@ -55,7 +55,7 @@ class Shop:
         activity = rows_at(activity, np.argsort(activity["time"], kind="stable"))
         activity["offset"] = np.arange(self._counted, self._counted + len(activity))
         self._counted += len(activity)
-        self.signals.set(self._table.rows_of(self._table.fold("clicks", 0, activity)))
+        self.signals.set_signals(self._table.rows_of(self._table.fold("clicks", 0, activity)))
 
 
 class EventSource(Protocol):
@@ -126,7 +126,7 @@ def walk(
 
 def _ask(shop: Shop, profiles: Rows, click: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> RankingQuery:
     now = profiles["last_seen"].copy()
-    leaders, history = shop.signals.leaders(float(now.max())), shop.history
+    leaders, history = shop.signals.trending(float(now.max())), shop.history
     foresight = history.predict(profiles) if history is not None else None
     proposals = NO_PROPOSALS if foresight is None else foresight.rows
     candidates = retrieve(profiles, now, shop.catalog, shop.signals, leaders, proposals=proposals)

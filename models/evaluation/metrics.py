@@ -14,7 +14,7 @@ from models.train.ranker.fit import HELD, PLACES, Choices, Fit, examination, pos
 from models.train.ranker.graph import Head
 from stream.codes import SLOTS
 from stream.events import LOCALES
-from stream.page.json_kernels import POSITIONS
+from stream.codes import MAX_PAGE_ITEMS
 
 Rows = npt.NDArray[np.void]
 Bools = npt.NDArray[np.bool_]
@@ -183,7 +183,7 @@ def _unbiased_mrr(judged: Judged, scores: Scores, eye: npt.NDArray[np.float32]) 
     """
     position = judged.choices.position
     assert position is not None
-    seen = examination(eye, POSITIONS)[position[judged.chosen][judged.held]]
+    seen = examination(eye, MAX_PAGE_ITEMS)[position[judged.chosen][judged.held]]
     weight = np.minimum(1.0 / seen, CLIPPED)
     return float((weight / judged.ranks(scores)).sum() / weight.sum())
 

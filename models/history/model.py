@@ -21,7 +21,7 @@ from models.ranker.features import HistoryScores
 from stream.ids import IdIndex, find
 from stream.items.catalog import Catalog
 from stream.jit import njit
-from stream.page.candidates import PROPOSED, Candidates
+from stream.page.candidates import MAX_PROPOSALS, Candidates
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -203,7 +203,7 @@ class History:
         self._known[:, : self._width] = np.load(folder / VECTORS, allow_pickle=False)
         self._known_scale: Floats = np.load(folder / SCALES, allow_pickle=False)
         self._session = session(folder / GRAPH)
-        self._catalog, self._changed = catalog, catalog.watch()
+        self._catalog, self._changed = catalog, catalog.track_changes()
         self.vectors = np.zeros((0, self._known.shape[1]), np.int8)  # (capacity, width) of the catalogue's items
         self.scales = np.zeros(0, np.float32)  # (capacity,)
         self._nearest, self._rows = IvfIndex(), 0
@@ -250,7 +250,7 @@ class History:
         whole, unit = np.empty((u, self.vectors.shape[1]), np.int16), np.empty(u, np.float32)
         _whole(query, whole, unit)
         unit[last < 0] = 0.0
-        rows = self._nearest.find(whole, self.vectors, self.scales, PROPOSED)
+        rows = self._nearest.find(whole, self.vectors, self.scales, MAX_PROPOSALS)
         rows[last < 0] = -1
         return HistoryPrediction(whole, unit, rows)
 

@@ -16,24 +16,22 @@ from stream.ids import find
 from stream.items.catalog import Catalog
 from stream.items.signals import Signals
 from stream.jit import njit
-from stream.page.candidates import CANDIDATES, RECENT_ITEMS, Candidates, distinct_recent, slot_of
-from stream.page.json_kernels import (
-    AGAIN_BOUGHT,
-    BEFORE,
-    BRAND,
-    CATEGORY,
-    FITS,
-    GEN_CATEGORY,
-    GEN_FRESH,
-    GEN_POPULAR,
-    IN_CART,
-    NEW,
-    NEXT,
-    POPULAR,
-    PRICE,
-    TOGETHER,
-    WORD,
-)
+from stream.page.candidates import MAX_CANDIDATES, RECENT_ITEMS, Candidates, distinct_recent, row_slot
+from stream.codes import REASON_AGAIN_BOUGHT
+from stream.codes import REASON_FITS
+from stream.codes import REASON_NEW
+from stream.codes import REASON_IN_CART
+from stream.codes import REASON_WORD
+from stream.codes import REASON_PRICE
+from stream.codes import REASON_BRAND
+from stream.codes import REASON_CATEGORY
+from stream.codes import REASON_BEFORE
+from stream.codes import REASON_NEXT
+from stream.codes import REASON_TOGETHER
+from stream.codes import REASON_POPULAR
+from stream.codes import GEN_FRESH
+from stream.codes import GEN_CATEGORY
+from stream.codes import GEN_POPULAR
 from stream.profile.exposure import FATIGUE_HALF_LIFE
 from stream.profile.fold import HALF_LIVES, TOP
 
@@ -42,60 +40,60 @@ Floats = npt.NDArray[np.float32]
 
 # Name and the reason that a positive theta_i phi_i gives; None: it explains nothing to a shopper.
 _NAMED: tuple[tuple[str, int | None], ...] = (
-    ("next_last", NEXT),  # log T[l, c] / O[l]: transitions from the last item, weight 1 / step
-    ("next_strict", NEXT),  # log M[l, c] / m[l]: of one step
-    ("next_sum", NEXT),  # log of the sum over the last items a of T / O / (a + 1)
-    ("next_second", NEXT),
-    ("next_last_support", NEXT),  # times log1p(m[l]) / 5: a rate from many cases says more
-    ("next_sum_length", NEXT),  # times log of the session's length
-    ("together_last", TOGETHER),  # log cosine of co-visits with the last item
-    ("together_second", TOGETHER),
-    ("together_sum", TOGETHER),
-    ("together_last_support", TOGETHER),
-    ("back_last", TOGETHER),  # log T[c, l] / O[c]: the last item after the candidate
-    ("two_hop", TOGETHER),  # over the strongest neighbours of the last item
-    ("together_cart", IN_CART),
-    ("popular_hour", POPULAR),
-    ("popular_day", POPULAR),
-    ("popular_fortnight", POPULAR),
-    ("popular_newcomer", POPULAR),  # popularity of the day / (1 + events of the shopper)
-    ("bought_by_many", POPULAR),
-    ("carted_by_many", POPULAR),
-    ("buy_rate", POPULAR),
-    ("is_last", BEFORE),
-    ("is_recent", BEFORE),
-    ("recent_steps", BEFORE),  # 1 / (1 + steps back)
-    ("recent_count", BEFORE),  # log1p times in the ring
-    ("recent_age", BEFORE),  # log1p minutes since
-    ("repeat_rate_last", BEFORE),  # M[c, c] / m[c] where it is the last item
-    ("repeat_rate_recent", BEFORE),
-    ("carted_before", BEFORE),
-    ("in_cart", IN_CART),
-    ("bought", AGAIN_BOUGHT),
-    ("bought_age", AGAIN_BOUGHT),  # log1p days since
-    ("category_half_hour", CATEGORY),  # share of the taste, at three half-lives
-    ("category_day", CATEGORY),
-    ("category_month", CATEGORY),
-    ("category_last", CATEGORY),  # same as the last item's
-    ("category_recent", CATEGORY),  # share of the last items, weight 1 / (a + 1)
-    ("brand_half_hour", BRAND),
-    ("brand_day", BRAND),
-    ("brand_month", BRAND),
-    ("brand_last", BRAND),
-    ("brand_recent", BRAND),
-    ("category_and_brand", BRAND),
-    ("price_distance", PRICE),  # |log price - mean| of the shopper's
-    ("price_square", PRICE),
-    ("price_above", PRICE),
-    ("price_below", PRICE),
-    ("price_last", PRICE),  # |log price - the last item's|
-    ("searched", WORD),  # decayed weight of the shopper's search words in the title
-    ("searched_any", WORD),
-    ("title_last", CATEGORY),  # share of title words that the last item has too
-    ("title_recent", CATEGORY),  # weight 1 / (a + 1) over the last items
-    ("title_category", CATEGORY),  # title_recent times category_recent
-    ("age", NEW),  # log1p days since it came
-    ("is_new", NEW),  # came within 7 days
+    ("next_last", REASON_NEXT),  # log T[l, c] / O[l]: transitions from the last item, weight 1 / step
+    ("next_strict", REASON_NEXT),  # log M[l, c] / m[l]: of one step
+    ("next_sum", REASON_NEXT),  # log of the sum over the last items a of T / O / (a + 1)
+    ("next_second", REASON_NEXT),
+    ("next_last_support", REASON_NEXT),  # times log1p(m[l]) / 5: a rate from many cases says more
+    ("next_sum_length", REASON_NEXT),  # times log of the session's length
+    ("together_last", REASON_TOGETHER),  # log cosine of co-visits with the last item
+    ("together_second", REASON_TOGETHER),
+    ("together_sum", REASON_TOGETHER),
+    ("together_last_support", REASON_TOGETHER),
+    ("back_last", REASON_TOGETHER),  # log T[c, l] / O[c]: the last item after the candidate
+    ("two_hop", REASON_TOGETHER),  # over the strongest neighbours of the last item
+    ("together_cart", REASON_IN_CART),
+    ("popular_hour", REASON_POPULAR),
+    ("popular_day", REASON_POPULAR),
+    ("popular_fortnight", REASON_POPULAR),
+    ("popular_newcomer", REASON_POPULAR),  # popularity of the day / (1 + events of the shopper)
+    ("bought_by_many", REASON_POPULAR),
+    ("carted_by_many", REASON_POPULAR),
+    ("buy_rate", REASON_POPULAR),
+    ("is_last", REASON_BEFORE),
+    ("is_recent", REASON_BEFORE),
+    ("recent_steps", REASON_BEFORE),  # 1 / (1 + steps back)
+    ("recent_count", REASON_BEFORE),  # log1p times in the ring
+    ("recent_age", REASON_BEFORE),  # log1p minutes since
+    ("repeat_rate_last", REASON_BEFORE),  # M[c, c] / m[c] where it is the last item
+    ("repeat_rate_recent", REASON_BEFORE),
+    ("carted_before", REASON_BEFORE),
+    ("in_cart", REASON_IN_CART),
+    ("bought", REASON_AGAIN_BOUGHT),
+    ("bought_age", REASON_AGAIN_BOUGHT),  # log1p days since
+    ("category_half_hour", REASON_CATEGORY),  # share of the taste, at three half-lives
+    ("category_day", REASON_CATEGORY),
+    ("category_month", REASON_CATEGORY),
+    ("category_last", REASON_CATEGORY),  # same as the last item's
+    ("category_recent", REASON_CATEGORY),  # share of the last items, weight 1 / (a + 1)
+    ("brand_half_hour", REASON_BRAND),
+    ("brand_day", REASON_BRAND),
+    ("brand_month", REASON_BRAND),
+    ("brand_last", REASON_BRAND),
+    ("brand_recent", REASON_BRAND),
+    ("category_and_brand", REASON_BRAND),
+    ("price_distance", REASON_PRICE),  # |log price - mean| of the shopper's
+    ("price_square", REASON_PRICE),
+    ("price_above", REASON_PRICE),
+    ("price_below", REASON_PRICE),
+    ("price_last", REASON_PRICE),  # |log price - the last item's|
+    ("searched", REASON_WORD),  # decayed weight of the shopper's search words in the title
+    ("searched_any", REASON_WORD),
+    ("title_last", REASON_CATEGORY),  # share of title words that the last item has too
+    ("title_recent", REASON_CATEGORY),  # weight 1 / (a + 1) over the last items
+    ("title_category", REASON_CATEGORY),  # title_recent times category_recent
+    ("age", REASON_NEW),  # log1p days since it came
+    ("is_new", REASON_NEW),  # came within 7 days
     ("expires_soon", None),  # within a day
     ("shown_in_vain", None),  # log1p of the decayed number of showings
     ("shown_in_vain_popular", None),
@@ -103,13 +101,13 @@ _NAMED: tuple[tuple[str, int | None], ...] = (
     ("from_fresh", None),
     ("from_popular", None),
     ("has_signals", None),
-    ("category_activity", CATEGORY),  # category_half_hour times log1p of the half hour's activity
-    ("foreseen", FITS),  # log of the history model's share; it and its products are zero where there is no such model
-    ("foreseen_support", FITS),  # times log1p(m[l]) / 5
-    ("foreseen_length", FITS),  # times log of the session's length
+    ("category_activity", REASON_CATEGORY),  # category_half_hour times log1p of the half hour's activity
+    ("foreseen", REASON_FITS),  # log of the history model's share; it and its products are zero where there is no such model
+    ("foreseen_support", REASON_FITS),  # times log1p(m[l]) / 5
+    ("foreseen_length", REASON_FITS),  # times log of the session's length
     ("foreseen_behind", None),  # log of the share over the best candidate's
     ("foreseen_unknown", None),  # the model has never seen the item: its share is that of its attributes
-    ("led_there", NEXT),  # log1p M[l, c]: how often one step led from the last item there
+    ("led_there", REASON_NEXT),  # log1p M[l, c]: how often one step led from the last item there
     ("support", None),  # log1p(m[c]) / 5
     ("touched_age", None),  # log1p hours since anybody touched it
     # Alike for all candidates, so that they say nothing by themselves: an MLP weighs the others by them.
@@ -126,7 +124,7 @@ _AT = {name: at for at, name in enumerate(FEATURES)}
 _LIVES = np.array(HALF_LIVES)
 _WORDS = 128  # slots of the hash of the last items' title words
 _PLACES = 1024  # slots of the hash of the candidates' rows
-assert _PLACES > 2 * CANDIDATES
+assert _PLACES > 2 * MAX_CANDIDATES
 _MARKS = 1024  # slots of the sieve of items that a shopper has to do with
 _RECENT, _CART, _BOUGHT, _TIRED, _CATEGORY, _BRAND = 1, 2, 4, 8, 16, 32
 
@@ -215,7 +213,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
         known_until = min(time, clock)
         keys[:] = -1
         for c in range(n):
-            slot = slot_of(keys, rows[u, c])
+            slot = row_slot(keys, rows[u, c])
             keys[slot] = rows[u, c]
             places[slot] = c
             raw[c, :] = 0.0
@@ -237,7 +235,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 row = near_row[recent[a], j]
                 if row < 0:
                     continue
-                slot = slot_of(keys, row)
+                slot = row_slot(keys, row)
                 at = places[slot] if keys[slot] == row else -1
                 follows = s.near_next[j] / out
                 if a == 0 and follows > 0.02:
@@ -247,7 +245,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                         hop = near_row[row, k]
                         if hop < 0:
                             continue
-                        slot = slot_of(keys, hop)
+                        slot = row_slot(keys, hop)
                         if keys[slot] == hop:
                             raw[places[slot], 7] += follows * o.near_next[k] / hop_out
                 if at < 0:
@@ -276,7 +274,7 @@ def _joint_features(profiles, serving, now, rows, generators, count, index_keys,
                 row = near_row[source, j]
                 if row < 0:
                     continue
-                slot = slot_of(keys, row)
+                slot = row_slot(keys, row)
                 if keys[slot] == row:
                     raw[places[slot], 8] += s.near_visit[j] / np.sqrt(max(np.float64(s.seen) * seen_of[row], 1e-9))
         for j in range(p.recent_item.shape[0]):
@@ -539,10 +537,10 @@ def joint_features(
     are the same to the bit alone and in any batch. foreseen: of a history model, where there is one.
     """
     phi = room if room is not None else np.empty((*candidates.rows.shape, F), np.float32)
-    signals.fit()
+    signals.grow_to_catalog()
     _joint_features(
         profiles, serving, now, candidates.rows, candidates.generators, candidates.count, catalog.index.keys,
-        catalog.index.rows, catalog.items, signals.rows, signals.near_row, signals.figures,
-        signals.seen, signals.lives, signals.clock, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
+        catalog.index.rows, catalog.items, signals.rows, signals.neighbour_rows, signals.summaries,
+        signals.seen, signals.half_lives, signals.clock, foreseen.shares, foreseen.unknown, phi.reshape(-1, F),
     )  # fmt: skip
     return phi

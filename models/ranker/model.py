@@ -18,7 +18,7 @@ from models.onnx_session import session
 from models.ranker.features import FEATURES, features_hash
 from stream.items.signals import HALF_LIVES, HalfLives
 from stream.jit import njit
-from stream.page.candidates import CANDIDATES
+from stream.page.candidates import MAX_CANDIDATES
 
 GRAPH, THETA = "softmax.onnx", "theta.npy"
 HEAD, LINEAR = "mlp.onnx", "linear.npy"  # of the MLP, where the folder has one
@@ -54,8 +54,8 @@ class _Alone:
     """One shopper's phi, mask and scores at a fixed place that the session is bound to: half the time of a free call."""
 
     def __init__(self, session: Any, theta: npt.NDArray[np.float32]) -> None:
-        self.phi = np.zeros((1, CANDIDATES, len(theta)), np.float32)
-        self._mask, self._scores = np.zeros((1, CANDIDATES), np.bool_), np.zeros((1, CANDIDATES), np.float32)
+        self.phi = np.zeros((1, MAX_CANDIDATES, len(theta)), np.float32)
+        self._mask, self._scores = np.zeros((1, MAX_CANDIDATES), np.bool_), np.zeros((1, MAX_CANDIDATES), np.float32)
         self._masked = 0  # candidates that the mask leaves
         self._run, self._bound = session.run_with_iobinding, session.io_binding()
         for name, array in (("phi", self.phi), ("mask", self._mask), ("theta", theta)):

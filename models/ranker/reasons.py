@@ -8,7 +8,12 @@ from stream.items.catalog import Catalog
 from stream.items.signals import Signals
 from stream.jit import njit
 from stream.page.candidates import RECENT_ITEMS, distinct_recent
-from stream.page.json_kernels import AGAIN_BOUGHT, EXPLORING, NEW, NEXT, POPULAR, TOGETHER
+from stream.codes import REASON_AGAIN_BOUGHT
+from stream.codes import REASON_EXPLORING
+from stream.codes import REASON_NEW
+from stream.codes import REASON_NEXT
+from stream.codes import REASON_TOGETHER
+from stream.codes import REASON_POPULAR
 
 Rows = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
@@ -17,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 @njit
 def largest_term(x, theta, reason_of):  # type: ignore[no-untyped-def]
     """-> code of stream.page.REASONS, weight: the largest theta_i x_i that speaks for an item; POPULAR, 0 where none."""
-    best, code = 0.0, POPULAR
+    best, code = 0.0, REASON_POPULAR
     for f in range(x.shape[0]):
         weight = theta[f] * x[f]
         if reason_of[f] >= 0 and weight > best:
@@ -36,19 +41,19 @@ def _explain(profiles, placed, count, personal, phi, theta, reason_of, index_key
             item = placed[u, j]
             shown[n, :] = phi[u, item.candidate]
             n += 1
-            if not personal[u] or item.reason == EXPLORING:
+            if not personal[u] or item.reason == REASON_EXPLORING:
                 continue
             code, item.weight = largest_term(phi[u, item.candidate], theta, reason_of)
-            if item.reason != NEW and item.reason != AGAIN_BOUGHT:
+            if item.reason != REASON_NEW and item.reason != REASON_AGAIN_BOUGHT:
                 item.reason = code
-            if item.reason != NEXT and item.reason != TOGETHER:
+            if item.reason != REASON_NEXT and item.reason != REASON_TOGETHER:
                 continue
             best = 0.0
             for a in range(r):
                 s = signals[recent[a]]
                 for k in range(near_row.shape[1]):
                     if near_row[recent[a], k] == item.row:
-                        strength = np.float64(s.near_next[k] if item.reason == NEXT else s.near_visit[k]) / (a + 1.0)
+                        strength = np.float64(s.near_next[k] if item.reason == REASON_NEXT else s.near_visit[k]) / (a + 1.0)
                         if strength > best:
                             best = strength
                             item.reason_row = recent[a]
@@ -73,6 +78,6 @@ def explain(
     shown = np.empty((sum(count.tolist()), F), np.float32)
     _explain(
         profiles, placed, count, personal, phi, theta.reshape(-1), REASON_OF, catalog.index.keys, catalog.index.rows,
-        signals.rows, signals.near_row, shown,
+        signals.rows, signals.neighbour_rows, shown,
     )  # fmt: skip
     return shown

@@ -46,7 +46,7 @@ def test_the_shop_made_of_arrays_is_what_its_records_come_to() -> None:
 
 
 def test_every_item_of_the_shop_has_a_full_list_of_other_neighbours() -> None:
-    near = page.shop_of(1000).signals.near_row[:1000]
+    near = page.shop_of(1000).signals.neighbour_rows[:1000]
     assert (near >= 0).all() and (near < 1000).all()
     assert all(len(set(of)) == near.shape[1] and row not in of for row, of in enumerate(near.tolist()))
 
@@ -59,4 +59,4 @@ def test_two_rows_of_one_id_make_no_catalogue() -> None:
     rows = np.zeros(2, ITEM)
     rows["id"] = 5
     with pytest.raises(ValueError, match="2 items have 1 ids"):
-        Catalog.of_rows(rows, [b"a", b"b"])
+        Catalog.from_rows(rows, [b"a", b"b"])

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from stream.kafka import topics
-from stream.page.json_kernels import schemas
+from stream.page.schemas import schemas
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.shop import item

@@ -7,7 +7,7 @@ import pytest
 
 from agents.page import path as page_path
 from agents.worker import Worker
-from stream.page.json_kernels import encode_pages
+from stream.page.encode import encode_pages
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, settings_for, until_counted

@@ -33,7 +33,9 @@ from stream.events import (
     locale_code,
     shopper_key,
 )
-from stream.page.json_kernels import POSITIONS, Impression, unpacked_phi
+from stream.codes import MAX_PAGE_ITEMS
+from stream.page.schemas import Impression
+from stream.page.encode import unpack_phi
 
 # Of a choice: code of the slot that the item stood in, of the shopper's locale, whether the item was drawn by chance.
 ABOUT = np.dtype([("slot", "i1"), ("locale", "i1"), ("explored", "i1")])
@@ -131,12 +133,12 @@ def _page(impression: Impression) -> _Page:
             f"time is {impression.time[:40]!a}, expected one with a zone, such as 2026-01-01T00:00:00.000Z"
         )
     try:
-        phi = unpacked_phi(base64.b64decode(impression.phi, validate=True), F)
+        phi = unpack_phi(base64.b64decode(impression.phi, validate=True), F)
     except (binascii.Error, ValueError, IndexError) as error:
         raise ValueError(f"phi is {impression.phi[:40]!a}: {error}") from None
-    if len(phi) != len(impression.items) or not 1 < len(phi) <= POSITIONS:
+    if len(phi) != len(impression.items) or not 1 < len(phi) <= MAX_PAGE_ITEMS:
         raise ValueError(
-            f"phi has {len(phi)} rows, items has {len(impression.items)}, from 2 to {POSITIONS} are expected"
+            f"phi has {len(phi)} rows, items has {len(impression.items)}, from 2 to {MAX_PAGE_ITEMS} are expected"
         )
     if not np.isfinite(phi).all():
         raise ValueError("phi holds numbers that are none")

@@ -15,7 +15,7 @@ from agents.headlines.copywriter_process import CopywriterUnavailable
 from agents.page.headline_cache import PATIENCE, Headline, HeadlineRequest, naming_segment_of
 from models.copywriter.model import Copy
 from stream import metrics
-from stream.codes import TRENDING
+from stream.codes import SLOT_TRENDING
 from stream.kafka.client.connection import NoBroker
 from stream.settings import Settings
 from tests.harness.events import NOW
@@ -66,7 +66,7 @@ def request(category: str, at: float) -> Any:
 
 
 def naming(item: str, title: str, at: float, locale: str = "en") -> Any:
-    segment = naming_segment_of(locale, TRENDING, item)
+    segment = naming_segment_of(locale, SLOT_TRENDING, item)
     return record(HeadlineRequest(segment, locale, "trending", "", [title], item), at)
 
 
@@ -136,7 +136,7 @@ def test_a_headline_that_names_an_item_tells_the_copywriter_its_title_and_says_w
     [common, named] = desk.sent
     assert (common.item, common.title) == ("", "")
     assert (named.item, named.title, named.text) == ("SKU1", "Brass Lamp", "Just in: Brass Lamp")
-    assert named.segment == naming_segment_of("en", TRENDING, "SKU1")
+    assert named.segment == naming_segment_of("en", SLOT_TRENDING, "SKU1")
 
 
 def test_what_waits_goes_together_and_headlines_of_many_pages_go_first(clock: list[float]) -> None:

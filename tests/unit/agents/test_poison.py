@@ -23,8 +23,8 @@ from stream import metrics
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
 from stream.kafka.commit import Output
-from stream.page.candidates import CANDIDATES
-from stream.page.json_kernels import encode_pages
+from stream.page.candidates import MAX_CANDIDATES
+from stream.page.encode import encode_pages
 from stream.profile.codec import owing_pages
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
@@ -186,7 +186,7 @@ def poison_ranker(monkeypatch: pytest.MonkeyPatch, path: PagePath, shoppers: Seq
         return joint_features(profiles, serving, now, *more)
 
     def score(phi: Any, count: Any) -> Any:
-        if phi.shape[1] == CANDIDATES and bad & set(seen):
+        if phi.shape[1] == MAX_CANDIDATES and bad & set(seen):
             raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL")
         return real(phi, count)
 

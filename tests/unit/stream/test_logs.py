@@ -117,7 +117,7 @@ def test_sentences_are_told_whoever_raises_them() -> None:
     # A ValueError whose words we chose, as opposed to one of int(): what is raised by our own `raise`.
     from stream.items.activity import decode_activity
 
-    assert logs.told(raised(decode_activity, b"x")) == "1 bytes are no activity"
+    assert logs.told(raised(decode_activity, b"x")) == "a value of 1 bytes is too short for item activity"
     assert logs.told(raised(surprise)).startswith("KeyError in surprise, ")
 
 

@@ -15,7 +15,7 @@ from models.ranker.features import F
 from models.ranker.model import TOLERANCE, Ranker, sound
 from models.train.ranker.fit import Fit, export
 from stream import metrics
-from stream.page.json_kernels import schemas
+from stream.page.schemas import schemas
 from tests.harness.events import NOW
 from tests.unit.agents.page.test_path import path_of, run_of
 from tests.unit.agents.page.test_path import views as views_of

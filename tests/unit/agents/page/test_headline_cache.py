@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agents.page import headline_cache as copybook
 from agents.page.headline_cache import PATIENCE, WORTH_WAITING, Headline, HeadlineCache, segment_of
 from agents.page.path import PagePath
-from stream.codes import FOR_YOU, TRENDING
+from stream.codes import SLOT_FOR_YOU, SLOT_TRENDING
 from tests.harness.events import NOW, record
 from tests.unit.agents.page.test_path import path_of, run_of, views
 
@@ -22,13 +22,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text(category: str, created: float = NOW, ttl: float = 60.0) -> tuple[bytes, bytes]:
-    copy = Headline(segment=segment_of("en", FOR_YOU, category), locale="en", slot="for_you", category=category,
+    copy = Headline(segment=segment_of("en", SLOT_FOR_YOU, category), locale="en", slot="for_you", category=category,
                     text="Lamps for you", created=created, ttl=ttl, copywriter="v")  # fmt: skip
     return copy.segment.encode(), msgspec.json.encode(copy)
 
 
 def there(book: HeadlineCache, category: str, now: float = NOW) -> bool:
-    return not book.title("en", FOR_YOU, category, now).missing
+    return not book.title("en", SLOT_FOR_YOU, category, now).missing
 
 
 def test_no_more_is_asked_for_than_a_copywriter_can_answer() -> None:
@@ -55,7 +55,7 @@ def test_a_request_is_made_again_when_nobody_answered_also_where_the_clock_was_s
 
 def test_of_the_pages_that_wait_the_latest_are_kept() -> None:
     book = HeadlineCache()
-    segment = segment_of("en", FOR_YOU, "c")
+    segment = segment_of("en", SLOT_FOR_YOU, "c")
     for k in range(9):
         book.waits(segment, b"u%d" % (k % 7), (f"e{k}", NOW), NOW)
     assert book.waiters == 4
@@ -103,7 +103,7 @@ def test_it_never_holds_more_than_its_bounds(seen: list[tuple[str, int, float]])
     book, now = HeadlineCache(), NOW
     for what, k, passed in seen:
         now += passed
-        segment = segment_of("en", FOR_YOU, f"c{k}")
+        segment = segment_of("en", SLOT_FOR_YOU, f"c{k}")
         if what == "ask" and book.wants(segment, now):
             book.asked(segment, now)
         elif what == "wait":
@@ -145,4 +145,4 @@ def test_a_headline_that_is_late_still_comes_with_the_next_version() -> None:
                     ttl=60, copywriter="v")  # fmt: skip
     served = path.copies.apply([(segment.encode(), msgspec.json.encode(late))])
     assert list(served) == [b"u0"]
-    assert not path.copies.title("en", TRENDING, "", NOW + 91).missing
+    assert not path.copies.title("en", SLOT_TRENDING, "", NOW + 91).missing

@@ -24,10 +24,11 @@ from agents.page.headline_cache import (
     segment_of,
 )
 from agents.page.path import _NAMED, PagePath, PageResult
-from stream.codes import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, TRENDING
+from stream.codes import SLOT_BUY_AGAIN, SLOT_BECAUSE, SLOT_CATEGORIES, SLOT_FOR_YOU, SLOT_FRESH, SLOT_TRENDING
 from stream.ids import key32
-from stream.page.assembly import Placements, leads
-from stream.page.json_kernels import PLACED, POSITIONS
+from stream.page.assembly import Placements, select_lead_items
+from stream.page.assembly import PLACED
+from stream.codes import MAX_PAGE_ITEMS
 from tests.harness.events import NOW, record
 from tests.harness.shop import catalog_of, item
 from tests.unit.agents.page.test_path import path_of, run_of, views
@@ -111,12 +112,12 @@ def test_a_name_is_gone_with_the_item_that_bore_it() -> None:
 
 
 def test_a_slot_about_an_interest_names_only_an_item_of_it() -> None:
-    placed = np.zeros((3, POSITIONS), PLACED)
-    slots = (FOR_YOU, FOR_YOU, BECAUSE, TRENDING, CATEGORIES, FRESH, AGAIN)
+    placed = np.zeros((3, MAX_PAGE_ITEMS), PLACED)
+    slots = (SLOT_FOR_YOU, SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH, SLOT_BUY_AGAIN)
     placed["slot"][:, : len(slots)], placed["row"][:, : len(slots)] = slots, (0, 1, 1, 2, 5, 3, 0)
     catalog = catalog_of(6)  # of category c0 are the rows 0 and 5
     interest = np.array([key32("c0"), key32("c1"), 0], np.int32)
-    found = leads(Placements(placed, np.array([7, 3, 6], np.int32)), interest, _NAMED, catalog).tolist()
+    found = select_lead_items(Placements(placed, np.array([7, 3, 6], np.int32)), interest, _NAMED, catalog).tolist()
     assert found == [
         [-1, 0, -1, 2, 5, 3, -1],  # not the second of a slot, nor what is bought again
         [-1, -1, 1, -1, -1, -1, -1],
@@ -166,15 +167,15 @@ def test_so_many_a_second_and_no_more_also_where_the_clock_is_set_back() -> None
         now += 0.1
         if book.naming_room(now):
             given_out += 1
-            book.asked(naming_segment_of("en", TRENDING, f"i{k}"), now, naming=True)
-            book.apply([(naming_segment_of("en", TRENDING, f"i{k}").encode(), None)])
+            book.asked(naming_segment_of("en", SLOT_TRENDING, f"i{k}"), now, naming=True)
+            book.apply([(naming_segment_of("en", SLOT_TRENDING, f"i{k}").encode(), None)])
     assert NAMING_BURST + 118 <= given_out <= NAMING_BURST + 121
     assert book.naming_room(now - HOUR) <= 1
     assert HeadlineCache(naming_rate=0.0).naming_room(NOW) == 0
 
 
 def naming(book: HeadlineCache, k: int, at: float, text: str | None = "Just in: Lamp") -> None:
-    segment = naming_segment_of("en", TRENDING, f"i{k}")
+    segment = naming_segment_of("en", SLOT_TRENDING, f"i{k}")
     copy = Headline(segment=segment, locale="en", slot="trending", category="", text=text, created=at, ttl=60.0,
                     copywriter="v", item=f"i{k}", title="Lamp")  # fmt: skip
     book.apply([(segment.encode(), msgspec.json.encode(copy))], at)
@@ -185,7 +186,7 @@ def test_when_there_is_no_room_nothing_is_asked_and_common_headlines_keep_theirs
 ) -> None:
     monkeypatch.setattr(copybook, "TEXTS", 5)
     book = HeadlineCache(naming_rate=1000.0)
-    answered(book, [HeadlineRequest(segment_of("en", FOR_YOU, "c"), "en", "for_you", "c", [])], NOW)
+    answered(book, [HeadlineRequest(segment_of("en", SLOT_FOR_YOU, "c"), "en", "for_you", "c", [])], NOW)
     for k in range(9):
         naming(book, k, NOW + k)
     assert book.naming == 5 and len(book) == 1 and book.naming_room(NOW + 9) == 0
@@ -195,7 +196,7 @@ def test_when_there_is_no_room_nothing_is_asked_and_common_headlines_keep_theirs
 
 def test_one_that_was_found_impossible_is_not_asked_for_again_and_old_ones_are_left_out() -> None:
     book = HeadlineCache()
-    segment = naming_segment_of("en", TRENDING, "i1")
+    segment = naming_segment_of("en", SLOT_TRENDING, "i1")
     naming(book, 1, NOW, None)
     found = book.naming_title(segment, "", "Lamp", NOW + 1)
     assert (found.head, found.missing) == (b"", False)
@@ -212,7 +213,7 @@ def test_one_that_was_found_impossible_is_not_asked_for_again_and_old_ones_are_l
 
 @given(st.text(max_size=12), st.text(min_size=1, max_size=12))
 def test_no_category_reads_as_an_item(category: str, item_id: str) -> None:
-    assert segment_of("en", FOR_YOU, category) != naming_segment_of("en", FOR_YOU, item_id)
+    assert segment_of("en", SLOT_FOR_YOU, category) != naming_segment_of("en", SLOT_FOR_YOU, item_id)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.floats(-50, 200)), max_size=150))
@@ -221,7 +222,7 @@ def test_what_is_kept_and_what_is_asked_is_bounded_whatever_happens(seen: list[t
     book, now = HeadlineCache(naming_rate=100.0), NOW
     for answers, k, passed in seen:
         now += passed
-        segment = naming_segment_of("en", TRENDING, f"i{k}")
+        segment = naming_segment_of("en", SLOT_TRENDING, f"i{k}")
         if answers:
             naming(book, k, now)
         elif book.naming_room(now) and book.wants_naming(segment, now):

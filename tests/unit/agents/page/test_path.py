@@ -12,10 +12,11 @@ from agents.page.headline_cache import Headline, HeadlineCache, Refresh, segment
 from agents.page.path import PagePath, PageResult, Policy
 from models.ranker.features import F, joint_features
 from models.ranker.model import Ranker
-from stream.codes import FOR_YOU, TRENDING
+from stream.codes import SLOT_FOR_YOU, SLOT_TRENDING
 from stream.events import Decoded, decode_run
 from stream.page.candidates import retrieve
-from stream.page.json_kernels import Homepage, unpacked_phi
+from stream.page.schemas import Homepage
+from stream.page.encode import unpack_phi
 from stream.profile.exposure import SERVING
 from stream.profile.fold import PROFILE, blank, fold
 from stream.settings import SHIPPED_MODELS
@@ -91,7 +92,7 @@ def test_features_are_the_same_to_the_bit_alone_and_in_a_batch() -> None:
             np.zeros(3, np.int32),
             rows(*(row(1, f"i{(s + k) % 60}", NOW + k + s) for k in range(3))),
         )
-    now, leaders = profiles["last_seen"].copy(), signals.leaders(NOW)
+    now, leaders = profiles["last_seen"].copy(), signals.trending(NOW)
     serving = np.zeros(40, SERVING)
 
     def phi(part: slice) -> np.ndarray:
@@ -146,7 +147,7 @@ def test_the_trigger_is_the_newest_event_of_the_shopper_in_the_run() -> None:
 def test_impressions_carry_the_phi_that_was_scored() -> None:
     step = path_of().step({}, *run_of(*views(4, 3)), NOW)
     for (_, value), phi, shown in zip(step.impressions, step.phi, step.shown, strict=True):
-        logged = unpacked_phi(base64.b64decode(json.loads(value)["phi"]), F)
+        logged = unpack_phi(base64.b64decode(json.loads(value)["phi"]), F)
         np.testing.assert_allclose(logged, phi, rtol=2e-3, atol=2e-3)
         assert len(shown) == len(phi) == len(json.loads(value)["items"])
 
@@ -174,7 +175,7 @@ def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
     asked = [request for requests in step.requests for request in requests]
     segments = [request.segment for request in asked]
     assert len(segments) == len(set(segments))
-    assert segment_of("zh", TRENDING, "c1") == "zh|trending|" in segments
+    assert segment_of("zh", SLOT_TRENDING, "c1") == "zh|trending|" in segments
     request = next(r for r in asked if r.locale == "en" and r.slot == "for_you")
     text = Headline(segment=request.segment, locale="en", slot="for_you", category=request.category, text="Lamps for you",
                     created=NOW, ttl=60, copywriter="sha256:x")  # fmt: skip
@@ -192,7 +193,7 @@ def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
         assert page["trigger"]["event_id"] == next(
             t.event_id for (k, _), t in zip(step.pages, step.triggers, strict=True) if k == key
         )
-    assert path.copies.title("en", FOR_YOU, request.category, NOW + 61).missing, "its time is over"
+    assert path.copies.title("en", SLOT_FOR_YOU, request.category, NOW + 61).missing, "its time is over"
 
 
 def test_copy_that_is_none_is_left_out_and_a_refused_headline_is_not_asked_for_again() -> None:
@@ -213,7 +214,7 @@ def test_copy_that_is_none_is_left_out_and_a_refused_headline_is_not_asked_for_a
     book.asked("en|for_you|c", NOW)
     assert not book.wants("en|for_you|c", NOW + 1)
     assert book.apply([(b"en|for_you|c", msgspec.json.encode(refused))]) == {}
-    assert not book.title("en", FOR_YOU, "c", NOW + 1).missing
+    assert not book.title("en", SLOT_FOR_YOU, "c", NOW + 1).missing
 
 
 def test_profiles_hold_nothing_of_how_events_were_batched() -> None:

@@ -18,7 +18,7 @@ from stream.degradation import Degradation
 from stream.events import Decoded
 from stream.metrics import STAGES
 from stream.page.candidates import retrieve
-from stream.page.json_kernels import GEN_HISTORY
+from stream.codes import GEN_HISTORY
 from tests.harness.events import NOW, record
 from tests.harness.shop import catalog_of, signals_of
 from tests.unit.agents.page.test_path import run_of, views
@@ -47,7 +47,7 @@ def test_what_the_history_model_proposes_is_among_the_candidates_unless_it_must_
     signals, profiles = signals_of(catalog, SESSIONS), some_profiles(2, seed=1)
     now = np.full(2, NOW)
     proposals = np.array([[150, 151, 152, -1], [-1, -1, -1, -1]], np.int32)
-    found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW), proposals=proposals)
+    found = retrieve(profiles, now, catalog, signals, signals.trending(NOW), proposals=proposals)
     proposed = [
         set(rows[(g & GEN_HISTORY) != 0].tolist()) for rows, g in zip(found.rows, found.generators, strict=True)
     ]

@@ -13,7 +13,7 @@ from agents.page.headline_cache import Refresh
 from agents.page.path import PagePath, PageResult
 from stream.degradation import Degradation
 from stream.page.assembly import PageRules
-from stream.page.json_kernels import schemas
+from stream.page.schemas import schemas
 from stream.profile.codec import decode_record, owing_pages
 from stream.profile.exposure import OWED_ID, SERVING, SERVING_BEFORE, SERVING_VERSION
 from stream.row_codec import pack, unpack

@@ -18,7 +18,7 @@ from models.train.history.sequences import InteractionSequences
 from models.train.progress import of_stretch
 from stream.events import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
 from stream.ids import key32, key64
-from stream.items.activity import SESSION_GAP
+from stream.items.activity import SESSION_GAP_S
 from stream.items.catalog import AVAILABLE, Catalog
 from stream.profile.fold import blank, fold
 from stream.row_codec import rows_at
@@ -35,7 +35,7 @@ def test_a_step_begins_with_what_is_touched_next_and_a_session_after_a_pause() -
     log = log_of(
         row(HOME, time=NOW), row(CLICK, "a", NOW + 1), row(VIEW, "a", NOW + 2), row(ADD, "a", NOW + 3),
         row(VIEW, "b", NOW + 10), row(ADD, "c", NOW + 20), row(SEARCH, time=NOW + 25, word="x"), row(BUY, "d", NOW + 30),
-        row(VIEW, "d", NOW + 31 + SESSION_GAP),
+        row(VIEW, "d", NOW + 31 + SESSION_GAP_S),
     )  # fmt: skip
     assert log.ends.tolist() == [8, 9]
     # The first touch of all teaches nothing: nothing was known. Views after clicks, and additions, are no choices.

@@ -15,7 +15,7 @@ from models.train.history.graph import SCALE, Shape, export
 from stream.events import ADD, CLICK, VIEW
 from stream.ids import key64
 from stream.items.catalog import Catalog
-from stream.page.candidates import PROPOSED, Candidates
+from stream.page.candidates import MAX_PROPOSALS, Candidates
 from stream.profile.fold import blank
 from tests.harness.shop import catalog_of, item
 
@@ -149,7 +149,7 @@ def test_proposals_are_the_items_of_the_largest_products_and_shares_their_softma
     vectors = history.vectors[:120].astype(np.float64) * history.scales[:120, None]
     scores = found.query.astype(np.float64) @ vectors.T * found.unit[:, None]  # (U, N)
     for u in range(9):
-        best = np.argsort(-scores[u], kind="stable")[:PROPOSED]
+        best = np.argsort(-scores[u], kind="stable")[:MAX_PROPOSALS]
         assert sorted(found.rows[u].tolist()) == sorted(best.tolist())
         assert (np.diff(scores[u, found.rows[u]]) < 1e-6).all(), "the likeliest first"
     rows = np.array([[5, 9, 70, 11], [1, 2, -1, -1]], np.int32)

@@ -11,18 +11,16 @@ from stream.ids import key32, key64
 from stream.items.catalog import Catalog
 from stream.items.signals import HALF_LIVES as SIGNAL_LIVES
 from stream.items.signals import Signals
-from stream.page.candidates import CANDIDATES, RECENT_ITEMS, retrieve
-from stream.page.json_kernels import (
-    GEN_ANCHOR,
-    GEN_CART,
-    GEN_CATEGORY,
-    GEN_FRESH,
-    GEN_NEXT,
-    GEN_POPULAR,
-    GEN_RECENT,
-    GEN_TOGETHER,
-    rfc3339,
-)
+from stream.page.candidates import MAX_CANDIDATES, RECENT_ITEMS, retrieve
+from stream.codes import GEN_ANCHOR
+from stream.codes import GEN_RECENT
+from stream.codes import GEN_CART
+from stream.codes import GEN_FRESH
+from stream.codes import GEN_CATEGORY
+from stream.codes import GEN_POPULAR
+from stream.codes import GEN_TOGETHER
+from stream.codes import GEN_NEXT
+from stream.times import rfc3339
 from stream.profile.exposure import SERVING
 from stream.profile.fold import HALF_LIVES, blank, fold
 from tests.harness.events import NOW, row, rows
@@ -51,7 +49,7 @@ def shop(seed: int) -> tuple[Catalog, Signals]:
     told: Any = signals.rows[at].copy()
     for field in ("buys", "carts", "repeat"):
         told[field] = rng.integers(0, 3, len(at)) * rng.uniform(0, 5, len(at))
-    signals.put(at, told, signals.near_row[at])
+    signals.set_rows(at, told, signals.neighbour_rows[at])
     return catalog, signals
 
 
@@ -95,7 +93,7 @@ def strengths(signals: Signals, source: int, j: int, near: int) -> tuple[float, 
 def neighbours(signals: Signals, source: int) -> list[tuple[int, float, float]]:
     """Row, share of the transitions, cosine of co-visits, of each neighbour."""
     found = []
-    for j, near in enumerate(signals.near_row[source].tolist()):
+    for j, near in enumerate(signals.neighbour_rows[source].tolist()):
         if near >= 0 and signals.rows[source]["item"]:
             follows, _, together = strengths(signals, source, j, near)
             found.append((near, follows, together))
@@ -107,7 +105,7 @@ def test_candidates_begin_with_the_last_items_and_their_strongest_neighbours(see
     catalog, signals = shop(seed)
     profiles, _ = shoppers(seed, 20)
     now = np.full(20, NOW)
-    found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW))
+    found = retrieve(profiles, now, catalog, signals, signals.trending(NOW))
     for u in range(20):
         recent = last_items(profiles[u], catalog)
         carted = [
@@ -141,7 +139,7 @@ def test_candidates_begin_with_the_last_items_and_their_strongest_neighbours(see
 
 def shares(signals: Signals, source: int, target: int) -> tuple[float, float, float]:
     """`strengths` of `target` as a neighbour of `source`; zeros where it is none."""
-    for j, near in enumerate(signals.near_row[source].tolist()):
+    for j, near in enumerate(signals.neighbour_rows[source].tolist()):
         if near == target and signals.rows[source]["item"]:
             return strengths(signals, source, j, near)
     return 0.0, 0.0, 0.0
@@ -285,7 +283,7 @@ def phi_in_words(
         x["support"], x["touched_age"] = log1p(float(s["strict_out"])) / 5, log1p(late / 3600)
     if recent:
         last = signals.rows[recent[0]]
-        near = [float(last["near_strict"][j]) for j, at in enumerate(signals.near_row[recent[0]].tolist()) if at == r]
+        near = [float(last["near_strict"][j]) for j, at in enumerate(signals.neighbour_rows[recent[0]].tolist()) if at == r]
         x["led_there"] = log1p(sum(near)) if last["item"] else 0.0
         x["last_support"], x["last_visits"] = log1p(float(last["strict_out"])) / 5, log1p(float(last["seen"])) / 5
     x["session_length"], x["session_items"] = log1p(length), log1p(len(recent))
@@ -299,9 +297,9 @@ def test_phi_is_what_it_says_in_words(seed: int) -> None:
     catalog, signals = shop(seed)
     profiles, serving = shoppers(seed, 8)
     now = profiles["last_seen"] + np.arange(8) * 1700.0
-    found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW))
+    found = retrieve(profiles, now, catalog, signals, signals.trending(NOW))
     rng = np.random.default_rng(seed)
-    shares = rng.dirichlet(np.full(CANDIDATES, 0.1), 8).astype(np.float32)
+    shares = rng.dirichlet(np.full(MAX_CANDIDATES, 0.1), 8).astype(np.float32)
     shares[0] = 0.0  # of the first shopper the model knows nothing
     unknown = (rng.random(len(catalog.items)) < 0.3).astype(np.int8)
     phi = joint_features(profiles, serving, now, found, catalog, signals, foreseen=HistoryScores(shares, unknown))
@@ -329,7 +327,7 @@ def test_signals_do_not_fade_while_nothing_new_is_counted() -> None:
 
     def of_signals(now: float) -> Any:
         """What phi says of items' popularity and age, with what the shopper has done being as it is."""
-        found = retrieve(profiles, np.full(4, NOW), catalog, signals, signals.leaders(NOW))
+        found = retrieve(profiles, np.full(4, NOW), catalog, signals, signals.trending(NOW))
         phi = joint_features(profiles, serving, np.full(4, now), found, catalog, signals)
         names = ("popular_hour", "popular_day", "popular_fortnight", "bought_by_many", "touched_age")
         return phi[..., [FEATURES.index(name) for name in names]]

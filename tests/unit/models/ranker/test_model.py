@@ -12,7 +12,7 @@ from models.ranker.model import Ranker
 from models.ranker.reasons import largest_term
 from models.train.ranker.fit import Choices, Fit, export, fit, sample_phi
 from models.train.ranker.graph import NARROW, WIDE, Head, graph
-from stream.page.json_kernels import POPULAR
+from stream.codes import REASON_POPULAR
 from stream.settings import SHIPPED_MODELS
 
 
@@ -127,4 +127,4 @@ def test_reasons_are_the_largest_term_that_speaks() -> None:
     phi[0, at], phi[0, FEATURES.index("from_fresh")] = 2.0, 9.0
     phi[1, at] = -1.0
     found = [largest_term(phi[k], theta.reshape(-1), REASON_OF) for k in range(3)]
-    assert found == [(REASON_OF[at], 2.0), (POPULAR, 0.0), (POPULAR, 0.0)]
+    assert found == [(REASON_OF[at], 2.0), (REASON_POPULAR, 0.0), (REASON_POPULAR, 0.0)]

@@ -17,7 +17,7 @@ from models.train.ranker.half_lives import choose, choose_once
 from models.train.step_cache import StepCache
 from stream.items.signals import HALF_LIVES, HalfLives, ItemTable, Signals
 from tests.harness.shop import catalog_of
-from tests.unit.stream.items.test_signals import seen
+from tests.harness.shop import view_activity
 
 ITEMS, EVERY = 40, 600.0  # s from session to session
 shop_with = partial(Shop, [str(k) for k in range(ITEMS)])
@@ -85,10 +85,10 @@ def test_a_ranker_brings_those_that_it_was_fitted_with(tmp_path: Path) -> None:
 def test_what_is_counted_fades_by_them() -> None:
     lives = HalfLives((10.0, 100.0, 1000.0), 50.0)
     table = ItemTable(lives)
-    table.fold("clicks", 0, seen("i1", 1e9, 0))
-    (row,) = table.rows_of(table.fold("clicks", 0, seen("i1", 1e9 + 50.0, 1)))
+    table.fold("clicks", 0, view_activity("i1", 1e9, 0))
+    (row,) = table.rows_of(table.fold("clicks", 0, view_activity("i1", 1e9 + 50.0, 1)))
     assert row["popular"] == pytest.approx([1 + 2.0**-5, 1 + 2.0**-0.5, 1 + 2.0**-0.05])
     assert row["seen"] == pytest.approx(1.5)
     signals = Signals(catalog_of(3), lives)
-    assert signals.lives.tolist() == [10.0, 100.0, 1000.0, 50.0]
-    assert lives.forgotten == 10_000.0
+    assert signals.half_lives.tolist() == [10.0, 100.0, 1000.0, 50.0]
+    assert lives.retention_s == 10_000.0

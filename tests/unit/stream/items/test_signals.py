@@ -16,10 +16,10 @@ from stream.items.activity import (
     decode_activity,
     encode_activity,
     fold_with_activity,
-    owner,
+    owner_partitions,
     split_activity,
 )
-from stream.items.signals import HALF_LIVES, NEAR, ItemTable, Signals
+from stream.items.signals import HALF_LIVES, MAX_NEIGHBOURS, ItemTable, Signals
 from stream.profile.fold import blank
 from tests.harness.events import NOW, row, rows
 from tests.harness.shop import catalog_of, item, signals_of
@@ -105,13 +105,13 @@ def test_a_table_comes_back_from_its_changelog() -> None:
 
 
 def test_an_item_with_many_neighbours_keeps_the_strongest() -> None:
-    sessions = [["hub", f"n{k}"] for k in range(80)] + [["hub", "friend"]] * 5 + [["hub", f"m{k}"] for k in range(NEAR)]
+    sessions = [["hub", f"n{k}"] for k in range(80)] + [["hub", "friend"]] * 5 + [["hub", f"m{k}"] for k in range(MAX_NEIGHBOURS)]
     catalog = catalog_of(0)
     catalog.apply([item("hub")])
     signals = signals_of(catalog, sessions)
     near = signals.rows[0]["near_item"]
     assert key64("friend") in near
-    assert np.count_nonzero(near) == NEAR
+    assert np.count_nonzero(near) == MAX_NEIGHBOURS
 
 
 def test_bytes_that_are_no_activity_are_refused() -> None:
@@ -151,7 +151,7 @@ def test_records_are_counted_together_as_one_after_the_other() -> None:
 
 
 def test_owners_of_items_spread_over_the_partitions() -> None:
-    owners = owner(np.array([key64(str(k)) for k in range(8000)]), 8)
+    owners = owner_partitions(np.array([key64(str(k)) for k in range(8000)]), 8)
     assert np.bincount(owners, minlength=8).min() > 800
 
 
@@ -198,7 +198,7 @@ def test_items_that_nobody_touches_leave_the_table_its_changelog_and_its_readers
     assert (len(table), signals.count) == (600, 600)
     gone = 0
     for k in range(20):
-        changed = table.records(table.fold("clicks", 0, seen("i7", NOW + 1000 + HALF_LIVES.forgotten + k, 1000 + k)))
+        changed = table.records(table.fold("clicks", 0, seen("i7", NOW + 1000 + HALF_LIVES.retention_s + k, 1000 + k)))
         tombstones = table.sweep()
         assert len(tombstones) <= 64
         gone += len(tombstones)
@@ -207,10 +207,10 @@ def test_items_that_nobody_touches_leave_the_table_its_changelog_and_its_readers
     assert len(again) == 1 and again.clock == table.clock
     assert len(table.rows) <= 256, "and their room is given back"
     other, kept = catalog.index.get(key64("i9")), catalog.index.get(key64("i7"))
-    assert not signals.figures[other]["known"] and signals.seen[other] == 0 and signals.rows[other]["item"] == 0
-    assert signals.figures[kept]["known"] and signals.seen[kept] > 0
-    tell([*table.records(table.fold("clicks", 0, seen("i9", NOW + 2000 + HALF_LIVES.forgotten, 5000)))])
-    assert signals.figures[other]["known"] and len(again) == len(table) == 2
+    assert not signals.summaries[other]["known"] and signals.seen[other] == 0 and signals.rows[other]["item"] == 0
+    assert signals.summaries[kept]["known"] and signals.seen[kept] > 0
+    tell([*table.records(table.fold("clicks", 0, seen("i9", NOW + 2000 + HALF_LIVES.retention_s, 5000)))])
+    assert signals.summaries[other]["known"] and len(again) == len(table) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2)), min_size=1, max_size=40), st.integers(1, 8))
@@ -219,7 +219,7 @@ def test_signals_do_not_depend_on_when_the_sweep_came_by(made: list[tuple[int, f
     never, often = ItemTable(), ItemTable()
     time = NOW
     for k, (item_number, gap) in enumerate(made):
-        time += gap * HALF_LIVES.forgotten * 0.7
+        time += gap * HALF_LIVES.retention_s * 0.7
         for table in (never, often):
             table.fold("clicks", 0, seen(f"i{item_number}", time, k))
         if k % every == 0:
@@ -228,7 +228,7 @@ def test_signals_do_not_depend_on_when_the_sweep_came_by(made: list[tuple[int, f
         {
             int(r["item"]): r.tobytes()
             for r in table.rows
-            if r["item"] and table.clock - r["time"] <= HALF_LIVES.forgotten
+            if r["item"] and table.clock - r["time"] <= HALF_LIVES.retention_s
         }
         for table in (never, often)
     ]

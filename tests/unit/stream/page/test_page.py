@@ -12,26 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.codes import BECAUSE, FOR_YOU, SLOTS
+from stream.codes import MAX_PAGE_ITEMS, REASONS, SLOT_BECAUSE, SLOT_FOR_YOU, SLOTS
 from stream.events import CLICK, HIDE
 from stream.ids import key64
 from stream.items.catalog import Catalog
 from stream.page.assembly import UNIFORM_SHARE, PageRules, Placements, assemble, uniform
 from stream.page.candidates import Candidates, retrieve, retrieve_popular
-from stream.page.json_kernels import (
-    POSITIONS,
-    REASONS,
-    Homepage,
-    Impression,
-    PageHead,
-    encode_impressions,
-    encode_pages,
-    half,
-    page_id,
-    schemas,
-    slot_head,
-    unpacked_phi,
-)
+from stream.page.encode import PageHead, encode_impressions, encode_pages, page_id, slot_head, unpack_phi
+from stream.page.json_kernels import half
+from stream.page.schemas import Homepage, Impression, schemas
 from stream.profile.fold import blank, fold
 from tests.harness.events import NOW, plain, row, rows
 from tests.harness.shop import catalog_of, item, signals_of
@@ -60,7 +49,7 @@ def test_every_page_keeps_the_rules(seed: int, n: int, personal: bool, explore: 
     candidates, scores = candidates_of(np.random.default_rng(seed), catalog, 1, n)
     placements = assemble(candidates, scores, np.array([personal]), np.array([seed]), catalog, PageRules(cap, explore))
     page = shown(placements)
-    assert len(page) <= POSITIONS
+    assert len(page) <= MAX_PAGE_ITEMS
     assert len(set(page["row"])) == len(page), "an item twice"
     for slot in set(page["slot"].tolist()):
         items = page[page["slot"] == slot]
@@ -110,14 +99,14 @@ def test_candidates_can_be_shown_are_distinct_and_remember_where_they_come_from(
     catalog.apply([item("i2", available=False), item("i4", expires_at="2025-01-01T00:00:00Z"), (b"i5", None)])
     profile = blank(1)
     fold(profile, np.zeros(2, np.int32), rows(row(CLICK, "i1", NOW), row(HIDE, "i6", NOW)))
-    found = retrieve(profile, np.array([NOW]), catalog, signals, signals.leaders(NOW))
+    found = retrieve(profile, np.array([NOW]), catalog, signals, signals.trending(NOW))
     names = [catalog.item_id(r) for r in found.rows[0, : found.count[0]]]
     assert len(set(names)) == len(names) == 36
     assert not {"i2", "i4", "i5", "i6"} & set(names), "sold out, expired, deleted, hidden"
     assert names[0] == "i1" and names[1] == "i3", "what was touched last, then its neighbour"
     assert (found.rows[0, found.count[0] :] == -1).all()
     assert (found.generators[0, : found.count[0]] > 0).all()
-    common, share = retrieve_popular(profile, np.array([NOW]), catalog, signals.leaders(NOW))
+    common, share = retrieve_popular(profile, np.array([NOW]), catalog, signals.trending(NOW))
     assert share.sum() == pytest.approx(1.0, abs=1e-5)
     assert key64("i6") not in catalog.items["id"][common.rows[0, : common.count[0]]]
 
@@ -129,7 +118,7 @@ def test_a_reader_gets_what_has_a_title_in_her_language() -> None:
     for locale, expected in ((1, {"both", "en", "any"}), (2, {"both", "zh", "any"}), (0, {"both", "en", "any"})):
         profile = blank(1)
         profile["locale"] = locale
-        found = retrieve(profile, np.array([NOW]), catalog, signals, signals.leaders(NOW))
+        found = retrieve(profile, np.array([NOW]), catalog, signals, signals.trending(NOW))
         assert {catalog.item_id(r) for r in found.rows[0, : found.count[0]]} == expected
 
 
@@ -178,12 +167,12 @@ def test_impressions_say_what_was_shown_and_carry_its_phi() -> None:
         decoded = msgspec.json.decode(value, type=Impression)
         jsonschema.validate(json.loads(value), schemas()["impression/1"])
         assert [i.item_id for i in decoded.items] == [catalog.item_id(r) for r in shown(placements, u)["row"]]
-        np.testing.assert_allclose(unpacked_phi(base64.b64decode(decoded.phi), 61), phi[u], atol=1e-3)
+        np.testing.assert_allclose(unpack_phi(base64.b64decode(decoded.phi), 61), phi[u], atol=1e-3)
         halves = np.pad(phi[u], ((0, 0), (0, 1))).astype("<f2")
         packed = plain(halves.view(np.dtype([("words", "<i4", 31)]))[:, 0], 1)
         assert decoded.phi == base64.b64encode(b"".join(packed)).decode()
     with pytest.raises(ValueError):
-        unpacked_phi(base64.b64decode(decoded.phi)[:-1], 61)
+        unpack_phi(base64.b64decode(decoded.phi)[:-1], 61)
 
 
 def test_half_a_float_is_that_of_numpy() -> None:
@@ -203,8 +192,8 @@ def test_because_you_viewed_needs_two_and_for_you_comes_first() -> None:
     candidates.generators[:] = 4
     candidates.generators[0, 3] = 256
     page = shown(assemble(candidates, scores, np.array([True]), np.array([1]), catalog, PageRules()))
-    assert page["slot"][0] == FOR_YOU
-    assert BECAUSE not in page["slot"]
+    assert page["slot"][0] == SLOT_FOR_YOU
+    assert SLOT_BECAUSE not in page["slot"]
 
 
 @pytest.mark.parametrize("name", ["homepage-1", "impression-1", "event-1", "item-1"])
@@ -219,7 +208,7 @@ def test_todays_code_reads_yesterdays_payloads(name: str) -> None:
         case "homepage-1":
             assert msgspec.json.decode(value, type=Homepage).version == 42
         case "impression-1":
-            assert unpacked_phi(base64.b64decode(msgspec.json.decode(value, type=Impression).phi), 3).shape == (1, 3)
+            assert unpack_phi(base64.b64decode(msgspec.json.decode(value, type=Impression).phi), 3).shape == (1, 3)
         case "event-1":
             assert decode(value, b"u1", "clicks").type == "select_item"
         case _:

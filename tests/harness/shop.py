@@ -1,4 +1,4 @@
-"""A small shop as tests need it: a catalogue, signals folded from sessions, and pages made of them."""
+"""A small shop for tests: catalogue records, a catalogue, and signals folded from sessions."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from stream.items.activity import fold_with_activity
+from stream.events import VIEW
+from stream.ids import key64
+from stream.items.activity import ACTIVITY, INTERACTION, fold_with_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
 from stream.profile.fold import blank
@@ -14,7 +16,7 @@ from tests.harness.events import NOW, row, rows
 
 
 def item(id: str, **fields: Any) -> tuple[bytes, bytes]:
-    """A record of the catalogue."""
+    """Key and value of a catalogue record; `fields` replace the defaults."""
     body = {
         "item_id": id,
         "title": {"en": f"{id} thing", "zh": f"{id}物"},
@@ -26,13 +28,14 @@ def item(id: str, **fields: Any) -> tuple[bytes, bytes]:
 
 
 def catalog_of(n: int, **fields: Any) -> Catalog:
+    """Catalogue of the items i0 to i(n - 1), with five categories and 17 brands."""
     catalog = Catalog()
     assert not catalog.apply([item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}", **fields) for k in range(n)])
     return catalog
 
 
 def signals_of(catalog: Catalog, sessions: Sequence[Sequence[str]], start: float = NOW - 86_400.0) -> Signals:
-    """Signals of sessions of item ids, one shopper each, a click every 10 s."""
+    """Signals of sessions of item ids: one shopper each, a click every 10 s."""
     table = ItemTable()
     changed: set[int] = set()
     for s, session in enumerate(sessions):
@@ -44,3 +47,11 @@ def signals_of(catalog: Catalog, sessions: Sequence[Sequence[str]], start: float
     signals = Signals(catalog)
     signals.apply(table.records(changed))
     return signals
+
+
+def view_activity(name: str, time: float, offset: int) -> np.ndarray:
+    """ACTIVITY (1,) of a view of the item `name`, the first of its session."""
+    activity = np.zeros(1, ACTIVITY)
+    activity["item"], activity["time"], activity["offset"] = key64(name), time, offset
+    activity["kind"], activity["event"], activity["first"] = INTERACTION, VIEW, 1
+    return activity

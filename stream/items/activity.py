@@ -118,16 +118,16 @@ def _fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: 
     return n
 
 
-def fold_with_activity(profiles: Rows, who: I32, events: Rows, offsets: I64) -> tuple[Bools, Rows]:
+def fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: I64) -> tuple[Bools, Rows]:
     """Fold events into profiles like `profile.fold`, and return the activity that they cause.
 
-    profiles (S,) PROFILE, changed in place; who (n,): the profile of each event; events (n,) EVENT; offsets: of the
-    run's records. Returns fresh (n,), False for duplicates, and (m,) ACTIVITY in order of offset. The activity of an
+    profiles (S,) PROFILE, changed in place; profile_of (n,): the profile of each event; events (n,) EVENT; offsets: those
+    of the run's records. Returns fresh (n,), False for duplicates, and (m,) ACTIVITY in order of offset. The activity of an
     event is read from the shopper's ring right after its fold: it depends only on the shopper's own session so far.
     """
     fresh = np.empty(len(events), np.bool_)
     out = np.zeros((1 + 2 * MAX_STEPS) * len(events), ACTIVITY)
-    return fresh, out[: _fold_with_activity(profiles, who, events, offsets, fresh, out)]
+    return fresh, out[: _fold_with_activity(profiles, profile_of, events, offsets, fresh, out)]
 
 
 def owner_partitions(items: I64, partitions: int) -> I64:
@@ -153,16 +153,16 @@ def encode_activity(source: str, partition: int, rows: Rows) -> bytes:
     return _HEAD.pack(ACTIVITY_VERSION, len(name), partition, len(rows)) + name + rows.tobytes()
 
 
-def split_activity(rows: Rows, most: int) -> list[Rows]:
-    """Split (n,) ACTIVITY, in order of offset, into parts of about `most` rows.
+def split_activity(rows: Rows, max_rows: int) -> list[Rows]:
+    """Split (n,) ACTIVITY, in order of offset, into parts of about `max_rows` rows.
 
     Rows of one source record stay in one part: the owner skips the offsets that it has counted.
     """
-    if len(rows) <= most:
+    if len(rows) <= max_rows:
         return [rows]
     offsets = rows["offset"]
-    # (k,) the first row of a new offset at or after each multiple of `most`.
-    cuts = np.searchsorted(offsets, offsets[most::most], side="left")
+    # (k,) the first row of a new offset at or after each multiple of `max_rows`.
+    cuts = np.searchsorted(offsets, offsets[max_rows::max_rows], side="left")
     return [part for part in np.split(rows, np.unique(cuts)) if len(part)]
 
 

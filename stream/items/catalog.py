@@ -52,7 +52,7 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item of the catalogue, schema `item/1`. A text is one string for all languages, or a string for each locale."""
+    """An item of the catalogue, schema `item/1`. A text is one string for all languages, or one for each locale."""
 
     item_id: Id
     title: Title | dict[str, Title]
@@ -86,7 +86,7 @@ _decoder = msgspec.json.Decoder(Item)
 
 
 def decode_item(key: bytes | None, value: bytes) -> Item:
-    """The item in a record of the catalogue. `key` must be the item id; None skips that check. Raises only ItemError."""
+    """The item in a catalogue record. `key` must be the item id; None skips that check. Raises only ItemError."""
     try:
         item = _decoder.decode(value)
         for time in (item.added_at, item.expires_at):
@@ -146,7 +146,7 @@ class Catalog:
         self = cls()
         self.index.add_all(np.ascontiguousarray(items["id"]))
         if len(self) != len(items):
-            raise ValueError(f"{len(items)} items have {len(self)} ids; every item needs an id of its own")
+            raise ValueError(f"{len(items)} items have {len(self)} ids; every item needs a distinct id")
         self.items, self.fragments = items.copy(), np.frombuffer(b"".join(fragments), np.uint8).copy()
         ends = np.cumsum([len(fragment) for fragment in fragments], dtype=np.int64)
         self.fragment_at = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
@@ -185,7 +185,7 @@ class Catalog:
         return rows
 
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> list[ItemReject]:
-        """Apply catalogue records in order; the value None deletes an item. Invalid records are returned and ignored."""
+        """Apply catalogue records in order; the value None deletes an item. Returns the invalid records, ignored."""
         rejects = []
         for at, (key, value) in enumerate(records):
             try:
@@ -244,7 +244,7 @@ class Catalog:
         for locale in titles:
             flags |= {0: EN | ZH if locale == "" else 0, 1: EN, 2: ZH}[locale_code(locale)]
         if not flags & (EN | ZH):
-            # All titles are in languages that no shopper can have: show the item to all, rather than to nobody.
+            # All titles are in languages that no shopper can have: show the item in both.
             flags |= EN | ZH
         found = list(dict.fromkeys(key32(word) for title in titles.values() for word in words(title)))[:TITLE_WORDS]
         filled["flags"] = flags

@@ -32,7 +32,7 @@ class HalfLives(NamedTuple):
 
     @property
     def retention_s(self) -> float:
-        """Seconds without activity after which an item's signals are deleted: then no count exceeds 1/1000 of itself."""
+        """Seconds without activity until an item's signals are deleted; every count has then decayed below 1/1000."""
         return 10 * max(self.transitions, *self.popularity)
 
     def array(self) -> F64:

@@ -1,4 +1,4 @@
-"""Trending items of a catalogue: overall, by category, and among new items. Retrieval of every page starts from them."""
+"""Trending items of a catalogue: overall, by category, and the newest. Retrieval of every page uses them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TrendingIndex:
     """Trending items of a catalogue, kept up to date as event time advances.
 
     A catalogue of at most SCAN_ITEMS is scanned again if the last scan is older than TRENDING_MAX_AGE_S or an item has
-    changed. A larger one is scanned in pieces. The size of a piece is proportional to the event time that has passed, so
-    that a whole scan takes TRENDING_MAX_AGE_S. No call scans more than SCAN_ITEMS: no page waits longer.
+    changed. A larger one is scanned in pieces. The size of a piece is proportional to the event time that has passed,
+    so that a whole scan takes TRENDING_MAX_AGE_S. No call scans more than SCAN_ITEMS: no page waits longer.
     """
 
     def __init__(self, catalog: Catalog, half_lives: F64) -> None:

@@ -1,4 +1,4 @@
-"""From scored candidates to the items of a page: which slots, how many items, a cap per brand, one exploring position."""
+"""Page assembly: scored candidates become slots, with a cap per brand and one exploring position."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -101,7 +101,7 @@ def row_slot(keys: I32, row: int) -> int:
     depend on the number of items.
     """
     mask = keys.shape[0] - 1
-    at = ((np.int64(row) * 2_654_435_769) >> 16) & mask
+    at: int = ((np.int64(row) * 2_654_435_769) >> 16) & mask
     while keys[at] != row and keys[at] != -1:
         at = (at + 1) & mask
     return at
@@ -209,7 +209,7 @@ def expand_neighbours(
             if draft.places[slot] >= 0:  # a candidate: one of the shopper's last items
                 draft.generators[draft.places[slot]] |= generators
                 continue
-            at = -2 - draft.places[slot]
+            at = int(-2 - draft.places[slot])
         else:
             draft.keys[slot] = row
             draft.places[slot] = -2 - n
@@ -478,7 +478,7 @@ def retrieve_popular(
     generators, count = np.zeros((u, MAX_CANDIDATES), np.int32), np.zeros(u, np.int32)
     scores = np.zeros((u, MAX_CANDIDATES), np.float32)
     _retrieve_popular(
-        profiles, now, default_locale, catalog.items, leaders.overall, leaders.popularity, leaders.fresh, rows, generators,
-        count, scores,
+        profiles, now, default_locale, catalog.items, leaders.overall, leaders.popularity, leaders.fresh,
+        rows, generators, count, scores,
     )  # fmt: skip
     return Candidates(rows, generators, count), scores

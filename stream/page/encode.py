@@ -67,8 +67,8 @@ def encode_pages(
 ) -> list[bytes]:
     """U pages as JSON of schema homepage/1.
 
-    placed (U, MAX_PAGE_ITEMS) PLACED; count (U,). slot_heads are outputs of `slot_head`; slot_of (U, slots) is the index
-    into them for each slot of each page. ranker, history and copywriter are the versions of the models.
+    placed (U, MAX_PAGE_ITEMS) PLACED; count (U,). slot_heads are outputs of `slot_head`; slot_of (U, slots) has the
+    index into them for each slot of each page. ranker, history and copywriter are the versions of the models.
     """
     models = b'"ranker":%s,"history":%s,"copywriter":%s}' % (_json(ranker), _json(history), _json(copywriter))
     rest = b',"rules_applied":%s,"slots":[' % _json(list(rules_applied))

@@ -46,7 +46,8 @@ def _copy(out: U8, at: int, source: U8, start: int, end: int) -> int:
 
 @njit
 def _write_token(out: U8, at: int, token: int) -> int:
-    return _copy(out, at, _TOKENS, _TOKEN_AT[token], _TOKEN_AT[token + 1])
+    at = _copy(out, at, _TOKENS, _TOKEN_AT[token], _TOKEN_AT[token + 1])
+    return at
 
 
 @njit
@@ -93,7 +94,8 @@ def _write_figures(out: U8, at: int, item: Row) -> int:
     at = _write_int(out, _write_token(out, at, _POSITION), np.int64(item.position))
     at = _write_decimal(out, _write_token(out, at, _SCORE), np.float64(item.score))
     at = _write_decimal(out, _write_token(out, at, _PROPENSITY), np.float64(item.propensity))
-    return _write_token(out, at, _TRUE if item.explored else _FALSE)
+    at = _write_token(out, at, _TRUE if item.explored else _FALSE)
+    return at
 
 
 @njit
@@ -109,7 +111,8 @@ def _write_page_item(out: U8, at: int, item: Row, fragments: U8, fragment_at: I6
         out[at] = _COMMA
         start, end = fragment_at[item.reason_row, 0] + 1, fragment_at[item.reason_row, 1] - _KIND_BYTES
         at = _copy(out, at + 1, fragments, start, end)
-    return _write_token(out, at, _END_ITEM)
+    at = _write_token(out, at, _END_ITEM)
+    return at
 
 
 @njit
@@ -155,7 +158,7 @@ def write_pages(
 
 @njit
 def float16_bits(bits: int) -> int:
-    """Bits of the float16 nearest to the float32 with these `bits`; ties go to the even one. Oracle: numpy's `astype`."""
+    """Bits of the float16 nearest to the float32 with these `bits`; ties go to even. Oracle: numpy's `astype`."""
     sign, magnitude = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
     if magnitude >= 0x38800000:
         if magnitude > 0x7F800000:  # NaN stays NaN

@@ -1,4 +1,4 @@
-"""Types of the published payloads. JSON Schema is generated from them, and tests decode the encoders' bytes with them."""
+"""Types of the published payloads: the source of their JSON Schema, and the oracle of the encoders in tests."""
 
 from typing import Annotated, Any, Literal
 
@@ -71,7 +71,7 @@ class ImpressionItem(msgspec.Struct, frozen=True):
 
 
 class Impression(msgspec.Struct, frozen=True):
-    """What a page showed, for training, schema `impression/1`. `phi` is base64; `unpack_phi` reads the decoded bytes."""
+    """What a page showed, for training: schema `impression/1`. `phi` is base64 of bytes that `unpack_phi` reads."""
 
     schema: Literal["impression/1"]
     page_id: str

@@ -11,6 +11,8 @@ from stream.ids import key64
 from stream.items.activity import ACTIVITY, INTERACTION, fold_with_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
+from stream.page.assembly import Placements
+from stream.page.candidates import Candidates
 from stream.profile.fold import blank
 from tests.harness.events import NOW, row, rows
 
@@ -55,3 +57,19 @@ def view_activity(name: str, time: float, offset: int) -> np.ndarray:
     activity["item"], activity["time"], activity["offset"] = key64(name), time, offset
     activity["kind"], activity["event"], activity["first"] = INTERACTION, VIEW, 1
     return activity
+
+
+def candidates_of(rng: np.random.Generator, catalog: Catalog, u: int, n: int) -> tuple[Candidates, np.ndarray]:
+    """Random candidates of u shoppers, n each, and their scores (u, 256)."""
+    item_rows, generators = np.full((u, 256), -1, np.int32), np.zeros((u, 256), np.int32)
+    scores = np.zeros((u, 256), np.float32)
+    for k in range(u):
+        item_rows[k, :n] = rng.permutation(len(catalog))[:n]
+        generators[k, :n] = rng.integers(0, 512, n)
+        scores[k, :n] = rng.dirichlet(np.ones(n)) if n else 0.0
+    return Candidates(item_rows, generators, np.full(u, n, np.int32)), scores
+
+
+def shown(placements: Placements, u: int = 0) -> Any:
+    """PLACED rows of page u."""
+    return placements.placed[u][: placements.count[u]]

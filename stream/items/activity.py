@@ -121,9 +121,9 @@ def _fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: 
 def fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: I64) -> tuple[Bools, Rows]:
     """Fold events into profiles like `profile.fold`, and return the activity that they cause.
 
-    profiles (S,) PROFILE, changed in place; profile_of (n,): the profile of each event; events (n,) EVENT; offsets: those
-    of the run's records. Returns fresh (n,), False for duplicates, and (m,) ACTIVITY in order of offset. The activity of an
-    event is read from the shopper's ring right after its fold: it depends only on the shopper's own session so far.
+    profiles (S,) PROFILE, changed in place; profile_of (n,): the profile of each event; events (n,) EVENT; offsets: of
+    the run's records. Returns fresh (n,), False for duplicates, and (m,) ACTIVITY in order of offset. The activity of
+    an event is read from the shopper's ring right after its fold: it depends only on the shopper's own session so far.
     """
     fresh = np.empty(len(events), np.bool_)
     out = np.zeros((1 + 2 * MAX_STEPS) * len(events), ACTIVITY)

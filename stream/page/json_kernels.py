@@ -2,7 +2,7 @@
 
 Each writer takes the output buffer and the position to write at, and returns the position after what it wrote. The
 caller has sized the buffer (`encode_pages`, `encode_impressions`). Oracle: the payload types of `stream.page.schemas`,
-with msgspec and orjson, in tests/unit/stream/page/test_page.py.
+with msgspec and orjson, in tests/unit/stream/page/test_encode.py.
 """
 
 import string

@@ -32,7 +32,7 @@ unit: $(VENV)/.ready ## run the fast tests, without a broker
 	@$(BIN)/python -m pytest tests/unit
 
 faults: $(VENV)/.ready ## kill, stop, starve and poison everything, at length: twenty minutes or more (SEED=1 repeats the chances of a run)
-	@$(BIN)/python -m pytest tests/faults tests/broker/test_security.py --faults=long -s -v $(if $(filter command line,$(origin SEED)),--seed $(SEED))
+	@$(BIN)/python -m pytest tests/faults tests/broker/test_connection.py --faults=long -s -v $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
 lint: $(VENV)/.ready ## ruff and strict types
 	$(BIN)/ruff check .

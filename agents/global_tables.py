@@ -12,7 +12,7 @@ from agents.page.headline_cache import HeadlineCache, Refresh
 from stream import metrics
 from stream.items.catalog import Catalog
 from stream.items.signals import HalfLives, Signals
-from stream.kafka.global_topics import GlobalTopics, Stretch
+from stream.kafka.global_topics import GlobalTopics, PartitionRecords
 from stream.settings import Settings
 
 TOPICS = ("catalog", "item-signals", "copy")
@@ -49,7 +49,7 @@ class GlobalTables:
     async def stop(self) -> None:
         await self._broadcast.stop()
 
-    def apply(self, news: Sequence[Stretch]) -> dict[bytes, Refresh]:
+    def apply(self, news: Sequence[PartitionRecords]) -> dict[bytes, Refresh]:
         served: dict[bytes, Refresh] = {}
         for topic, records, partition, offsets in news:
             if topic == "catalog":

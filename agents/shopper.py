@@ -23,7 +23,7 @@ from stream import metrics
 from stream.events import KINDS, TOPIC_KINDS, Reject, decode_run
 from stream.items.activity import encode_activity, owner, split_activity
 from stream.kafka.commit import Output, Outputs
-from stream.kafka.dead_letters import count_letters, letters
+from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.page.json_kernels import MODES
@@ -140,12 +140,12 @@ class Shoppers:
         steps = self._path.steps([part for part, _ in read], now)
         steps[0].seconds["decode"] = decoding
         return [
-            _Made(part, rejects, step, letters(run, records, rejects) + self._outputs(run, step))
+            _Made(part, rejects, step, to_dead_letters(run, records, rejects) + self._outputs(run, step))
             for (run, records), (part, rejects), step in zip(taken, read, steps, strict=True)
         ]
 
     def _without_poison(self, run: Run, now: float) -> _Made:
-        """What the run comes to less the records that make a step raise: they go to `dead-letters`.
+        """What the run comes to less the records that make a step raise: they go to `dead-to_dead_letters`.
 
         Raises RuntimeError where the records are not to blame.
         """
@@ -181,7 +181,7 @@ class Shoppers:
             if run.topic == "refreshes":
                 self._profiles.owed.forget(run.partition, record.key)
         return made._replace(
-            rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *letters(run, run.records, rejects)]
+            rejects=[*made.rejects, *rejects], outputs=[*made.outputs, *to_dead_letters(run, run.records, rejects)]
         )
 
     def _read(self, run: Run, records: Sequence[Any]) -> tuple[PartitionInput, list[Reject]]:
@@ -287,7 +287,7 @@ def _brief(runs: Sequence[Run]) -> bool:
 
 def _count(run: Run, made: _Made) -> None:
     decoded, step = made.part.decoded, made.step
-    count_letters(made.outputs)
+    count_dead_letters(made.outputs)
     _RUN_RECORDS[run.topic].observe(len(run.records))
     if run.skipped:
         metrics.SKIPPED.labels(run.topic).inc(run.skipped)

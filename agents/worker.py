@@ -27,7 +27,7 @@ from models.ranker.model import Ranker
 from stream import logs, metrics
 from stream.events import LOCALES
 from stream.items.catalog import Catalog
-from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
+from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.kafka.tables.table import ExactTable
@@ -163,7 +163,7 @@ class Worker:
                 note_lag(self.copies)
             metrics.RECOVERING.set(self.app.recovery_remaining())
             metrics.FETCH_SILENCE.set(self.watch.longest)
-            metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
+            metrics.FETCHED.set(self.app.batch_consumer.fetched_at() or 0.0)
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Serve until `stop` is set. Raises what crashed the worker."""
@@ -173,7 +173,7 @@ class Worker:
             await self.world.start()
             await self._batches(lambda: warm(self.path))
             await self._batches(record_batch.warm)
-            settle_garbage()
+            tune_garbage_collection()
             self._warm = True
             for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
                 tasks.append(asyncio.create_task(watch))

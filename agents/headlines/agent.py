@@ -19,8 +19,8 @@ from models.copywriter.prompt import Facts, spoken_names
 from stream import logs, metrics
 from stream.events import Reject
 from stream.kafka.commit import Output, Pair
-from stream.kafka.dead_letters import count_letters, dead_letter
-from stream.kafka.group import Group
+from stream.kafka.dead_letters import count_dead_letters, encode_dead_letter
+from stream.kafka.group import GroupMember
 from stream.settings import Settings
 
 TOPICS = ("copy-requests",)
@@ -42,7 +42,7 @@ class _Asked(NamedTuple):
 class HeadlineAgent:
     """Takes `copy-requests` and publishes to `copy`, which everybody reads. `run` it once at a time."""
 
-    def __init__(self, settings: Settings, scribe: CopywriterProcess, group: Group) -> None:
+    def __init__(self, settings: Settings, scribe: CopywriterProcess, group: GroupMember) -> None:
         self._settings, self._scribe, self.group = settings, scribe, group
         # Of the last PATIENCE s, segment -> until when it is not written anew, and what it names; the first to end first.
         # Who asks later has lost it.
@@ -87,7 +87,7 @@ class HeadlineAgent:
                     raise msgspec.ValidationError("an item without a title")
             except (msgspec.MsgspecError, TypeError) as error:
                 reject = Reject(0, "invalid", "value", f"not a request for copy: {error}")
-                pair, headers = dead_letter(TOPICS[0], record.partition, record, reject)
+                pair, headers = encode_dead_letter(TOPICS[0], record.partition, record, reject)
                 letters.append(Output("dead-letters", None, [pair], [headers]))
                 refused.append(record)
                 continue
@@ -95,7 +95,7 @@ class HeadlineAgent:
             before = waiting.get(request.segment)
             of = [*before.records, record] if before else [record]
             waiting[request.segment] = _Asked(request, of, record.timestamp / 1000)
-        count_letters(letters)
+        count_dead_letters(letters)
         return refused, letters
 
     def _most_urgent(self) -> tuple[list[_Asked], list[Any]]:

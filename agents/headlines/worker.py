@@ -16,7 +16,7 @@ from models.copywriter.model import copywriter_of
 from stream import metrics
 from stream.degradation import FULL
 from stream.kafka.commit import Pair
-from stream.kafka.group import Group
+from stream.kafka.group import GroupMember
 from stream.kafka.topics import WrongTopics, check, copy_group
 from stream.settings import Settings
 
@@ -27,7 +27,7 @@ def copies_of(settings: Settings) -> tuple[CopywriterProcess, HeadlineAgent]:
         settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens, settings.copy_samples
     )  # fmt: skip
     scribe = CopywriterProcess(copywriter_of(settings), sampling)
-    return scribe, HeadlineAgent(settings, scribe, Group(settings, TOPICS[0], copy_group(settings)))
+    return scribe, HeadlineAgent(settings, scribe, GroupMember(settings, TOPICS[0], copy_group(settings)))
 
 
 def note_lag(copies: HeadlineAgent) -> None:
@@ -65,7 +65,7 @@ class CopyWorker:
     def recovery_remaining(self) -> int:
         return 0
 
-    async def tell(self, topic: str, record: Pair) -> None:
+    async def send_record(self, topic: str, record: Pair) -> None:
         await self._copies.group.send(topic, record)
 
     def conditions(self) -> dict[str, bool]:
@@ -111,6 +111,6 @@ class CopyWorker:
             await endpoint.stop()
 
     async def _say_ready(self, telling: StatusReporter, say: Callable[[str], None]) -> None:
-        await self._copies.group.joining()
+        await self._copies.group.wait_joined()
         telling.report_now()
         say(f"ready: {len(self._copies.group.partitions())} partitions of copy-requests")

@@ -18,7 +18,7 @@ from agents.health.load_shedder import EVENTS
 from stream import metrics
 from stream.degradation import RUNGS
 from stream.kafka.commit import Pair
-from stream.kafka.worker_status import EVERY, TOPIC, WorkerStatus, encode
+from stream.kafka.worker_status import STATUS_INTERVAL_S, TOPIC, WorkerStatus, encode
 
 if TYPE_CHECKING:
     from agents.headlines.agent import HeadlineAgent
@@ -45,7 +45,7 @@ class Member(Protocol):
     def read_topics(self) -> set[str]: ...
     def partitions(self, topic: str) -> set[int]: ...
     def recovery_remaining(self) -> int: ...
-    async def tell(self, topic: str, record: Pair) -> None: ...
+    async def send_record(self, topic: str, record: Pair) -> None: ...
 
 
 class StatusReporter:
@@ -75,7 +75,7 @@ class StatusReporter:
                     if not self._app.should_stop:
                         log.warning("the status of this worker could not be sent: %s", type(error).__name__)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), EVERY)
+                await asyncio.wait_for(self._news.wait(), STATUS_INTERVAL_S)
             self._news.clear()
 
     async def deregister(self) -> None:
@@ -86,7 +86,7 @@ class StatusReporter:
                 await asyncio.wait_for(self._send(None), GOODBYE)
 
     async def _send(self, value: bytes | None) -> None:
-        await self._app.tell(TOPIC, (self.name.encode(), value))
+        await self._app.send_record(TOPIC, (self.name.encode(), value))
 
     def status(self) -> WorkerStatus:
         """As it is now; the rate is that since LOOKS calls ago."""

@@ -43,11 +43,11 @@ class Click(msgspec.Struct):
 
 
 async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
-    from stream.kafka.app import make_app, serve, settle_garbage
+    from stream.kafka.app import make_app, serve, tune_garbage_collection
     from stream.kafka.tables.table import ExactTable
 
     app, stop = make_app(settings), asyncio.Event()
-    settle_garbage()
+    tune_garbage_collection()
     store = MemoryProfileStore()
     app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
     worker = asyncio.create_task(serve(app, stop))

@@ -26,7 +26,7 @@ from deploy.bench.engines import settings_of
 from deploy.demo.shop import Item, generate_shop, rfc3339
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.client.fetcher import Answer, Fetcher
+from stream.kafka.client.fetcher import FetchedRecords, Fetcher
 from stream.settings import Settings
 
 SECONDS = 120.0
@@ -165,7 +165,7 @@ class _Engine:
             partition=partition_of(key, self._settings.partitions),
         )  # fmt: skip
 
-    def _take(self, tp: Any, asked: int, answer: Answer | None) -> None:
+    def _take(self, tp: Any, asked: int, answer: FetchedRecords | None) -> None:
         came = time.perf_counter()
         assert answer is not None, "nothing removes pages"
         self._offsets[tp] = answer.next_offset

@@ -30,7 +30,7 @@ from stream.events import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, 
 from stream.ids import key32, key64
 from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
 from stream.items.signals import NEAR, SIGNAL, Signals
-from stream.kafka.app import settle_garbage
+from stream.kafka.app import tune_garbage_collection
 from stream.page.candidates import retrieve
 from stream.page.json_kernels import rfc3339
 from stream.profile.codec import decode_records, encode_records
@@ -300,7 +300,7 @@ def headlines(shop: Shop) -> HeadlineCache:
 @contextmanager
 def _garbage_as_in_a_worker() -> Iterator[None]:
     before = gc.get_threshold()
-    settle_garbage()
+    tune_garbage_collection()
     try:
         yield
     finally:

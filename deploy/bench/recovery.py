@@ -24,7 +24,7 @@ from deploy.bench import population
 from deploy.bench.common import Figures, Plan, broker_beside, middle, one_core, say
 from deploy.bench.naive import stock_table
 from stream.kafka import topics
-from stream.kafka.app import make_app, serve, settle_garbage
+from stream.kafka.app import make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
 from stream.kafka.client.connection import client_options, partition_of
 from stream.kafka.commit import BATCH_BYTES, Batch
@@ -150,7 +150,7 @@ async def _ours(settings: Settings, kind: str) -> Figures:
     store, disk = profiles_of(dataclasses.replace(settings, store=kind))
     app.listen(["clicks"], _nothing, ExactTable(app, "profiles", store, disk))
     record_batch.warm()
-    settle_garbage()  # as a worker does before it serves
+    tune_garbage_collection()  # as a worker does before it serves
     before, start, cpu, stop = _resident(), monotonic(), process_time(), asyncio.Event()
     done = asyncio.Event()
     app.when_ready(done.set)
@@ -172,7 +172,7 @@ async def _ours(settings: Settings, kind: str) -> Figures:
 
 async def _nothing(runs: Any) -> None:
     async for run in runs:
-        run.done()
+        run.acknowledge()
 
 
 async def _stock(settings: Settings, kind: str) -> Figures:

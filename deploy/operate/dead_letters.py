@@ -17,9 +17,9 @@ import msgspec
 from agents.page.headline_cache import HeadlineRequest, Refresh
 from deploy.io.files import InputError
 from stream.events import TOPIC_KINDS, decode_run
-from stream.kafka.dead_letters import DeadLetter, read_letter
+from stream.kafka.dead_letters import DeadLetter, decode_dead_letter
 from stream.kafka.global_topics import read_topic
-from stream.kafka.redrive import Ledger, Sent, ledger, redrive
+from stream.kafka.redrive import RedriveLog, RedriveResult, open_redrive_log, redrive
 from stream.settings import Settings
 
 AT_ONCE = 5_000  # letters held in memory
@@ -39,9 +39,9 @@ async def kept(settings: Settings, reason: str | None, limit: int, redriven: boo
     """The newest `limit` letters (0: all of them), of one reason or of any; with `redriven` those that went back too."""
     newest: list[tuple[float, str, DeadLetter]] = []
     counted: Counter[str] = Counter()
-    async with ledger(settings) as log:
+    async with open_redrive_log(settings) as log:
         async for record in read_topic(settings, "dead-letters"):
-            letter = read_letter(record)
+            letter = decode_dead_letter(record)
             if (reason is not None and letter.error != reason) or (not redriven and log.done(letter.id) is not None):
                 continue
             counted[letter.error] += 1
@@ -86,7 +86,7 @@ def as_json(letter: DeadLetter, done: float | None) -> dict[str, Any]:
 
 async def show_text(settings: Settings, id: str) -> str:
     """Everything of one letter, its bytes as text where they are text. Raises InputError where there is none of this id."""
-    async with ledger(settings) as log:
+    async with open_redrive_log(settings) as log:
         [letter] = [letter async for letter in _asked_for(settings, [id])]
         done = log.done(id)
     told = {
@@ -123,7 +123,7 @@ async def send_back(
     Raises InputError where an id names no letter, and what `redrive` raises.
     """
     done = Redrive(Counter(), Counter())
-    async with ledger(settings) as log:
+    async with open_redrive_log(settings) as log:
         ready: list[DeadLetter] = []
         async for letter in _asked_for(settings, ids):
             if reason not in (None, letter.error) or (not ids and log.done(letter.id) is not None):
@@ -140,10 +140,10 @@ async def send_back(
     return done
 
 
-async def _send(settings: Settings, letters: list[DeadLetter], log: Ledger, dry_run: bool, done: Redrive) -> None:
+async def _send(settings: Settings, letters: list[DeadLetter], log: RedriveLog, dry_run: bool, done: Redrive) -> None:
     if not letters:
         return
-    result = Sent(letters, [], []) if dry_run else await redrive(settings, letters, log)
+    result = RedriveResult(letters, [], []) if dry_run else await redrive(settings, letters, log)
     done.sent.update((letter.topic, letter.error or "?") for letter in result.sent)
     for some, why in (
         (result.held, "another redrive has claimed it; if that was interrupted, run this again in two minutes"),
@@ -162,7 +162,7 @@ def redrive_text(result: Redrive, dry_run: bool) -> str:
     return "\n".join(lines)
 
 
-def _already(log: Ledger, letter: DeadLetter) -> str:
+def _already(log: RedriveLog, letter: DeadLetter) -> str:
     at = log.done(letter.id)
     return "" if at is None else f"was sent back at {_moment(at)[:19]}, and is not sent twice"
 
@@ -213,7 +213,7 @@ async def _asked_for(settings: Settings, ids: Collection[str]) -> AsyncIterator[
         id = f"{record.partition}-{record.offset}"
         if not ids or id in missing:
             missing.discard(id)
-            yield read_letter(record)
+            yield decode_dead_letter(record)
     if missing:
         raise InputError(
             f"there is no dead letter {', '.join(sorted(missing))}; letters are kept for 30 days, "

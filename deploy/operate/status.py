@@ -12,9 +12,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from stream.kafka.client.connection import bootstrap, client_options, connecting
-from stream.kafka.global_topics import assign, connected, read_topic
+from stream.kafka.global_topics import assign, connect_reader, read_topic
 from stream.kafka.topics import copy_group
-from stream.kafka.worker_status import FORGOTTEN, SILENT, TOPIC, WorkerStatus, decode
+from stream.kafka.worker_status import FORGOTTEN_AFTER_S, SILENT_AFTER_S, TOPIC, WorkerStatus, decode
 from stream.settings import Settings
 
 SOURCES = ("clicks", "purchases", "privacy", "refreshes", "item-activity", "copy-requests")  # what workers commit
@@ -34,11 +34,11 @@ async def look(settings: Settings) -> dict[str, Any]:
         name = (record.key or b"").decode("utf-8", "replace")
         status = decode(record.value) if record.value is not None else None
         told.pop(name, None)
-        if status is not None and status.app_id == settings.app_id and now - record.timestamp / 1000 < FORGOTTEN:
+        if status is not None and status.app_id == settings.app_id and now - record.timestamp / 1000 < FORGOTTEN_AFTER_S:
             told[name] = record.timestamp / 1000, status
     workers: list[dict[str, Any]] = [
         {
-            "worker": status.worker, "state": "silent" if now - at > SILENT else status.state,
+            "worker": status.worker, "state": "silent" if now - at > SILENT_AFTER_S else status.state,
             "told_seconds_ago": round(max(0.0, now - at), 1), "events_per_s": status.events_per_s, "rung": status.rung,
             "recovery_remaining": status.recovery_remaining, "recovery_share": status.recovery_share,
             "metrics": status.metrics, "partitions": status.partitions, "role": status.role,
@@ -67,7 +67,7 @@ async def look(settings: Settings) -> dict[str, Any]:
 async def lags(settings: Settings) -> dict[tuple[str, int], dict[str, Any]]:
     """(logical topic, partition) -> committed and end offset, lag in records and in seconds."""
     committed = await _committed(settings)
-    consumer = await connected(settings)
+    consumer = await connect_reader(settings)
     try:
         ends = await assign(consumer, [settings.prefix + topic for topic in SOURCES])
         starts = await consumer.beginning_offsets(list(ends))

@@ -14,7 +14,7 @@ from stream.events import Reject
 from stream.kafka import redrive as protocol
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.dead_letters import dead_letter, read_letter
+from stream.kafka.dead_letters import decode_dead_letter, encode_dead_letter
 from stream.settings import Settings
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
@@ -29,7 +29,7 @@ async def refused(settings: Settings, records: list[Record], topic: str = "click
         for at, (key, value) in enumerate(records):
             home = partition_of(key or b"", settings.partitions)
             reject = Reject(0, "poison", "value", "it hurt")
-            _, headers = dead_letter(topic, home, consumed(key, value, (), home, at), reject)
+            _, headers = encode_dead_letter(topic, home, consumed(key, value, (), home, at), reject)
             await producer.send(settings.prefix + "dead-letters", value, key=key, headers=headers, partition=home)
         await producer.flush()
 
@@ -76,7 +76,7 @@ async def test_letters_are_listed_shown_and_sent_back_once_and_a_second_failure_
         assert "1 dead letter sent back" in (await run(settings, "redrive", dump, "--force")).stdout
         while len(await read_all(settings, "dead-letters")) < 5:
             await asyncio.sleep(0.05)
-    letters = [read_letter(letter) for letter in await read_all(settings, "dead-letters")]
+    letters = [decode_dead_letter(letter) for letter in await read_all(settings, "dead-letters")]
     (before, after) = sorted((x for x in letters if x.value == b"\x00\xffbytes"), key=lambda x: x.attempts)
     assert (before.attempts, after.attempts) == (1, 2)
     assert (before.topic, before.partition, before.offset) == (after.topic, after.partition, after.offset)
@@ -106,7 +106,7 @@ async def claimed(settings: Settings, letter: str, home: int, sent: bool, value:
         )
         if sent:
             (mine,) = [x for x in await read_all(settings, "dead-letters") if f"{x.partition}-{x.offset}" == letter]
-            headers = protocol.again(read_letter(mine))
+            headers = protocol.redrive_headers(decode_dead_letter(mine))
             await producer.send_and_wait(settings.prefix + "clicks", value, key=b"u1", partition=home, headers=headers)
 
 
@@ -125,7 +125,7 @@ async def test_what_an_operator_who_died_had_sent_is_found_and_what_he_had_not_i
     early = await send_back(settings, None, (), False, False)
     assert early.sent.total() == 1 and early.left.total() == 2
     assert all("claimed" in why for _, why in early.left), "he may still be at it"
-    monkeypatch.setattr(protocol, "EXPIRES", 0.0)
+    monkeypatch.setattr(protocol, "CLAIM_EXPIRY_S", 0.0)
     late = await send_back(settings, None, (), False, False)
     assert late.sent.total() == 1 and [why for _, why in late.left] == ["an interrupted redrive had sent it already"]
     assert sorted(x.value for x in await read_all(settings, "clicks")) == sorted(value for _, value in records)

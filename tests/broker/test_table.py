@@ -12,7 +12,8 @@ from stream.kafka.app import make_app
 from stream.kafka.client import brokers as leaders
 from stream.kafka.client.connection import client_options
 from stream.kafka.global_topics import read_table, read_topic
-from stream.kafka.tables.table import ExactTable, TableProgress
+from stream.kafka.tables.recovery import TableProgress
+from stream.kafka.tables.table import ExactTable
 from tests.harness.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
 
 
@@ -134,7 +135,7 @@ async def test_ready_says_when_the_tables_are_there(broker: str, topic_prefix: s
     app.when_ready(lambda: calls.append(app.partitions("clicks")))
     async with running(app):
         assert app.ready
-        await until(lambda: app.feed.fetched_at() is not None, "fetched")
+        await until(lambda: app.batch_consumer.fetched_at() is not None, "fetched")
     assert calls == [{0, 1, 2, 3}]
     assert not app.ready
 

@@ -46,7 +46,7 @@ async def test_a_wrong_count_of_partitions_is_named_with_both_ways_out(broker: s
     (problem,) = await topics.check(settings)
     assert problem == (
         f"topic '{topic_prefix}purchases' has 6 partitions, the settings say 4; a shopper's events, profile and page "
-        "must live in the same partition. Create it anew with 4, or set SHOPWINDOW_PARTITIONS=6 for all of them."
+        "must live in the same partition. Recreate it with 4, or set SHOPWINDOW_PARTITIONS=6 for all of them."
     )
 
 

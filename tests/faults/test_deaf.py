@@ -71,7 +71,7 @@ async def test_partitions_that_have_enough_waiting_raise_no_alarm(broker: str, t
     watch = Watchdog(app)
     async with running(app):
         task = asyncio.create_task(watch.run())
-        await until(lambda: app.feed.in_flight and not app.feed.traces(), "full")
+        await until(lambda: app.batch_consumer.in_flight and not app.batch_consumer.last_answers(), "full")
         await watched(watch, 2.5)
         assert watch.problem is None and watch.note is None and not task.done()
         slow.set()
@@ -142,18 +142,18 @@ async def test_a_feed_that_has_gone_deaf_ends_the_worker_with_a_sentence(
 WEDGED = """
 import asyncio, os, sys, time
 from deploy.cli import main
-from stream.kafka import fetch, watch
+from stream.kafka import watchdog as watch; from stream.kafka.client import fetcher as fetch
 
-watch.ORDERLY = 3.0
+watch.SHUTDOWN_TIMEOUT_S = 3.0
 how, sign = sys.argv[1:]
-original = fetch.Feed._fetch
+original = fetch.Fetcher._fetch
 
 async def stuck(self, *args, **named):
     while os.path.exists(sign):
         time.sleep(3600) if how == "blocked" else await asyncio.sleep(3600)
     return await original(self, *args, **named)
 
-fetch.Feed._fetch = stuck
+fetch.Fetcher._fetch = stuck
 sys.exit(main(["worker"]))
 """
 
@@ -167,7 +167,7 @@ async def test_a_worker_whose_loop_is_held_up_ends_with_1(broker: str, topic_pre
         await process.ready()
         sign.touch()
         assert await process.ends() == 1
-        assert re.search(r"its event loop has been held up for [1-9] s, so that it has gone deaf", process.said())
+        assert re.search(r"its event loop has been blocked for [1-9] s; this process ends", process.said())
 
 
 @scenario
@@ -190,7 +190,7 @@ async def test_a_worker_whose_fetch_is_stuck_is_unhealthy_and_ends_with_1(
                     silence = max(silence, float(shown[-1].split()[1]))
                 async with session.get("/healthz") as answer:
                     told = await answer.text() if answer.status == 503 else ""
-        assert "has gone deaf and ends" in told and silence > 0.5
+        assert "are stuck and it ends" in told and silence > 0.5
         assert await process.ends() == 1
         lines = [line for line in process.said().splitlines() if "worker stopped" in line]
         assert lines == [f"shopwindow: the worker stopped: {told.strip()}"]

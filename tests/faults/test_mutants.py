@@ -21,7 +21,7 @@ from stream.events import CODES, decode_run
 from stream.items.signals import ItemTable
 from stream.kafka.client.connection import client_options
 from stream.kafka.commit import Batch
-from stream.kafka.dead_letters import dead_letter
+from stream.kafka.dead_letters import encode_dead_letter
 from stream.settings import SHIPPED_MODELS, Settings
 from tests.harness.counting import lasting
 from tests.harness.events import NOW, record
@@ -44,7 +44,7 @@ def assert_explained(topic: str, records: list[_Record], rejects: list) -> None:
         value = records[reject.record].value
         assert reject.code in CODES and reject.field and reject.message, (reject, value)
         assert len(reject.message) < 1000 and len(reject.field) < 200, (len(reject.message), reject.field)
-        pair, headers = dead_letter(topic, 0, records[reject.record], reject)
+        pair, headers = encode_dead_letter(topic, 0, records[reject.record], reject)
         assert Batch(1 << 30).extend([pair], [headers]) == 1
 
 

@@ -128,7 +128,7 @@ async def test_a_topic_with_another_number_of_partitions_is_one_sentence(broker:
     told = refused.stderr.splitlines()
     assert any(
         f"topic '{topic_prefix}clicks' has 2 partitions, the settings say 3; a shopper's events, profile and page must live "
-        "in the same partition. Create it anew with 3, or set SHOPWINDOW_PARTITIONS=2" in line
+        "in the same partition. Recreate it with 3, or set SHOPWINDOW_PARTITIONS=2" in line
         for line in told
     ), told
 

@@ -136,8 +136,8 @@ def total(counts: Counts) -> int:
 
 def die_at(app: BatchApp, point: str, runs: int) -> None:
     """Make the process kill itself (-9) in its `runs`-th run: before `outputs`, before `changelog`, before `ack`."""
-    step = {"outputs": (app.outputs, "_post"), "changelog": (app.outputs, "_write_changelog")}
-    owner, name = step.get(point, (app.feed, "finish"))
+    step = {"outputs": (app.outputs, "_enqueue"), "changelog": (app.outputs, "_write_changelog")}
+    owner, name = step.get(point, (app.batch_consumer, "acknowledge"))
     original = getattr(owner, name)
     calls = iter(range(1, 1 << 30))
 

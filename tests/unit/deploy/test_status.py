@@ -87,7 +87,7 @@ class App:
     def recovery_remaining(self) -> int:
         return self.left
 
-    async def tell(self, topic: str, record: tuple[bytes, bytes | None]) -> None:
+    async def send_record(self, topic: str, record: tuple[bytes, bytes | None]) -> None:
         assert topic == "worker-status"
         self.sent.append(record)
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from stream.events import Reject
 from stream.kafka.commit import Batch, Headers, Pair
-from stream.kafka.dead_letters import KEPT, dead_letter
+from stream.kafka.dead_letters import KEPT_BYTES, encode_dead_letter
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 REJECT = Reject(0, "too_large", "value", "the event has too many bytes")
 
 
 def letter_of(key: bytes, value: bytes, headers: Any = ()) -> tuple[Pair, Headers]:
-    return dead_letter("clicks", 1, SimpleNamespace(key=key, value=value, headers=headers, offset=7), REJECT)
+    return encode_dead_letter("clicks", 1, SimpleNamespace(key=key, value=value, headers=headers, offset=7), REJECT)
 
 
 def test_a_record_of_kafkas_own_limit_is_kept_whole_with_its_headers() -> None:
@@ -33,4 +33,4 @@ def test_a_larger_one_is_cut_to_what_the_topic_takes_and_says_from_how_much() ->
         assert key.startswith(pair[0] or b"") and value.startswith(pair[1] or b"")
         batch = Batch(1 << 30)
         assert batch.extend([pair], [told]) == 1 and batch.size() < DEAD_LETTER_BYTES
-    assert KEPT > 1 << 20
+    assert KEPT_BYTES > 1 << 20

@@ -8,8 +8,15 @@ import pytest
 
 from deploy.operate.dead_letters import Kept, Redrive, as_json, hopeless, list_text, redrive_text
 from stream.events import Reject
-from stream.kafka.dead_letters import KEPT, REDRIVEN, DeadLetter, dead_letter, read_letter, redriven
-from stream.kafka.redrive import again, home_of
+from stream.kafka.dead_letters import (
+    KEPT_BYTES,
+    REDRIVEN,
+    DeadLetter,
+    decode_dead_letter,
+    encode_dead_letter,
+    redrive_origin,
+)
+from stream.kafka.redrive import redrive_headers, source_partition
 from tests.harness.events import NOW, record
 
 REJECT = Reject(0, "invalid", "data.items[0].price", "data.items[0].price is -1: Expected `float` >= 0.0")
@@ -22,8 +29,8 @@ def consumed(key: bytes | None, value: bytes | None, headers: Any = (), partitio
 
 
 def letter_of(source: Any, topic: str = "clicks", reject: Reject = REJECT) -> DeadLetter:
-    (key, value), headers = dead_letter(topic, source.partition, source, reject)
-    return read_letter(consumed(key, value, headers, 3, 17))
+    (key, value), headers = encode_dead_letter(topic, source.partition, source, reject)
+    return decode_dead_letter(consumed(key, value, headers, 3, 17))
 
 
 def test_a_letter_tells_where_a_record_lay_why_it_was_refused_and_keeps_it_as_it_came() -> None:
@@ -36,33 +43,35 @@ def test_a_letter_tells_where_a_record_lay_why_it_was_refused_and_keeps_it_as_it
 
 def test_a_second_failure_counts_and_keeps_the_first_origin() -> None:
     first = letter_of(consumed(b"u1", b"{half", [("trace", b"x")]))
-    second = letter_of(consumed(first.key, first.value, again(first), partition=2, offset=99))
+    second = letter_of(consumed(first.key, first.value, redrive_headers(first), partition=2, offset=99))
     assert (second.attempts, second.topic, second.partition, second.offset) == (2, "clicks", 2, 55)
     assert second.headers == (("trace", b"x"),)
-    third = letter_of(consumed(second.key, second.value, again(second), partition=2, offset=200))
+    third = letter_of(consumed(second.key, second.value, redrive_headers(second), partition=2, offset=200))
     assert (third.attempts, third.offset) == (3, 55)
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"\xff", b'{"letter":1}', b"null"])
 def test_a_header_of_our_name_that_is_not_ours_changes_nothing(value: bytes) -> None:
-    assert redriven([(REDRIVEN, value)]) is None
+    assert redrive_origin([(REDRIVEN, value)]) is None
     assert letter_of(consumed(b"u1", b"x", [(REDRIVEN, value)])).attempts == 1
 
 
 def test_a_history_of_another_topic_is_not_believed() -> None:
     first = letter_of(consumed(b"u1", b"x"), "purchases")
-    moved = letter_of(consumed(b"u1", b"x", again(first), 1, 7), "clicks")
+    moved = letter_of(consumed(b"u1", b"x", redrive_headers(first), 1, 7), "clicks")
     assert (moved.attempts, moved.topic, moved.partition, moved.offset) == (1, "clicks", 1, 7)
 
 
 def test_a_record_that_is_no_letter_of_ours_is_read_as_far_as_it_goes() -> None:
-    letter = read_letter(consumed(None, None, [("partition", b"many"), ("x", b"1")], 0, 4))
+    letter = decode_dead_letter(consumed(None, None, [("partition", b"many"), ("x", b"1")], 0, 4))
     assert (letter.id, letter.topic, letter.partition, letter.attempts, letter.error) == ("0-4", "", -1, 1, "")
 
 
 def test_a_letter_goes_back_to_the_partition_of_its_key_or_where_it_was_without_one() -> None:
-    assert home_of(letter_of(consumed(b"u1", b"x")), 4) == home_of(letter_of(consumed(b"u1", b"x", partition=1)), 4)
-    assert home_of(letter_of(consumed(None, b"x", partition=3)), 4) == 3
+    assert source_partition(letter_of(consumed(b"u1", b"x")), 4) == source_partition(
+        letter_of(consumed(b"u1", b"x", partition=1)), 4
+    )
+    assert source_partition(letter_of(consumed(None, b"x", partition=3)), 4) == 3
 
 
 def test_what_can_never_pass_is_left_with_a_sentence() -> None:
@@ -71,7 +80,7 @@ def test_what_can_never_pass_is_left_with_a_sentence() -> None:
     assert "refuses it again" in hopeless(letter_of(consumed(b"u1", b"{half")), force=False)
     assert hopeless(letter_of(consumed(b"u1", b"{half")), force=True) == ""
     assert "'old-clicks', which no worker" in hopeless(letter_of(consumed(*good), "old-clicks"), force=True)
-    assert "does not say which topic" in hopeless(read_letter(consumed(*good)), force=True)
+    assert "does not say which topic" in hopeless(decode_dead_letter(consumed(*good)), force=True)
     assert "counted in order" in hopeless(letter_of(consumed(None, b"x"), "item-activity"), force=True)
     assert "refuses it again" in hopeless(letter_of(consumed(b"k", None), "copy-requests"), force=False)
 
@@ -100,8 +109,8 @@ def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> 
 
 
 def test_a_record_too_large_for_the_topic_is_cut_and_cannot_go_back() -> None:
-    whole = letter_of(consumed(b"u1", b"x" * (KEPT - 100), [("trace", b"t")]))
+    whole = letter_of(consumed(b"u1", b"x" * (KEPT_BYTES - 100), [("trace", b"t")]))
     assert whole.cut_from == 0 and whole.headers == (("trace", b"t"),)
     cut = letter_of(consumed(b"u1" * 2000, b"x" * 3_000_000, [("trace", b"t")]))
-    assert cut.cut_from == 3_000_000 and cut.value is not None and len(cut.key or b"") + len(cut.value) < KEPT
+    assert cut.cut_from == 3_000_000 and cut.value is not None and len(cut.key or b"") + len(cut.value) < KEPT_BYTES
     assert cut.headers == () and "3000000 bytes were too many" in hopeless(cut, force=True)

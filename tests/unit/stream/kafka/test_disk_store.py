@@ -28,16 +28,16 @@ def test_rows_of_a_run_are_read_at_once_and_reach_the_disk_with_their_offset_onl
     assert store.owned({b"u1": 1, b"u2": 1, b"u3": 1}) == [b"u1", b"u3"]
 
     store.drop(3)  # a run that never reached the changelog
-    mark = store.open(3)
-    assert mark is not None and (mark.offset, mark.watermarks) == (41, {("clicks", 3): 10})
+    state = store.open(3)
+    assert state is not None and (state.offset, state.watermarks) == (41, {("clicks", 3): 10})
     assert dict(store.partitions[3]) == dict(first)
 
     store.apply(3, changed)
     store.persist(3, changed, {("clicks", 3): 12, ("purchases", 3): 1}, 45)
     assert not store.partitions[3].staged
     store.drop(3)
-    mark = store.open(3)
-    assert mark is not None and (mark.offset, mark.watermarks) == (45, {("clicks", 3): 12, ("purchases", 3): 1})
+    state = store.open(3)
+    assert state is not None and (state.offset, state.watermarks) == (45, {("clicks", 3): 12, ("purchases", 3): 1})
     assert dict(store.partitions[3]) == {b"u1": b"more", b"u3": b"new"}
     store.close()
 
@@ -70,8 +70,8 @@ def test_a_wiped_partition_is_empty_and_others_are_not(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from stream.kafka.tables.disk_store import DiskProfiles
-store = DiskProfiles(Path(sys.argv[1]))
+from stream.kafka.tables.disk_store import DiskProfileStore
+store = DiskProfileStore(Path(sys.argv[1]))
 store.open(0)
 for offset in range(1 << 30):
     store.persist(0, [(b"u%d" % k, b"%d" % offset) for k in range(50)], {("clicks", 0): offset}, offset)
@@ -88,18 +88,18 @@ def test_a_kill_leaves_all_rows_of_a_write_or_none(tmp_path: Path) -> None:
         said += [int(line) for line in process.stdout.read().split()]
         process.wait()
         store = DiskProfileStore(tmp_path)
-        mark = store.open(0)
-        assert mark is not None and mark.offset >= said[-1], "a write that has returned is there"
-        assert mark.watermarks == {("clicks", 0): mark.offset}
+        state = store.open(0)
+        assert state is not None and state.offset >= said[-1], "a write that has returned is there"
+        assert state.watermarks == {("clicks", 0): state.offset}
         rows = dict(store.partitions[0])
-        assert rows == {b"u%d" % k: b"%d" % mark.offset for k in range(50)}
+        assert rows == {b"u%d" % k: b"%d" % state.offset for k in range(50)}
         store.close()
 
 
 def test_files_of_another_worker_are_refused_in_a_sentence(tmp_path: Path) -> None:
     one, other = DiskProfileStore(tmp_path), DiskProfileStore(tmp_path)
     one.open(0)
-    with pytest.raises(BlockingIOError, match=r"in use by another worker; give each .* SHOPWINDOW_DATA_DIR of its own"):
+    with pytest.raises(BlockingIOError, match=r"in use by another worker; give each .* its own SHOPWINDOW_DATA_DIR"):
         other.open(0)
     one.close()
     other.open(0)
@@ -122,7 +122,7 @@ def test_a_full_disk_is_a_sentence_that_says_what_to_do(tmp_path: Path, monkeypa
     ) as told:
         store.persist(0, [(b"u", b"2")], {}, 2)
     assert "\n" not in str(told.value)
-    assert store.partitions[0].mark is not None and store.partitions[0].mark.offset == 1
+    assert store.partitions[0].state is not None and store.partitions[0].state.offset == 1
     store.close()
 
 

@@ -7,24 +7,29 @@ import pytest
 from faust.types import TP
 
 from stream.kafka.client import fetcher as fetch
-from stream.kafka.client.brokers import Part
-from stream.kafka.client.fetcher import LITTLE, PAUSE, Fetcher
+from stream.kafka.client.brokers import FetchedPartition
+from stream.kafka.client.fetcher import SMALL_FETCH_BYTES, SMALL_FETCH_PAUSE_S, Fetcher
 from stream.settings import Settings
 
 CLICKS = TP("clicks", 0)
 
 
 @pytest.mark.parametrize(
-    ("data", "pauses"), [([b"", b"", b""], []), ([b"x", b"", b"x"], [PAUSE, PAUSE]), ([b"x" * LITTLE] * 2, [])]
+    ("data", "pauses"),
+    [
+        ([b"", b"", b""], []),
+        ([b"x", b"", b"x"], [SMALL_FETCH_PAUSE_S, SMALL_FETCH_PAUSE_S]),
+        ([b"x" * SMALL_FETCH_BYTES] * 2, []),
+    ],
 )
 def test_a_pause_follows_an_answer_that_brought_a_little(
     monkeypatch: pytest.MonkeyPatch, data: list[bytes], pauses: list[float]
 ) -> None:
     answers, slept = iter(data), []
 
-    async def ask(client: Any, leader: int, wanted: Any, wait_ms: int) -> list[Part] | None:
+    async def ask(client: Any, leader: int, wanted: Any, wait_ms: int) -> list[FetchedPartition] | None:
         found = next(answers, None)
-        return None if found is None else [Part(CLICKS, None, 0, found)]
+        return None if found is None else [FetchedPartition(CLICKS, None, 0, found)]
 
     class Client:
         class cluster:
@@ -38,9 +43,9 @@ def test_a_pause_follows_an_answer_that_brought_a_little(
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(fetch, "ask", ask)
-    monkeypatch.setattr(fetch, "parse", lambda data, start: ((), start))
+    monkeypatch.setattr(fetch, "fetch_partitions", ask)
+    monkeypatch.setattr(fetch, "parse_records", lambda data, start: ((), start))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     feed: Any = Fetcher(Settings(), lambda: {CLICKS: 0}, lambda tp, asked, answer: None)
     asyncio.run(feed._follow(Client(), 1))
-    assert slept == [*pauses, fetch.RETRY], "the last of them, as the leader was gone"
+    assert slept == [*pauses, fetch.RETRY_S], "the last of them, as the leader was gone"

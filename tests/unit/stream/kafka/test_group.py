@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError, NotCoordinatorForGroupError, TopicAuthorizationFailedError
 
 from stream.kafka.commit import Output
-from stream.kafka.group import Group
+from stream.kafka.group import GroupMember
 from stream.settings import Settings
 from tests.harness.events import NOW
 
@@ -59,13 +59,13 @@ def records(partition: TopicPartition, *offsets: int) -> list[Any]:
     ]
 
 
-def member() -> tuple[Group, Kafka]:
-    group, kafka = Group(Settings(prefix="p-"), TOPIC, "g"), Kafka()
+def member() -> tuple[GroupMember, Kafka]:
+    group, kafka = GroupMember(Settings(prefix="p-"), TOPIC, "g"), Kafka()
     group._consumer = group._producer = kafka
     return group, kafka
 
 
-async def taken(group: Group, kafka: Kafka, **found: list[Any]) -> list[Any]:
+async def taken(group: GroupMember, kafka: Kafka, **found: list[Any]) -> list[Any]:
     kafka.waiting = {ONE: found.get("one", []), TWO: found.get("two", [])}
     kafka.waiting = {partition: some for partition, some in kafka.waiting.items() if some}
     return await group.take(100, 0.0)

@@ -59,7 +59,7 @@ def partitions_asked(client: Client) -> list[tuple[int, list[int]]]:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(produce, "RETRY", 0.01)
+    monkeypatch.setattr(produce, "RETRY_S", 0.01)
 
 
 def test_what_is_sent_at_one_moment_is_one_request_a_leader_and_one_batch_a_partition() -> None:

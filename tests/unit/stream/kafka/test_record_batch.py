@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.kafka.client import record_batch
-from stream.kafka.client.brokers import Frames
-from stream.kafka.client.record_batch import walk, wrong_checksum
-from stream.kafka.tables.changelog_reader import read
+from stream.kafka.client.brokers import FrameReader
+from stream.kafka.client.record_batch import find_batches, first_wrong_checksum
+from stream.kafka.tables.changelog_reader import parse_changelog
 
 Pair = tuple[bytes, bytes | None]
 PAIRS = st.lists(st.tuples(st.binary(max_size=300), st.none() | st.binary(max_size=5000)), max_size=20)
@@ -32,7 +32,7 @@ def batch(pairs: list[Pair], base: int, codec: int = 0, headers: Any = ()) -> by
     return bytes(made)
 
 
-def oracle(data: bytes, start: int) -> tuple[list[Pair], int]:
+def parse_with_aiokafka(data: bytes, start: int) -> tuple[list[Pair], int]:
     """What aiokafka's parser finds, a record at a time."""
     records, found, following = MemoryRecords(data), [], start
     while records.has_next():
@@ -49,22 +49,22 @@ def test_a_fetch_is_read_as_aiokafka_reads_it(batches: list[list[Pair]], base: i
     for pairs in batches:
         data += batch(pairs, at)
         at += len(pairs) + 3  # compaction leaves gaps
-    stretch = read(data, base + skip)
-    assert (list(stretch.records), stretch.next_offset) == oracle(data, base + skip)
+    stretch = parse_changelog(data, base + skip)
+    assert (list(stretch.records), stretch.next_offset) == parse_with_aiokafka(data, base + skip)
 
 
 @settings(deadline=None)
 @given(PAIRS.filter(bool), st.integers(1, 200))
 def test_a_batch_that_a_fetch_cuts_off_is_left_for_the_next(pairs: list[Pair], missing: int) -> None:
     whole, torn = batch([(b"k", b"v")], 5), batch(pairs, 6)
-    stretch = read(whole + torn[: max(0, len(torn) - missing)], 5)
+    stretch = parse_changelog(whole + torn[: max(0, len(torn) - missing)], 5)
     assert (list(stretch.records), stretch.next_offset) == ([(b"k", b"v")], 6)
-    assert read(torn[:40], 6) == ((), 6)
+    assert parse_changelog(torn[:40], 6) == ((), 6)
 
 
 def test_records_with_headers_keep_their_keys_and_values() -> None:
     pairs: list[Pair] = [(b"a", b"1"), (b"", None), (b"c", b"")]
-    assert list(read(batch(pairs, 0, headers=[("h", b"x" * 100)]), 0).records) == pairs
+    assert list(parse_changelog(batch(pairs, 0, headers=[("h", b"x" * 100)]), 0).records) == pairs
 
 
 @pytest.mark.parametrize("codec", [1, 3])  # gzip, lz4 where it is installed
@@ -74,7 +74,7 @@ def test_a_compressed_changelog_is_read_too(codec: int) -> None:
         compressed = batch(pairs, 100, codec)
     except RuntimeError:
         pytest.skip("the codec is not installed")
-    stretch = read(batch([(b"first", b"1")], 99) + compressed, 120)
+    stretch = parse_changelog(batch([(b"first", b"1")], 99) + compressed, 120)
     assert (list(stretch.records), stretch.next_offset) == (pairs[20:], 150)
 
 
@@ -82,9 +82,9 @@ def test_a_control_batch_holds_no_record_and_moves_the_offset() -> None:
     marker = bytearray(batch([(b"\0\0\0\1", b"")], 7))
     marker[22] |= 0x20
     with pytest.raises(CorruptRecordException, match="before offset 8"):
-        read(bytes(marker), 7)
+        parse_changelog(bytes(marker), 7)
     marker[17:21] = calc_crc32c(bytes(marker[21:])).to_bytes(4, "big")
-    assert read(bytes(marker), 7) == ([], 8)
+    assert parse_changelog(bytes(marker), 7) == ([], 8)
 
 
 @pytest.mark.parametrize("by_processor", [True, False])
@@ -95,13 +95,13 @@ def test_a_flipped_bit_is_noticed_by_its_batch(monkeypatch: pytest.MonkeyPatch, 
     for size in range(20):  # all lengths of what is left over from eights
         pairs: list[Pair] = [(b"k", b"v" * size)]
         good = batch(pairs, 3)
-        assert list(read(good, 3).records) == pairs
+        assert list(parse_changelog(good, 3).records) == pairs
         for at in range(21, len(good), 5):
             data = bytearray(good)
             data[at] ^= 0x10
             with pytest.raises(CorruptRecordException, match="has a wrong checksum"):
-                read(good + bytes(data), 3)
-            assert wrong_checksum(walk(good + bytes(data) + good)) == 1
+                parse_changelog(good + bytes(data), 3)
+            assert first_wrong_checksum(find_batches(good + bytes(data) + good)) == 1
 
 
 @given(st.lists(st.binary(min_size=1, max_size=3_000), max_size=6), st.lists(st.integers(1, 4_000), min_size=1))
@@ -114,8 +114,8 @@ def test_answers_come_whole_however_they_are_received(answers: list[bytes], size
             self.taken.append(frame)
 
     Connection.taken = []
-    frames, chances = Frames(Connection()), cycle(sizes)
-    frames._room = bytearray(64)  # most answers are larger
+    frames, chances = FrameReader(Connection()), cycle(sizes)
+    frames._buffer = bytearray(64)  # most answers are larger
     left = b"".join(len(answer).to_bytes(4, "big") + answer for answer in answers)
     while left:
         room = frames.get_buffer(-1)
@@ -130,10 +130,10 @@ def test_batches_of_before_kafka_0_11_are_refused_by_name() -> None:
     old = bytearray(batch([(b"k", b"v" * 100)], 0))
     old[16] = 1
     with pytest.raises(ValueError, match="format 1 at byte 0"):
-        walk(bytes(old))
+        find_batches(bytes(old))
 
 
 def test_many_small_batches_are_walked_whole() -> None:
     data = b"".join(batch([(b"k%d" % n, b"v")], n) for n in range(500))
-    stretch = read(data, 0)
+    stretch = parse_changelog(data, 0)
     assert stretch.next_offset == 500 and [key for key, _ in stretch.records] == [b"k%d" % n for n in range(500)]

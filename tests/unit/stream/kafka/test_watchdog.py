@@ -31,5 +31,5 @@ def test_who_is_not_asked_for_anything_does_not_wait() -> None:
 def test_after_forgiveness_every_wait_begins_anew() -> None:
     silence = StallDetector()
     silence.waits({A: 1}, 0.0)
-    silence.forgive()
+    silence.reset()
     assert silence.waits({A: 1}, 50.0) == {A: 0.0}

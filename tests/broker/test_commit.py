@@ -16,7 +16,7 @@ async def app_of(broker: str, prefix: str) -> tuple[Any, Any]:
 
     async def idle(runs: Any) -> None:
         async for run in runs:
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks"], idle)
     return app, settings
@@ -27,14 +27,14 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         sent = 0
-        send_batch = app.producer.posts.send
+        send_batch = app.producer.sender.send
 
         def counted(*args: Any) -> Any:
             nonlocal sent
             sent += 1
             return send_batch(*args)
 
-        app.producer.posts.send = counted
+        app.producer.sender.send = counted
         each = [[(b"k", b"%d %d" % (who, n)) for n in range(5)] for who in range(20)]
         await asyncio.gather(*(app.outputs.send("impressions", 1, records) for records in each))
         assert sent == 1
@@ -47,11 +47,11 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
 
 
 @scenario
-async def test_what_comes_while_a_batch_is_under_way_is_the_next_batch(broker: str, topic_prefix: str) -> None:
+async def test_what_comes_while_a_batch_is_in_flight_is_the_next_batch(broker: str, topic_prefix: str) -> None:
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         batches: list[int] = []
-        send_batch, go = app.producer.posts.send, asyncio.Event()
+        send_batch, go = app.producer.sender.send, asyncio.Event()
 
         def held(batch: Any, *place: Any) -> Any:
             batches.append(batch.record_count())
@@ -63,7 +63,7 @@ async def test_what_comes_while_a_batch_is_under_way_is_the_next_batch(broker: s
 
             return asyncio.ensure_future(later())
 
-        app.producer.posts.send = held
+        app.producer.sender.send = held
         sends = []
         for n in range(6):
             sends.append(asyncio.create_task(app.outputs.send("impressions", 1, [(b"k", b"%d" % n)])))
@@ -105,7 +105,7 @@ async def test_a_send_that_fails_is_raised_where_it_was_made_and_behind_it_and_n
         )
         assert isinstance(outcomes[0], Exception) and outcomes[1] is None
         refused = asyncio.create_task(app.outputs.send("impressions", 0, [(b"k", bytes(3 << 20))]))
-        while not app.outputs._under_way:
+        while not app.outputs._in_flight:
             await asyncio.sleep(0)
         behind = asyncio.create_task(app.outputs.send("impressions", 0, [(b"k", b"would overtake it")]))
         assert all(isinstance(one, Exception) for one in await asyncio.gather(refused, behind, return_exceptions=True))

@@ -16,7 +16,7 @@ from stream.kafka import topics
 from stream.kafka.app import BatchApp, make_app
 from stream.kafka.global_topics import read_table
 from stream.kafka.tables import table
-from stream.kafka.tables.disk_store import STATE, DiskProfileStore
+from stream.kafka.tables.disk_store import STATE_KEY, DiskProfileStore
 from stream.kafka.tables.table import ExactTable
 from tests.harness.counting import running, scenario, send, settings_for, until
 
@@ -120,7 +120,7 @@ async def _truncated(settings: Any) -> None:
         await admin.close()
 
 
-@pytest.mark.parametrize(("how", "reason"), [(_recreated, "was created anew"), (_truncated, "was truncated")])
+@pytest.mark.parametrize(("how", "reason"), [(_recreated, "was recreated"), (_truncated, "was truncated")])
 @scenario
 async def test_rows_that_do_not_belong_to_the_changelog_are_wiped_and_it_is_said(
     broker: str, topic_prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any, reason: str
@@ -149,8 +149,8 @@ async def test_files_that_may_have_missed_a_tombstone_are_wiped_unless_nothing_w
     async with running(app):
         await counted(app, store, settings, 300)
         store.partitions[0].db[b"erased"] = b"7"  # whose tombstone compaction has removed by now
-    told = json.loads(store.partitions[0].db.get(STATE) or "")
-    store.partitions[0].db[STATE] = json.dumps(told | {"at": told["at"] - table.STALE - 1}).encode()
+    told = json.loads(store.partitions[0].db.get(STATE_KEY) or "")
+    store.partitions[0].db[STATE_KEY] = json.dumps(told | {"at": told["at"] - table.MAX_DISK_AGE_S - 1}).encode()
     store.close()
 
     async with at_work(settings, tmp_path) as (app, store):

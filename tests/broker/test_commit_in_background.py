@@ -65,10 +65,10 @@ async def test_outputs_overtake_a_changelog_where_no_row_is_shared_and_wait_for_
         await held.click(b"bob")
         while await held.pages() != [b"ann", b"bob"]:
             await asyncio.sleep(0.01)
-        assert not any(run.counted for run in held.runs) and await read_table(held.settings, "profiles") == {}
+        assert not any(run.is_committed for run in held.runs) and await read_table(held.settings, "profiles") == {}
         await send(held.settings, "clicks", [(b"bob", b"x")])
         held.go.set()
-        await until(lambda: len(held.runs) == 3 and held.runs[2].counted, "the third")
+        await until(lambda: len(held.runs) == 3 and held.runs[2].is_committed, "the third")
     assert held.wrote == [0, 1, 2]
 
     held = Held(broker, topic_prefix + "same-")
@@ -79,9 +79,9 @@ async def test_outputs_overtake_a_changelog_where_no_row_is_shared_and_wait_for_
             await asyncio.sleep(0.01)
         await held.click(b"ann")
         second = held.runs[1]
-        assert not second.posted
+        assert not second.outputs_sent
         held.go.set()
-        await until(lambda: second.counted, "the second")
+        await until(lambda: second.is_committed, "the second")
         assert await held.pages() == [b"ann", b"ann"] and held.wrote == [0, 1]
         assert await read_table(held.settings, "profiles") == {b"ann": b"1"}
 
@@ -91,14 +91,18 @@ async def test_no_more_runs_of_a_partition_are_taken_than_may_be_redone(broker: 
     held = Held(broker, topic_prefix)
     await topics.create(held.settings)
     async with running(held.app):
-        for n in range(transport.DEPTH):
+        for n in range(transport.MAX_UNCOMMITTED_RUNS):
             await held.click(b"%d" % n)
         await send(held.settings, "clicks", [(b"%d" % n, b"x") for n in range(5)])
-        await until(lambda: [len(waiting) for waiting in held.app.feed._backlog.values()] == [5], "the others fetched")
-        assert len(held.runs) == transport.DEPTH
+        await until(
+            lambda: [len(waiting) for waiting in held.app.batch_consumer._backlog.values()] == [5], "the others fetched"
+        )
+        assert len(held.runs) == transport.MAX_UNCOMMITTED_RUNS
         held.go.set()
         await until(lambda: held.app.lag() and sum(held.app.lag().values()) == 0, "all")
-    assert [len(run.records) for run in held.runs] == [1] * transport.DEPTH + [5], "what waited is one run"
+    assert [len(run.records) for run in held.runs] == [1] * transport.MAX_UNCOMMITTED_RUNS + [5], (
+        "what waited is one run"
+    )
 
 
 @scenario
@@ -128,8 +132,8 @@ async def test_a_lost_partition_drops_the_runs_that_do_not_count_yet(broker: str
     async def write_late(run: Run, changelog: Any) -> None:
         if run.last >= 2 and not expelled.is_set():  # what the client does when the broker says: unknown member
             expelled.set()
-            coordinator = app.feed._thread._ensure_consumer()._coordinator
-            app.feed._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
+            coordinator = app.batch_consumer._thread._ensure_consumer()._coordinator
+            app.batch_consumer._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
             while coordinator.generation == run.generation:
                 await asyncio.sleep(0.001)
         await write(run, changelog)

@@ -17,7 +17,7 @@ from stream.kafka import consumer as transport
 from stream.kafka import topics
 from stream.kafka.app import make_app, serve
 from stream.kafka.client.connection import NoBroker, client_options
-from stream.kafka.client.fetcher import Answer
+from stream.kafka.client.fetcher import FetchedRecords
 from stream.kafka.commit import Output
 from stream.kafka.dead_letters import dead_letters
 from stream.kafka.global_topics import read_table, read_topic
@@ -62,7 +62,7 @@ async def test_an_agent_gets_each_record_once_in_order_and_in_bounded_runs(broke
     async def look(runs: Any) -> None:
         async for run in runs:
             seen.append(run)
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks"], look)
     async with running(app):
@@ -87,7 +87,7 @@ async def test_hostile_records_arrive_as_the_bytes_they_are(broker: str, topic_p
     async def look(runs: Any) -> None:
         async for run in runs:
             seen.extend((record.key, record.value) for record in run.records)
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks"], look)
     async with running(app):
@@ -217,7 +217,7 @@ async def test_partitions_go_in_parallel_but_topics_of_one_partition_take_turns(
                 await asyncio.sleep(0)
             at_work.remove(run.partition)
             done += len(run.records)
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks", "purchases"], look)
     async with running(app):
@@ -236,13 +236,13 @@ async def test_an_agent_that_hangs_does_not_hold_up_another(broker: str, topic_p
     async def hang(runs: Any) -> None:
         async for run in runs:
             await free.wait()
-            run.done()
+            run.acknowledge()
 
     app.listen(["copy-requests"], hang)
     async with running(app):
         await send(settings, "clicks", keys(2000))
         await until(lambda: total(counts) == 2000, "2000 counted beside a hanging agent")
-        held = sum(len(records) for records in app.feed._backlog.values())
+        held = sum(len(records) for records in app.batch_consumer._backlog.values())
         assert 0 < held < 300, "of what nobody takes, a fetch or two are held"
         free.set()
 
@@ -259,7 +259,7 @@ async def test_what_arrives_during_a_run_is_the_next_run(broker: str, topic_pref
         async for run in runs:
             sizes.append(len(run.records))
             await free.wait()
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks"], look)
     async with running(app):
@@ -267,7 +267,7 @@ async def test_what_arrives_during_a_run_is_the_next_run(broker: str, topic_pref
         await until(lambda: sizes, "the first run")
         for _ in range(5):
             await send(settings, "clicks", [(b"k", b"x")] * 10)
-        await until(lambda: sum(len(records) for records in app.feed._backlog.values()) == 50, "50 fetched")
+        await until(lambda: sum(len(records) for records in app.batch_consumer._backlog.values()) == 50, "50 fetched")
         free.set()
         await until(lambda: sum(sizes) == 51, "all")
     assert sizes == [1, 50]
@@ -285,18 +285,18 @@ async def test_what_waited_at_a_rebalance_is_delivered_once(broker: str, topic_p
         async for run in runs:
             seen.extend((run.topic, record.offset) for record in run.records)
             await free.wait()
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks", "purchases"], look)
     async with running(app):
         await send(settings, "clicks", [(b"k", b"x")] * 10)
         await until(lambda: seen, "a run at work")
         await send(settings, "purchases", [(b"k", b"x")] * 10)
-        await until(lambda: len(app.feed._delivered) == 2, "another waiting for the same partition")
-        epoch = app.feed.epoch
-        thread = app.feed._thread
+        await until(lambda: len(app.batch_consumer._delivered) == 2, "another waiting for the same partition")
+        epoch = app.batch_consumer.epoch
+        thread = app.batch_consumer._thread
         thread.thread_loop.call_soon_threadsafe(thread._ensure_consumer()._coordinator.request_rejoin)
-        await until(lambda: app.feed.epoch > epoch, "a rebalance")
+        await until(lambda: app.batch_consumer.epoch > epoch, "a rebalance")
         free.set()
         await until(lambda: app.ready and len(seen) >= 20, "all")
         await until(lambda: app.lag() and sum(app.lag().values()) == 0, "done")
@@ -312,14 +312,14 @@ async def test_a_storm_of_rebalances_loses_nothing_and_does_nothing_twice(
     await topics.create(settings)
     app, counts = counting_app(settings, pause=0.002, behind=behind)
     async with running(app):
-        thread = app.feed._thread
+        thread = app.batch_consumer._thread
         for wave in range(1, 13):
-            epoch = app.feed.epoch
+            epoch = app.batch_consumer.epoch
             sending = asyncio.create_task(send(settings, "clicks", keys(250)))
             while total(counts) <= (wave - 1) * 230:
                 await asyncio.sleep(0.001)
             thread.thread_loop.call_soon_threadsafe(thread._ensure_consumer()._coordinator.request_rejoin)
-            while app.feed.epoch == epoch:
+            while app.batch_consumer.epoch == epoch:
                 await asyncio.sleep(0.001)
             await sending
         await until(lambda: total(counts) >= 3000, "3000 counted")
@@ -341,9 +341,9 @@ async def test_the_seek_moves_partitions_without_a_commit_and_comes_before_their
     active_at_seek = []
     seek = transport.BatchConsumer.perform_seek
 
-    async def noted_seek(feed: transport.BatchConsumer) -> None:
-        active_at_seek.append({tp for tp in feed._get_active_partitions() if tp.topic.endswith("clicks")})
-        await seek(feed)
+    async def noted_seek(batch_consumer: transport.BatchConsumer) -> None:
+        active_at_seek.append({tp for tp in batch_consumer._get_active_partitions() if tp.topic.endswith("clicks")})
+        await seek(batch_consumer)
 
     monkeypatch.setattr(transport.BatchConsumer, "perform_seek", noted_seek)
     app = make_app(settings)
@@ -358,12 +358,17 @@ async def test_the_seek_moves_partitions_without_a_commit_and_comes_before_their
     app.listen(["clicks"], hang, table)
     async with running(app):
         assert active_at_seek == [set()], "records of the old position could slip in"
-        sources = [tp for tp in app.feed.assignment() if tp.topic.endswith("clicks")]
-        await until(lambda: all((app.feed.position_now(tp) or 0) > 0 for tp in sources), "fetched, not committed")
-        app.feed.epoch += 1  # as a rebalance begins, with a fetch under way
-        app.feed.stop_flow()
-        await app.feed.perform_seek()
-        await until(lambda: [app.feed.position_now(tp) for tp in sources] == [0] * settings.partitions, "back at 0")
+        sources = [tp for tp in app.batch_consumer.assignment() if tp.topic.endswith("clicks")]
+        await until(
+            lambda: all((app.batch_consumer.next_fetch_offset(tp) or 0) > 0 for tp in sources), "fetched, not committed"
+        )
+        app.batch_consumer.epoch += 1  # as a rebalance begins, with a fetch under way
+        app.batch_consumer.stop_flow()
+        await app.batch_consumer.perform_seek()
+        await until(
+            lambda: [app.batch_consumer.next_fetch_offset(tp) for tp in sources] == [0] * settings.partitions,
+            "back at 0",
+        )
         free.set()
 
 
@@ -430,12 +435,12 @@ async def test_a_run_whose_partition_is_lost_writes_no_changelog_and_is_done_aga
                 rows[record.key] = rows.get(record.key, 0) + 1
             if not expelled and run.first > 0:  # what the client does when the broker says: unknown member
                 expelled = True
-                coordinator = app.feed._thread._ensure_consumer()._coordinator
-                app.feed._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
+                coordinator = app.batch_consumer._thread._ensure_consumer()._coordinator
+                app.batch_consumer._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
                 while coordinator.generation == run.generation:
                     await asyncio.sleep(0.001)
                 with pytest.raises(PartitionLost):
-                    await run.still_owned()
+                    await run.ensure_owned()
             await app.outputs.commit_run(run, [], [(r.key, b"%d" % rows[r.key]) for r in run.records])
 
     app.listen(["clicks"], count, table)
@@ -456,7 +461,7 @@ async def test_a_silent_coordinator_holds_the_changelog_back_until_it_answers(br
     await topics.create(settings)
     app, _counts = counting_app(settings)
     async with running(app):
-        thread = app.feed._thread
+        thread = app.batch_consumer._thread
         thread.heartbeat_at -= 1000  # the last answer is older than a session; the next comes within a heartbeat
         before = thread.heartbeat_at
         await send(settings, "clicks", [(b"k", b"x")])
@@ -468,7 +473,7 @@ async def test_a_silent_coordinator_holds_the_changelog_back_until_it_answers(br
 async def test_a_run_that_outlasts_a_stop_is_an_error_and_is_done_again(
     broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "PATIENCE", 0.2)
+    monkeypatch.setattr(transport, "FINISH_TIMEOUT_S", 0.2)
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "clicks", keys(20))
@@ -552,7 +557,7 @@ async def test_a_paced_topic_is_looked_at_in_beats_and_another_beside_it_at_once
     async def look(runs: Any) -> None:
         async for run in runs:
             runs_of[run.topic].append(run)
-            run.done()
+            run.acknowledge()
 
     app.listen(["item-activity"], look, limit=50, pace=0.5)
     app.listen(["clicks"], look)
@@ -582,7 +587,7 @@ async def test_a_run_is_bounded_in_bytes_where_its_agent_says_so(broker: str, to
     async def look(runs: Any) -> None:
         async for run in runs:
             seen.append(run)
-            run.done()
+            run.acknowledge()
 
     app.listen(["clicks"], look, limit_bytes=5000)
     async with running(app):
@@ -606,13 +611,13 @@ async def test_only_what_is_wanted_now_is_fetched_and_the_groups_client_fetches_
 
     app.outputs.commit_run = held  # type: ignore[method-assign, assignment]
     async with running(app):
-        assert {tp.topic for tp in app.feed.wanted()} == {settings.prefix + "clicks"}, "and not the changelog"
+        assert {tp.topic for tp in app.batch_consumer.wanted()} == {settings.prefix + "clicks"}, "and not the changelog"
         await send(settings, "clicks", keys(800))
-        await until(lambda: not app.feed.wanted(), "enough waiting in all partitions")
+        await until(lambda: not app.batch_consumer.wanted(), "enough waiting in all partitions")
         slow.set()
         await until(lambda: total(counts) == 800, "800 counted")
-        await until(lambda: len(app.feed.wanted()) == settings.partitions, "all wanted again")
-        assert not app.feed._thread._ensure_consumer()._fetcher._records
+        await until(lambda: len(app.batch_consumer.wanted()) == settings.partitions, "all wanted again")
+        assert not app.batch_consumer._thread._ensure_consumer()._fetcher._records
 
 
 @scenario
@@ -625,13 +630,13 @@ async def test_a_log_that_lost_what_was_not_read_yet_is_read_from_where_it_begin
     admin = AIOKafkaAdminClient(**client_options(settings))
     await admin.start()
     app, counts = counting_app(settings)
-    perform_seek = app.feed.perform_seek
+    perform_seek = app.batch_consumer.perform_seek
 
     async def seek() -> None:
         await perform_seek()
         await admin.delete_records({TopicPartition(settings.prefix + "clicks", 0): RecordsToDelete(before_offset=60)})
 
-    app.feed.perform_seek = seek  # type: ignore[method-assign]
+    app.batch_consumer.perform_seek = seek  # type: ignore[method-assign]
     try:
         async with running(app):
             await until(lambda: total(counts) == 40, "the rest counted")
@@ -647,7 +652,7 @@ async def test_what_was_fetched_is_let_go_of_without_the_collector_of_garbage(br
     app, counts = counting_app(settings)
 
     def held() -> int:
-        return sum(type(one) is Answer for one in gc.get_objects())
+        return sum(type(one) is FetchedRecords for one in gc.get_objects())
 
     async with running(app):
         gc.collect()

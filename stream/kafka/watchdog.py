@@ -112,7 +112,7 @@ class Watchdog:
                 self._note_recovery()
 
     def _watch_loop(self) -> None:
-        """Watch the event loop from a thread: heartbeats have their own thread, so a blocked loop keeps its partitions."""
+        """Watch the event loop from a thread. Heartbeats have their own: a blocked loop would keep its partitions."""
         last = since = monotonic()
         beat_at = self._beat_at
         while not self._stopped.wait(self._interval):
@@ -179,8 +179,8 @@ class Watchdog:
             tp = silent[0]
             self.problem = (
                 f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka "
-                f"at {hosts} answers; the fetches of this process are stuck and it ends, so that its supervisor restarts "
-                "it (SHOPWINDOW_FETCH_TIMEOUT is the limit)"
+                f"at {hosts} answers; the fetches of this process are stuck and it ends, so that its supervisor "
+                "restarts it (SHOPWINDOW_FETCH_TIMEOUT is the limit)"
             )
             await self._end_app(FetchStalled(self.problem))
 

@@ -1,4 +1,4 @@
-"""Grouped sends: what several have to say at one moment goes together, in order, and fails apart."""
+"""Grouped sends share batches, keep their order and fail independently."""
 
 import asyncio
 from typing import Any
@@ -35,7 +35,7 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
             return send_batch(*args)
 
         app.producer.sender.send = counted
-        each = [[(b"k", b"%d %d" % (who, n)) for n in range(5)] for who in range(20)]
+        each = [[(b"k", b"%d %d" % (sender, n)) for n in range(5)] for sender in range(20)]
         await asyncio.gather(*(app.outputs.send("impressions", 1, records) for records in each))
         assert sent == 1
         await app.outputs.send("impressions", None, [(b"%d" % n, b"keyed") for n in range(40)])
@@ -43,11 +43,11 @@ async def test_concurrent_sends_keep_their_order_and_share_batches(broker: str, 
     read = await read_all(settings, "impressions")
     assert [r.value for r in read if r.value != b"keyed"] == [value for records in each for _, value in records]
     assert len({r.partition for r in read if r.value == b"keyed"}) == settings.partitions
-    assert sent == 1 + settings.partitions, "nothing at all is no batch"
+    assert sent == 1 + settings.partitions, "an empty send makes no batch"
 
 
 @scenario
-async def test_what_comes_while_a_batch_is_in_flight_is_the_next_batch(broker: str, topic_prefix: str) -> None:
+async def test_records_that_arrive_during_a_batch_form_the_next(broker: str, topic_prefix: str) -> None:
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         batches: list[int] = []
@@ -67,12 +67,12 @@ async def test_what_comes_while_a_batch_is_in_flight_is_the_next_batch(broker: s
         sends = []
         for n in range(6):
             sends.append(asyncio.create_task(app.outputs.send("impressions", 1, [(b"k", b"%d" % n)])))
-            await asyncio.sleep(0)  # each at a moment of its own
+            await asyncio.sleep(0)  # in a separate turn of the event loop
             await asyncio.sleep(0)
         sends.append(asyncio.create_task(app.outputs.send("impressions", 0, [(b"k", b"other")])))
         while len(batches) < 2:
             await asyncio.sleep(0)
-        assert batches == [1, 1], "the first, and the one of another partition"
+        assert batches == [1, 1], "the first batch, and that of another partition"
         go.set()
         await asyncio.gather(*sends)
         assert batches == [1, 1, 5]
@@ -81,9 +81,7 @@ async def test_what_comes_while_a_batch_is_in_flight_is_the_next_batch(broker: s
 
 
 @scenario
-async def test_more_than_a_batch_holds_goes_in_several_and_returns_when_all_have_come(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_large_send_uses_several_batches_and_waits_for_all(broker: str, topic_prefix: str) -> None:
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         large = [(b"k", b"%d" % n + bytes(300_000)) for n in range(7)]
@@ -93,9 +91,7 @@ async def test_more_than_a_batch_holds_goes_in_several_and_returns_when_all_have
 
 
 @scenario
-async def test_a_send_that_fails_is_raised_where_it_was_made_and_behind_it_and_nowhere_else(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_failed_send_fails_only_itself_and_those_behind_it(broker: str, topic_prefix: str) -> None:
     app, settings = await app_of(broker, topic_prefix)
     async with running(app):
         outcomes = await asyncio.gather(

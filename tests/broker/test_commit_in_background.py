@@ -1,4 +1,4 @@
-"""Runs that are committed while the next of their partition takes its step: in order, exact, and never ahead of a row."""
+"""Runs that are committed in the background, while the partition's next run takes its step: in order and exact."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.harness.worker_process import read_all
 
 
 class Held:
-    """An app over one partition that commits behind; the first run's changelog is held back until `go` is set."""
+    """An app over one partition that commits in the background; the first changelog waits until `go` is set."""
 
     def __init__(self, broker: str, prefix: str, value: Callable[[Run], bytes] = lambda run: b"1") -> None:
         self.settings = settings_for(broker, prefix, partitions=1)
@@ -45,7 +45,7 @@ class Held:
         self.app.listen(["clicks"], body, ExactTable(self.app, "profiles", Counts()))
 
     async def click(self, key: bytes) -> None:
-        """One more event; returns when it is in the agent's hands."""
+        """Send one more event; return once the agent has taken it."""
         taken = len(self.runs) + 1
         await send(self.settings, "clicks", [(key, b"x")])
         await until(lambda: len(self.runs) == taken, f"{taken} runs")
@@ -55,9 +55,7 @@ class Held:
 
 
 @scenario
-async def test_outputs_overtake_a_changelog_where_no_row_is_shared_and_wait_for_it_where_one_is(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_outputs_wait_for_an_earlier_changelog_only_if_a_row_is_shared(broker: str, topic_prefix: str) -> None:
     held = Held(broker, topic_prefix)
     await topics.create(held.settings)
     async with running(held.app):
@@ -87,7 +85,7 @@ async def test_outputs_overtake_a_changelog_where_no_row_is_shared_and_wait_for_
 
 
 @scenario
-async def test_no_more_runs_of_a_partition_are_taken_than_may_be_redone(broker: str, topic_prefix: str) -> None:
+async def test_the_uncommitted_runs_of_a_partition_are_bounded(broker: str, topic_prefix: str) -> None:
     held = Held(broker, topic_prefix)
     await topics.create(held.settings)
     async with running(held.app):
@@ -101,12 +99,12 @@ async def test_no_more_runs_of_a_partition_are_taken_than_may_be_redone(broker: 
         held.go.set()
         await until(lambda: held.app.lag() and sum(held.app.lag().values()) == 0, "all")
     assert [len(run.records) for run in held.runs] == [1] * transport.MAX_UNCOMMITTED_RUNS + [5], (
-        "what waited is one run"
+        "the waiting records are one run"
     )
 
 
 @scenario
-async def test_a_run_behind_one_that_failed_never_counts(broker: str, topic_prefix: str) -> None:
+async def test_a_run_behind_a_failed_one_is_never_committed(broker: str, topic_prefix: str) -> None:
     held = Held(broker, topic_prefix, lambda run: bytes(3 << 20) if run.first == 0 else b"fits")
     await topics.create(held.settings)
     held.go.set()
@@ -118,11 +116,11 @@ async def test_a_run_behind_one_that_failed_never_counts(broker: str, topic_pref
     assert await read_table(held.settings, "profiles") == {}
     app, counts = counting_app(held.settings, behind=True)
     async with running(app):
-        await until(lambda: total(counts) == 2, "both, by a worker that can")
+        await until(lambda: total(counts) == 2, "both, by a worker whose outputs fit")
 
 
 @scenario
-async def test_a_lost_partition_drops_the_runs_that_do_not_count_yet(broker: str, topic_prefix: str) -> None:
+async def test_a_lost_partition_drops_its_uncommitted_runs(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
     await topics.create(settings)
     app, counts = counting_app(settings, behind=True)
@@ -130,7 +128,7 @@ async def test_a_lost_partition_drops_the_runs_that_do_not_count_yet(broker: str
     write = app.outputs._write_changelog
 
     async def write_late(run: Run, changelog: Any) -> None:
-        if run.last >= 2 and not expelled.is_set():  # what the client does when the broker says: unknown member
+        if run.last >= 2 and not expelled.is_set():  # as the client reacts to the broker's answer "unknown member"
             expelled.set()
             coordinator = app.batch_consumer._thread._ensure_consumer()._coordinator
             app.batch_consumer._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
@@ -144,5 +142,5 @@ async def test_a_lost_partition_drops_the_runs_that_do_not_count_yet(broker: str
         await until(lambda: app.lag() and sum(app.lag().values()) == 0, "the first")
         await send(settings, "clicks", [(b"k", b"x"), (b"l", b"x"), (b"m", b"x"), (b"k", b"x")])
         await expelled.wait()
-        await until(lambda: app.ready and total(counts) == 6 and sum(app.lag().values()) == 0, "done again")
+        await until(lambda: app.ready and total(counts) == 6 and sum(app.lag().values()) == 0, "repeated")
     assert await read_table(settings, "profiles") == {b"k": b"4", b"l": b"1", b"m": b"1"}

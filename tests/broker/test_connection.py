@@ -1,4 +1,4 @@
-"""A cluster that wants TLS and a password: every client comes in with both, and without them is told what is wrong."""
+"""A cluster that requires TLS and a password: clients connect with both, and otherwise get a clear error."""
 
 import asyncio
 import dataclasses
@@ -20,9 +20,11 @@ from tests.harness.counting import scenario, send
 from tests.harness.shop import item
 from tests.harness.worker_process import PRIVATE, behaviour, clicks, command, settings_for, until_counted, worker
 
-LISTENERS = ("SECURE", "EXPIRED", "ELSEWHERE")  # each with a certificate of its own
+LISTENERS = ("SECURE", "EXPIRED", "ELSEWHERE")  # each with its own certificate
 PASSWORD = "open sesame"
-pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not here to make certificates with")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("openssl"), reason="openssl is not installed; it creates the certificates"
+)
 
 DATED = """
 [ca]
@@ -43,22 +45,23 @@ basicConstraints=CA:TRUE
 
 
 def authority(folder: Path, name: str, known_as: str = "IP:127.0.0.1") -> Path:
-    """A certificate that is its own authority -> its PEM file; the key lies beside it, and both in one file."""
+    """Create a self-signed certificate and return its PEM file. The key is beside it, and both are in `name`.pem."""
     openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext",
-            f"subjectAltName={known_as}", "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt")  # fmt: skip
-    return together(folder, name)
+            f"subjectAltName={known_as}", "-keyout", folder / f"{name}.key", "-out",
+            folder / f"{name}.crt")  # fmt: skip
+    return write_pem(folder, name)
 
 
 def expired(folder: Path, name: str) -> Path:
-    """The same for 127.0.0.1, valid in January 2020."""
+    """Create a certificate for 127.0.0.1 that was valid in January 2020, and return its PEM file."""
     (folder / "index").touch()
     (folder / "serial").write_text("01")
     (folder / "dated").write_text(DATED.format(folder=folder))
     request, key, made = (folder / f"{name}.{kind}" for kind in ("csr", "key", "crt"))
     openssl("req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
-    openssl("ca", "-batch", "-notext", "-selfsign", "-config", folder / "dated", "-keyfile", key, "-in", request, "-out",
-            made, "-startdate", "20200101000000Z", "-enddate", "20200201000000Z")  # fmt: skip
-    return together(folder, name)
+    openssl("ca", "-batch", "-notext", "-selfsign", "-config", folder / "dated", "-keyfile", key, "-in", request,
+            "-out", made, "-startdate", "20200101000000Z", "-enddate", "20200201000000Z")  # fmt: skip
+    return write_pem(folder, name)
 
 
 def openssl(*arguments: object) -> None:
@@ -66,14 +69,14 @@ def openssl(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def together(folder: Path, name: str) -> Path:
+def write_pem(folder: Path, name: str) -> Path:
     certificate = folder / f"{name}.crt"
     (folder / f"{name}.pem").write_bytes((folder / f"{name}.key").read_bytes() + certificate.read_bytes())
     return certificate
 
 
 def configuration(folder: Path, ports: dict[str, int]) -> str:
-    """Lines of server.properties: a listener for each certificate, PLAIN and SCRAM behind all of them."""
+    """Lines of server.properties: a listener for each certificate, with PLAIN and SCRAM logins."""
     places = ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
     login = f'required user_shop="{PASSWORD}";'
     lines = [
@@ -117,7 +120,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 
 @scenario
-async def test_every_command_and_the_worker_come_in_with_tls_and_a_password(secured: Secured) -> None:
+async def test_every_command_and_the_worker_connect_with_tls_and_a_password(secured: Secured) -> None:
     settings = secured.settings(prefix="plain-", app_id="plain", partitions=1, log_level="DEBUG")
     assert command(settings, "topics", "create").returncode == 0
     shop = b"\n".join(item(f"i{k}")[1] for k in range(50)).decode()
@@ -145,7 +148,8 @@ async def test_a_worker_logs_in_by_scram(secured: Secured, mechanism: str) -> No
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "the password": (
         {"sasl_password": "a secretly guessed one"},
-        r"refuses the user 'shop' or the password by PLAIN; check SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD",
+        r"refuses the user 'shop' or the password by PLAIN; check SHOPWINDOW_SASL_USERNAME and "
+        r"SHOPWINDOW_SASL_PASSWORD",
     ),
     "the password, by SCRAM": (
         {"sasl_password": "a secretly guessed one", "sasl_mechanism": "SCRAM-SHA-512"},
@@ -180,19 +184,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("wrong", REFUSED)
-def test_who_is_not_let_in_is_told_why_in_one_sentence_that_says_what_to_do(secured: Secured, wrong: str) -> None:
+def test_a_refused_client_raises_one_sentence_with_a_solution(secured: Secured, wrong: str) -> None:
     changed, sentence = REFUSED[wrong]
     if "ssl_ca_file" in changed:
         authority(secured.folder, "stranger")
         name = changed["ssl_ca_file"]
         changed = {"ssl_ca_file": secured.folder / name if name else None}
-    with pytest.raises(NoBroker, match=sentence) as told:
+    with pytest.raises(NoBroker, match=sentence) as raised:
         asyncio.run(topics.check(secured.settings(**changed)))
-    assert "\n" not in str(told.value) and not PRIVATE.search(str(told.value))
+    assert "\n" not in str(raised.value) and not PRIVATE.search(str(raised.value))
 
 
 @pytest.mark.parametrize("wrong", ["the password", "an expired certificate"])
-def test_a_worker_that_is_not_let_in_ends_with_that_sentence(secured: Secured, wrong: str) -> None:
+def test_a_refused_worker_exits_with_that_sentence(secured: Secured, wrong: str) -> None:
     changed, sentence = REFUSED[wrong]
     refused = command(secured.settings(**changed), "worker")
     assert refused.returncode == 1, refused

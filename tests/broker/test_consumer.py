@@ -1,4 +1,4 @@
-"""The batched transport: what an agent is handed, when it counts as done, and what a rebalance or a crash changes."""
+"""Runs: what an agent gets, when a run is acknowledged, and what a rebalance or a crash changes."""
 
 import asyncio
 import gc
@@ -59,12 +59,12 @@ async def test_an_agent_gets_each_record_once_in_order_and_in_bounded_runs(broke
     seen: list[Run] = []
     app = make_app(settings)
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         async for run in runs:
             seen.append(run)
             run.acknowledge()
 
-    app.listen(["clicks"], look)
+    app.listen(["clicks"], collect)
     async with running(app):
         await until(lambda: sum(len(run.records) for run in seen) >= 1000, "1000 records")
     assert max(len(run.records) for run in seen) <= 70
@@ -76,7 +76,7 @@ async def test_an_agent_gets_each_record_once_in_order_and_in_bounded_runs(broke
 
 
 @scenario
-async def test_hostile_records_arrive_as_the_bytes_they_are(broker: str, topic_prefix: str) -> None:
+async def test_hostile_records_arrive_byte_for_byte(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     hostile = [(b"\xff\xfe", b"\x00{"), (None, b"no key"), (b"no value", None), (b"", b"")]
@@ -84,12 +84,12 @@ async def test_hostile_records_arrive_as_the_bytes_they_are(broker: str, topic_p
     seen: list[tuple[bytes | None, bytes | None]] = []
     app = make_app(settings)
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         async for run in runs:
             seen.extend((record.key, record.value) for record in run.records)
             run.acknowledge()
 
-    app.listen(["clicks"], look)
+    app.listen(["clicks"], collect)
     async with running(app):
         await until(lambda: len(seen) >= len(hostile), "all")
     assert sorted(seen, key=repr) == sorted(hostile, key=repr)
@@ -117,7 +117,7 @@ async def test_an_agent_that_raises_stops_the_worker_and_loses_nothing(broker: s
 
 
 @scenario
-async def test_an_agent_that_forgets_to_commit_is_told(broker: str, topic_prefix: str) -> None:
+async def test_an_agent_that_forgets_to_commit_raises_an_error(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "clicks", keys(10))
@@ -158,7 +158,7 @@ async def test_a_failed_send_stops_the_worker_before_the_table_counts_the_run(br
 async def test_a_record_of_full_size_fits_into_the_dead_letters(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
-    original = bytes(1_048_480)  # as large as a producer with usual settings sends it
+    original = bytes(1_048_480)  # the largest record of a producer with default settings
     await send(settings, "clicks", [(b"k", original)])
     app = make_app(settings)
 
@@ -198,7 +198,7 @@ async def test_records_below_the_watermark_never_reach_the_agent_again(broker: s
 
 
 @scenario
-async def test_partitions_go_in_parallel_but_topics_of_one_partition_take_turns(broker: str, topic_prefix: str) -> None:
+async def test_partitions_run_concurrently_but_topics_of_one_take_turns(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, run_records=20)
     await topics.create(settings)
     await send(settings, "clicks", keys(400))
@@ -207,10 +207,10 @@ async def test_partitions_go_in_parallel_but_topics_of_one_partition_take_turns(
     most = done = 0
     app = make_app(settings)
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         nonlocal most, done
         async for run in runs:
-            assert run.partition not in at_work, "two runs of one partition at once"
+            assert run.partition not in at_work, "two concurrent runs of one partition"
             at_work.add(run.partition)
             most = max(most, len(at_work))
             for _ in range(20):
@@ -219,14 +219,14 @@ async def test_partitions_go_in_parallel_but_topics_of_one_partition_take_turns(
             done += len(run.records)
             run.acknowledge()
 
-    app.listen(["clicks", "purchases"], look)
+    app.listen(["clicks", "purchases"], collect)
     async with running(app):
         await until(lambda: done == 800, "800 records")
     assert most > 1
 
 
 @scenario
-async def test_an_agent_that_hangs_does_not_hold_up_another(broker: str, topic_prefix: str) -> None:
+async def test_an_agent_that_hangs_does_not_delay_another(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, run_records=5)
     await topics.create(settings)
     await send(settings, "copy-requests", [(b"k", bytes(10_000))] * 600)
@@ -243,25 +243,25 @@ async def test_an_agent_that_hangs_does_not_hold_up_another(broker: str, topic_p
         await send(settings, "clicks", keys(2000))
         await until(lambda: total(counts) == 2000, "2000 counted beside a hanging agent")
         held = sum(len(records) for records in app.batch_consumer._backlog.values())
-        assert 0 < held < 300, "of what nobody takes, a fetch or two are held"
+        assert 0 < held < 300, "only a fetch or two of a hanging agent's topic are held"
         free.set()
 
 
 @scenario
-async def test_what_arrives_during_a_run_is_the_next_run(broker: str, topic_prefix: str) -> None:
+async def test_records_that_arrive_during_a_run_form_the_next(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     sizes: list[int] = []
     free = asyncio.Event()
     app = make_app(settings)
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         async for run in runs:
             sizes.append(len(run.records))
             await free.wait()
             run.acknowledge()
 
-    app.listen(["clicks"], look)
+    app.listen(["clicks"], collect)
     async with running(app):
         await send(settings, "clicks", [(b"k", b"first")])
         await until(lambda: sizes, "the first run")
@@ -274,25 +274,25 @@ async def test_what_arrives_during_a_run_is_the_next_run(broker: str, topic_pref
 
 
 @scenario
-async def test_what_waited_at_a_rebalance_is_delivered_once(broker: str, topic_prefix: str) -> None:
+async def test_records_that_waited_at_a_rebalance_are_delivered_once(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     seen: list[tuple[str, int]] = []
     free = asyncio.Event()
     app = make_app(settings)
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         async for run in runs:
             seen.extend((run.topic, record.offset) for record in run.records)
             await free.wait()
             run.acknowledge()
 
-    app.listen(["clicks", "purchases"], look)
+    app.listen(["clicks", "purchases"], collect)
     async with running(app):
         await send(settings, "clicks", [(b"k", b"x")] * 10)
-        await until(lambda: seen, "a run at work")
+        await until(lambda: seen, "a run in flight")
         await send(settings, "purchases", [(b"k", b"x")] * 10)
-        await until(lambda: len(app.batch_consumer._delivered) == 2, "another waiting for the same partition")
+        await until(lambda: len(app.batch_consumer._delivered) == 2, "another run waiting for the same partition")
         epoch = app.batch_consumer.epoch
         thread = app.batch_consumer._thread
         thread.thread_loop.call_soon_threadsafe(thread._ensure_consumer()._coordinator.request_rejoin)
@@ -305,7 +305,7 @@ async def test_what_waited_at_a_rebalance_is_delivered_once(broker: str, topic_p
 
 @pytest.mark.parametrize("behind", [False, True])
 @scenario
-async def test_a_storm_of_rebalances_loses_nothing_and_does_nothing_twice(
+async def test_repeated_rebalances_lose_nothing_and_repeat_nothing(
     broker: str, topic_prefix: str, behind: bool
 ) -> None:
     settings = settings_for(broker, topic_prefix, run_records=20)
@@ -331,7 +331,7 @@ async def test_a_storm_of_rebalances_loses_nothing_and_does_nothing_twice(
 
 
 @scenario
-async def test_the_seek_moves_partitions_without_a_commit_and_comes_before_their_records(
+async def test_the_seek_precedes_the_records_of_uncommitted_partitions(
     broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(broker, topic_prefix)
@@ -357,7 +357,7 @@ async def test_the_seek_moves_partitions_without_a_commit_and_comes_before_their
 
     app.listen(["clicks"], hang, table)
     async with running(app):
-        assert active_at_seek == [set()], "records of the old position could slip in"
+        assert active_at_seek == [set()], "records of the old position could be delivered"
         sources = [tp for tp in app.batch_consumer.assignment() if tp.topic.endswith("clicks")]
         await until(
             lambda: all((app.batch_consumer.next_fetch_offset(tp) or 0) > 0 for tp in sources), "fetched, not committed"
@@ -372,27 +372,9 @@ async def test_the_seek_moves_partitions_without_a_commit_and_comes_before_their
         free.set()
 
 
-@scenario
-async def test_an_idle_worker_answers_a_single_record_at_once(broker: str, topic_prefix: str) -> None:
-    settings = settings_for(broker, topic_prefix)
-    await topics.create(settings)
-    app, counts = counting_app(settings)
-    loop = asyncio.get_running_loop()
-    async with running(app):
-        took = []
-        for i in range(20):
-            before = loop.time()
-            await send(settings, "clicks", [(b"k%d" % i, b"x")])
-            while total(counts) <= i:
-                await asyncio.sleep(0.001)
-            took.append(loop.time() - before)
-    took.sort()
-    assert took[10] < 0.1, f"median {took[10] * 1000:.0f} ms, a new producer's connection included"
-
-
 @pytest.mark.parametrize("behind", [False, True])
 @scenario
-async def test_a_rebalance_does_no_work_twice_and_moves_the_table(broker: str, topic_prefix: str, behind: bool) -> None:
+async def test_a_rebalance_repeats_no_work_and_moves_the_table(broker: str, topic_prefix: str, behind: bool) -> None:
     settings = settings_for(broker, topic_prefix, run_records=10)
     await topics.create(settings)
     await send(settings, "profiles", [(b"seed%d" % i, b"0") for i in range(40)])
@@ -400,13 +382,13 @@ async def test_a_rebalance_does_no_work_twice_and_moves_the_table(broker: str, t
     first, counts = counting_app(settings, pause=0.003, behind=behind)
     second, more = counting_app(settings, pause=0.003, behind=behind)
     async with running(first):
-        await until(lambda: total(counts) > 300, "in the middle of its work")
+        await until(lambda: total(counts) > 300, "half-way")
         async with running(second):
             await until(lambda: second.partitions("clicks") and first.partitions("clicks") and first.ready, "shared")
             await until(lambda: total(counts) + total(more) >= 1500, "1500 counted")
-            mine, yours = first.partitions("clicks"), second.partitions("clicks")
-            assert mine | yours == set(range(settings.partitions)) and not mine & yours
-            assert set(counts.rows) <= mine and set(more.rows) <= yours, "a partition that left took its rows along"
+            firsts, seconds = first.partitions("clicks"), second.partitions("clicks")
+            assert firsts | seconds == set(range(settings.partitions)) and not firsts & seconds
+            assert set(counts.rows) <= firsts and set(more.rows) <= seconds, "a revoked partition takes its rows along"
             assert total(counts) + total(more) == 1500
         # The second has left: the first gets everything back, from the changelog.
         await until(lambda: first.partitions("clicks") == set(range(settings.partitions)) and first.ready, "back")
@@ -417,9 +399,7 @@ async def test_a_rebalance_does_no_work_twice_and_moves_the_table(broker: str, t
 
 
 @scenario
-async def test_a_run_whose_partition_is_lost_writes_no_changelog_and_is_done_again(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_run_of_a_lost_partition_writes_no_changelog_and_is_repeated(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     app = make_app(settings)
@@ -433,7 +413,7 @@ async def test_a_run_whose_partition_is_lost_writes_no_changelog_and_is_done_aga
             rows = counts.rows[run.partition]
             for record in run.records:
                 rows[record.key] = rows.get(record.key, 0) + 1
-            if not expelled and run.first > 0:  # what the client does when the broker says: unknown member
+            if not expelled and run.first > 0:  # as the client reacts to the broker's answer "unknown member"
                 expelled = True
                 coordinator = app.batch_consumer._thread._ensure_consumer()._coordinator
                 app.batch_consumer._thread.thread_loop.call_soon_threadsafe(coordinator.reset_generation)
@@ -450,13 +430,13 @@ async def test_a_run_whose_partition_is_lost_writes_no_changelog_and_is_done_aga
             await asyncio.sleep(0.01)
         await send(settings, "clicks", [(b"k", b"x")] * 5)
         await until(lambda: expelled, "expelled")
-        await until(lambda: app.ready and app.lag() and sum(app.lag().values()) == 0, "done again")
-        assert total(counts) == 7, "the rows in memory were read anew, without the lost run"
+        await until(lambda: app.ready and app.lag() and sum(app.lag().values()) == 0, "repeated")
+        assert total(counts) == 7, "the rows in memory were read again, without the lost run"
     assert await read_table(settings, "profiles") == {b"k": b"7"}
 
 
 @scenario
-async def test_a_silent_coordinator_holds_the_changelog_back_until_it_answers(broker: str, topic_prefix: str) -> None:
+async def test_the_changelog_waits_for_a_silent_coordinator(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     app, _counts = counting_app(settings)
@@ -470,7 +450,7 @@ async def test_a_silent_coordinator_holds_the_changelog_back_until_it_answers(br
 
 
 @scenario
-async def test_a_run_that_outlasts_a_stop_is_an_error_and_is_done_again(
+async def test_a_run_that_outlasts_a_stop_is_an_error_and_is_repeated(
     broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "FINISH_TIMEOUT_S", 0.2)
@@ -494,9 +474,7 @@ async def test_a_run_that_outlasts_a_stop_is_an_error_and_is_done_again(
 
 
 @scenario
-async def test_a_source_topic_created_anew_is_refused_by_a_table_that_counted_the_old_one(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_recreated_source_topic_is_refused_by_its_table(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
     await topics.create(settings)
     await send(settings, "profiles", [(b"\x00wm:clicks:0", b"500"), (b"k", b"3")])
@@ -507,7 +485,7 @@ async def test_a_source_topic_created_anew_is_refused_by_a_table_that_counted_th
 
 
 @scenario
-async def test_a_worker_without_a_broker_says_so(topic_prefix: str) -> None:
+async def test_a_worker_without_a_broker_raises_no_broker(topic_prefix: str) -> None:
     settings = settings_for("127.0.0.1:1", topic_prefix)
     app, _ = counting_app(settings)
     with pytest.raises(NoBroker, match=r"no Kafka answers at 127.0.0.1:1"):
@@ -521,7 +499,7 @@ async def test_a_worker_refuses_a_cluster_whose_topics_are_missing(broker: str, 
         await serve(app, asyncio.Event())
 
 
-def test_a_worker_process_ends_with_a_status_and_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_worker_process_exits_with_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     app, _ = counting_app(settings_for("127.0.0.1:1", "none-"))
     assert run_worker(app) == 1
     assert "shopwindow: the worker stopped: no Kafka answers at 127.0.0.1:1" in capfd.readouterr().err
@@ -547,20 +525,18 @@ async def test_sigterm_lets_a_worker_process_finish_and_commit(broker: str, topi
 
 
 @scenario
-async def test_a_paced_topic_is_looked_at_in_beats_and_another_beside_it_at_once(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_paced_topic_is_fetched_in_beats_and_others_at_once(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     app, runs_of = make_app(settings), {"item-activity": list[Run](), "clicks": list[Run]()}
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         async for run in runs:
             runs_of[run.topic].append(run)
             run.acknowledge()
 
-    app.listen(["item-activity"], look, limit=50, pace=0.5)
-    app.listen(["clicks"], look)
+    app.listen(["item-activity"], collect, limit=50, pace=0.5)
+    app.listen(["clicks"], collect)
     start = asyncio.get_running_loop().time()
     async with running(app):
         for n in range(60):
@@ -569,37 +545,37 @@ async def test_a_paced_topic_is_looked_at_in_beats_and_another_beside_it_at_once
         await until(lambda: sum(len(run.records) for run in runs_of["item-activity"]) == 240, "all activity")
         await until(lambda: sum(len(run.records) for run in runs_of["clicks"]) == 60, "all clicks")
         beats = 2 + (asyncio.get_running_loop().time() - start) / 0.5
-    assert len(runs_of["item-activity"]) <= beats * settings.partitions * 2, "many records a run, at most two a beat"
-    assert len(runs_of["clicks"]) > 30, "a topic without a pace is taken as it comes"
+    assert len(runs_of["item-activity"]) <= beats * settings.partitions * 2, (
+        "many records per run, at most two runs per beat"
+    )
+    assert len(runs_of["clicks"]) > 30, "a topic without a pace is read as records arrive"
     for partition in range(settings.partitions):
         offsets = [r.offset for run in runs_of["item-activity"] if run.partition == partition for r in run.records]
         assert offsets == list(range(len(offsets)))
 
 
 @scenario
-async def test_a_run_is_bounded_in_bytes_where_its_agent_says_so(broker: str, topic_prefix: str) -> None:
+async def test_a_run_is_bounded_in_bytes_if_its_agent_has_a_limit(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "clicks", [(b"k", bytes(1000)) for _ in range(95)] + [(b"k", bytes(9000))] * 2)
     seen: list[Run] = []
     app = make_app(settings)
 
-    async def look(runs: Any) -> None:
+    async def collect(runs: Any) -> None:
         async for run in runs:
             seen.append(run)
             run.acknowledge()
 
-    app.listen(["clicks"], look, limit_bytes=5000)
+    app.listen(["clicks"], collect, limit_bytes=5000)
     async with running(app):
         await until(lambda: sum(len(run.records) for run in seen) == 97, "all")
     assert max(len(run.records) for run in seen) == 5
-    assert [len(run.records) for run in seen][-2:] == [1, 1], "a single record may have more"
+    assert [len(run.records) for run in seen][-2:] == [1, 1], "a single record may exceed the limit"
 
 
 @scenario
-async def test_only_what_is_wanted_now_is_fetched_and_the_groups_client_fetches_nothing(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_only_wanted_partitions_are_fetched_and_never_by_the_group_client(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, run_records=5)
     await topics.create(settings)
     app, counts = counting_app(settings)
@@ -613,7 +589,7 @@ async def test_only_what_is_wanted_now_is_fetched_and_the_groups_client_fetches_
     async with running(app):
         assert {tp.topic for tp in app.batch_consumer.wanted()} == {settings.prefix + "clicks"}, "and not the changelog"
         await send(settings, "clicks", keys(800))
-        await until(lambda: not app.batch_consumer.wanted(), "enough waiting in all partitions")
+        await until(lambda: not app.batch_consumer.wanted(), "full backlogs in all partitions")
         slow.set()
         await until(lambda: total(counts) == 800, "800 counted")
         await until(lambda: len(app.batch_consumer.wanted()) == settings.partitions, "all wanted again")
@@ -621,7 +597,7 @@ async def test_only_what_is_wanted_now_is_fetched_and_the_groups_client_fetches_
 
 
 @scenario
-async def test_a_log_that_lost_what_was_not_read_yet_is_read_from_where_it_begins(
+async def test_a_truncated_log_is_read_from_its_new_beginning(
     broker: str, topic_prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
@@ -646,7 +622,7 @@ async def test_a_log_that_lost_what_was_not_read_yet_is_read_from_where_it_begin
 
 
 @scenario
-async def test_what_was_fetched_is_let_go_of_without_the_collector_of_garbage(broker: str, topic_prefix: str) -> None:
+async def test_fetched_records_are_freed_without_the_garbage_collector(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     app, counts = counting_app(settings)

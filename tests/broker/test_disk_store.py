@@ -1,4 +1,4 @@
-"""A table in RocksDB over a real changelog: what it reads when it comes back, and when it must begin anew."""
+"""A table in RocksDB with a real changelog: what a restarted worker reads, and when it must start from nothing."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from tests.harness.counting import running, scenario, send, settings_for, until
 
 
 def counting(settings: Any, folder: Path) -> tuple[BatchApp, DiskProfileStore]:
-    """A worker that counts clicks by key, in RocksDB."""
+    """An app that counts clicks by key, in RocksDB."""
     app = make_app(settings)
     store = DiskProfileStore(folder)
 
@@ -47,7 +47,7 @@ async def counted(app: BatchApp, store: DiskProfileStore, settings: Any, clicks:
     """Send clicks; return once they are in the rows and committed."""
     total = sum(rows_of(store).values()) + clicks
     await send(settings, "clicks", [(b"k%d" % (n % keys), b"x") for n in range(clicks)])
-    # Without the rows the lag may be that of a partition of which only the older records are known.
+    # The lag alone is not enough: of some partitions it may only include the older records yet.
     await until(
         lambda: sum(rows_of(store).values()) == total and sum(app.lag().values()) == 0,
         "all clicks counted and committed",
@@ -56,7 +56,7 @@ async def counted(app: BatchApp, store: DiskProfileStore, settings: Any, clicks:
 
 @asynccontextmanager
 async def at_work(settings: Any, folder: Path) -> AsyncIterator[tuple[BatchApp, DiskProfileStore]]:
-    """The same, ready; at the end it lets go of its files."""
+    """Run the counting app; at the end close its files."""
     app, store = counting(settings, folder)
     try:
         async with running(app):
@@ -66,9 +66,7 @@ async def at_work(settings: Any, folder: Path) -> AsyncIterator[tuple[BatchApp, 
 
 
 @scenario
-async def test_a_worker_that_comes_back_reads_only_what_others_wrote(
-    broker: str, topic_prefix: str, tmp_path: Path
-) -> None:
+async def test_a_restarted_worker_reads_only_what_others_wrote(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     async with at_work(settings, tmp_path / "one") as (one, store):
@@ -78,15 +76,15 @@ async def test_a_worker_that_comes_back_reads_only_what_others_wrote(
     async with at_work(settings, tmp_path / "one") as (again, store):
         assert again.recovery.records_read == 0 and rows_of(store) == {b"k%d" % k: 20 for k in range(100)}
 
-    async with at_work(settings, tmp_path / "two") as (two, its):
+    async with at_work(settings, tmp_path / "two") as (two, other_store):
         everything = two.recovery.records_read
         assert everything > 100
-        await counted(two, its, settings, 100)
+        await counted(two, other_store, settings, 100)
 
     back, store = counting(settings, tmp_path / "one")
     async with running(back):
         assert 100 <= back.recovery.records_read < everything + 100
-        assert back.recovery.records_read <= 100 + 4 * 100, "what two wrote: rows, and a watermark a run"
+        assert back.recovery.records_read <= 100 + 4 * 100, "what the second wrote: rows, and a watermark per run"
         await counted(back, store, settings, 100)
         assert rows_of(store) == {b"k%d" % k: 22 for k in range(100)}
     assert {int(row) for row in (await read_table(settings, "profiles")).values()} == {22}
@@ -110,7 +108,7 @@ async def _truncated(settings: Any) -> None:
     await admin.start()
     name = settings.prefix + "profiles"
     configs = dict(next(topic.configs for topic in topics.TOPICS if topic.name == "profiles"))
-    try:  # Kafka truncates nothing that is only compacted
+    try:  # Kafka does not truncate a topic that is only compacted
         for policy in ("delete", "compact"):
             changed = configs | {"cleanup.policy": policy}
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, changed)])
@@ -122,14 +120,14 @@ async def _truncated(settings: Any) -> None:
 
 @pytest.mark.parametrize(("how", "reason"), [(_recreated, "was recreated"), (_truncated, "was truncated")])
 @scenario
-async def test_rows_that_do_not_belong_to_the_changelog_are_wiped_and_it_is_said(
+async def test_rows_that_do_not_match_the_changelog_are_wiped(
     broker: str, topic_prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any, reason: str
 ) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
     await topics.create(settings)
     async with at_work(settings, tmp_path) as (app, store):
         await counted(app, store, settings, 300)
-    if how is _truncated:  # more has come since, and is gone again
+    if how is _truncated:  # later records, which the truncation removes
         await send(settings, "profiles", [(b"k1", b"9")] * 10)
     await how(settings)
     await send(settings, "profiles", [(b"fresh", b"5")])
@@ -140,7 +138,7 @@ async def test_rows_that_do_not_belong_to_the_changelog_are_wiped_and_it_is_said
 
 
 @scenario
-async def test_files_that_may_have_missed_a_tombstone_are_wiped_unless_nothing_was_written(
+async def test_files_that_may_miss_a_tombstone_are_wiped(
     broker: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
@@ -148,20 +146,20 @@ async def test_files_that_may_have_missed_a_tombstone_are_wiped_unless_nothing_w
     app, store = counting(settings, tmp_path)
     async with running(app):
         await counted(app, store, settings, 300)
-        store.partitions[0].db[b"erased"] = b"7"  # whose tombstone compaction has removed by now
-    told = json.loads(store.partitions[0].db.get(STATE_KEY) or "")
-    store.partitions[0].db[STATE_KEY] = json.dumps(told | {"at": told["at"] - table.MAX_DISK_AGE_S - 1}).encode()
+        store.partitions[0].db[b"erased"] = b"7"  # its tombstone has been removed by compaction
+    stored = json.loads(store.partitions[0].db.get(STATE_KEY) or "")
+    store.partitions[0].db[STATE_KEY] = json.dumps(stored | {"at": stored["at"] - table.MAX_DISK_AGE_S - 1}).encode()
     store.close()
 
     async with at_work(settings, tmp_path) as (app, store):
-        assert app.recovery.records_read == 0 and b"erased" in rows_of(store), "the changelog has nothing that we lack"
+        assert app.recovery.records_read == 0 and b"erased" in rows_of(store), "the changelog has no newer records"
     await send(settings, "profiles", [(b"other", b"1")])
     async with at_work(settings, tmp_path) as (app, store):
         assert rows_of(store) == {b"k%d" % k: 3 for k in range(100)} | {b"other": 1}
 
 
 @scenario
-async def test_a_full_disk_ends_the_worker_with_a_sentence_and_loses_nothing(
+async def test_a_full_disk_stops_the_worker_and_loses_nothing(
     broker: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)

@@ -1,4 +1,4 @@
-"""Headlines by processes of their own: in a group apart from the pages', which neither comes nor goes with them."""
+"""Headline workers in their own processes and consumer group, apart from the page workers."""
 
 import asyncio
 import itertools
@@ -19,16 +19,16 @@ from tests.harness.worker_process import (
     worker,
 )
 
-SECONDS = 120.0  # a copywriter that comes up on a busy machine
+SECONDS = 120.0  # enough for a copywriter to start on a busy machine
 
 
 def workers(broker: str, prefix: str) -> tuple[Settings, Settings]:
-    """One that makes pages and one that writes headlines."""
+    """Settings of a page worker and of a headline worker."""
     return settings_for(broker, prefix, copy=True, role="pages"), settings_for(broker, prefix, copy=True, role="copy")
 
 
 async def owners(settings: Settings) -> dict[str, dict[str, list[int]]]:
-    """Role of each worker that is heard of -> its partitions, by its process id."""
+    """Role and partitions of each ready worker, by its process id."""
     seen = await look(settings)
     return {
         worker["worker"].rsplit(":", 1)[1]: {"role": worker["role"], **worker["partitions"]}
@@ -48,9 +48,7 @@ async def until(what: str, condition: Any) -> Any:
 
 
 @lasting(400.0)
-async def test_a_process_writes_headlines_for_others_pages_and_its_death_costs_no_page(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_killing_a_headline_worker_costs_no_page(broker: str, topic_prefix: str) -> None:
     settings, writing = workers(broker, topic_prefix)
     await open_shop(settings)
     with worker(settings) as pages, worker(writing) as copies:
@@ -63,9 +61,9 @@ async def test_a_process_writes_headlines_for_others_pages_and_its_death_costs_n
             return any(slot["title_source"] == "gpt2" for page in made for slot in page["slots"])
 
         await until("a page has a headline of GPT-2", with_headlines)
-        [letter] = await until("garbage is refused", lambda: read_all(settings, "dead-letters"))
+        [letter] = await until("the garbage is rejected", lambda: read_all(settings, "dead-letters"))
         assert dict(letter.headers)["topic"] == b"copy-requests" and letter.value == b"{"
-        found = await until("both tell of themselves", lambda: both(settings))
+        found = await until("both report their status", lambda: both(settings))
         assert found[str(pages.pid)]["role"] == "pages" and "copy-requests" not in found[str(pages.pid)]
         assert found[str(copies.pid)] == {"role": "copy", "copy-requests": [0, 1, 2, 3]}
         before = {json.loads(text.value)["segment"] for text in await read_all(settings, "copy")}
@@ -74,7 +72,7 @@ async def test_a_process_writes_headlines_for_others_pages_and_its_death_costs_n
         copies.wait()
         await send(settings, "clicks", clicks(400, 40)[200:])
         await until_counted(settings, 400)
-        assert pages.poll() is None and pages.said().count("shopwindow: ready") == 1, "no rebalance came of it"
+        assert pages.poll() is None and pages.said().count("shopwindow: ready") == 1, "there was no rebalance"
         with worker(writing):
             await send(settings, "clicks", clicks(600, 60)[400:])
             await until_counted(settings, 600)
@@ -82,7 +80,7 @@ async def test_a_process_writes_headlines_for_others_pages_and_its_death_costs_n
             async def more() -> bool:
                 return {json.loads(text.value)["segment"] for text in await read_all(settings, "copy")} > before
 
-            await until("the next one goes on", more)
+            await until("the next worker continues", more)
 
 
 async def both(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -91,7 +89,7 @@ async def both(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 @lasting(400.0)
-async def test_processes_share_the_requests_and_who_is_left_takes_over(broker: str, topic_prefix: str) -> None:
+async def test_headline_workers_share_requests_and_survivors_take_over(broker: str, topic_prefix: str) -> None:
     settings, writing = workers(broker, topic_prefix)
     await open_shop(settings)
 
@@ -106,9 +104,9 @@ async def test_processes_share_the_requests_and_who_is_left_takes_over(broker: s
         await until("two share four partitions", shared)
         first.send_signal(signal.SIGKILL)
         first.wait()
-        await until("the other has all", lambda: taken_over_by(second))
+        await until("the other has all four", lambda: taken_over_by(second))
         with worker(writing) as third:
             await until("two share four partitions again", shared)
             second.send_signal(signal.SIGTERM)
             assert await second.ends() == 0
-            await until("who is told to stop hands over", lambda: taken_over_by(third))
+            await until("a worker that stops hands over", lambda: taken_over_by(third))

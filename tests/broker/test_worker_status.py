@@ -1,4 +1,4 @@
-"""`shopwindow status` against workers that work, stop and die."""
+"""`shopwindow status` with workers that run, stop and are killed."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def lag(seen: dict[str, Any], topic: str) -> int:
 
 
 @scenario
-async def test_status_tells_workers_and_lag_also_when_they_are_gone(broker: str, topic_prefix: str) -> None:
+async def test_status_shows_workers_and_lag_also_after_workers_ended(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "catalog", [item(f"i{k}") for k in range(20)])
@@ -44,7 +44,7 @@ async def test_status_tells_workers_and_lag_also_when_they_are_gone(broker: str,
         assert all(row["worker"] == mine["worker"] for row in seen["partitions"] if row["topic"] == "clicks")
         assert all(row["lag_seconds"] == 0 for row in seen["partitions"] if not row["lag_records"])
     code, seen = await status(settings)
-    assert code == 1 and seen["workers"] == [], "a worker that stopped in good order is not missed"
+    assert code == 1 and seen["workers"] == [], "a worker that stopped in good order is not listed"
 
     with worker(settings) as second:
         while not (await status(settings))[1]["workers"]:

@@ -1,7 +1,6 @@
-"""Dead letters as records and as an operator sees them."""
+"""Dead letters as records and as shown to an operator."""
 
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,15 +16,10 @@ from stream.kafka.dead_letters import (
     redrive_origin,
 )
 from stream.kafka.redrive import redrive_headers, source_partition
+from tests.harness.consumed import consumed
 from tests.harness.events import NOW, record
 
 REJECT = Reject(0, "invalid", "data.items[0].price", "data.items[0].price is -1: Expected `float` >= 0.0")
-
-
-def consumed(key: bytes | None, value: bytes | None, headers: Any = (), partition: int = 2, offset: int = 55) -> Any:
-    return SimpleNamespace(
-        key=key, value=value, headers=tuple(headers), partition=partition, offset=offset, timestamp=NOW * 1000
-    )
 
 
 def letter_of(source: Any, topic: str = "clicks", reject: Reject = REJECT) -> DeadLetter:
@@ -33,7 +27,7 @@ def letter_of(source: Any, topic: str = "clicks", reject: Reject = REJECT) -> De
     return decode_dead_letter(consumed(key, value, headers, 3, 17))
 
 
-def test_a_letter_tells_where_a_record_lay_why_it_was_refused_and_keeps_it_as_it_came() -> None:
+def test_a_dead_letter_keeps_the_record_its_origin_and_the_reason() -> None:
     own = [("topic", b"a producer's own"), ("trace", b"\xff\x00")]
     letter = letter_of(consumed(b"u1", b"{half", own))
     assert letter == DeadLetter(
@@ -41,7 +35,7 @@ def test_a_letter_tells_where_a_record_lay_why_it_was_refused_and_keeps_it_as_it
     )
 
 
-def test_a_second_failure_counts_and_keeps_the_first_origin() -> None:
+def test_a_second_failure_is_counted_and_keeps_the_first_origin() -> None:
     first = letter_of(consumed(b"u1", b"{half", [("trace", b"x")]))
     second = letter_of(consumed(first.key, first.value, redrive_headers(first), partition=2, offset=99))
     assert (second.attempts, second.topic, second.partition, second.offset) == (2, "clicks", 2, 55)
@@ -51,30 +45,30 @@ def test_a_second_failure_counts_and_keeps_the_first_origin() -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"\xff", b'{"letter":1}', b"null"])
-def test_a_header_of_our_name_that_is_not_ours_changes_nothing(value: bytes) -> None:
+def test_a_foreign_header_with_our_name_is_ignored(value: bytes) -> None:
     assert redrive_origin([(REDRIVEN, value)]) is None
     assert letter_of(consumed(b"u1", b"x", [(REDRIVEN, value)])).attempts == 1
 
 
-def test_a_history_of_another_topic_is_not_believed() -> None:
+def test_a_history_of_another_topic_is_ignored() -> None:
     first = letter_of(consumed(b"u1", b"x"), "purchases")
     moved = letter_of(consumed(b"u1", b"x", redrive_headers(first), 1, 7), "clicks")
     assert (moved.attempts, moved.topic, moved.partition, moved.offset) == (1, "clicks", 1, 7)
 
 
-def test_a_record_that_is_no_letter_of_ours_is_read_as_far_as_it_goes() -> None:
+def test_a_foreign_record_is_decoded_as_far_as_possible() -> None:
     letter = decode_dead_letter(consumed(None, None, [("partition", b"many"), ("x", b"1")], 0, 4))
     assert (letter.id, letter.topic, letter.partition, letter.attempts, letter.error) == ("0-4", "", -1, 1, "")
 
 
-def test_a_letter_goes_back_to_the_partition_of_its_key_or_where_it_was_without_one() -> None:
+def test_a_letter_returns_to_the_partition_of_its_key_or_its_origin() -> None:
     assert source_partition(letter_of(consumed(b"u1", b"x")), 4) == source_partition(
         letter_of(consumed(b"u1", b"x", partition=1)), 4
     )
     assert source_partition(letter_of(consumed(None, b"x", partition=3)), 4) == 3
 
 
-def test_what_can_never_pass_is_left_with_a_sentence() -> None:
+def test_a_letter_that_cannot_pass_is_left_with_a_reason() -> None:
     good = record("view_item", "u1", item="a")
     assert hopeless(letter_of(consumed(*good)), force=False) == ""
     assert "refuses it again" in hopeless(letter_of(consumed(b"u1", b"{half")), force=False)
@@ -85,10 +79,10 @@ def test_what_can_never_pass_is_left_with_a_sentence() -> None:
     assert "refuses it again" in hopeless(letter_of(consumed(b"k", None), "copy-requests"), force=False)
 
 
-def test_the_list_fits_a_terminal_and_nothing_in_it_steers_one() -> None:
+def test_the_list_fits_a_terminal_and_escapes_control_characters() -> None:
     nasty = letter_of(consumed(b"u1", b"x"), reject=Reject(0, "invalid", "data", "value is \x1b[2J\n: wrong"))
-    told = list_text(Kept([nasty], Counter({"empty": 3}), {nasty.id: NOW}))
-    head, row, sent, message, count = told.splitlines()
+    listed = list_text(Kept([nasty], Counter({"empty": 3}), {nasty.id: NOW}))
+    head, row, sent, message, count = listed.splitlines()
     assert max(map(len, (head, row, sent))) <= 80
     assert row.split() == ["01-01", "00:00:00", "3-17", "clicks/2/55", "1", "invalid", "data"]
     assert sent.strip() == "sent back 2026-01-01 00:00:00" and message.strip() == r"value is \x1b[2J\n: wrong"
@@ -97,7 +91,7 @@ def test_the_list_fits_a_terminal_and_nothing_in_it_steers_one() -> None:
     assert list_text(Kept([], Counter(), {})) == "no dead letters"
 
 
-def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> None:
+def test_a_redrive_reports_what_was_sent_and_what_was_left() -> None:
     done = Redrive(Counter({("clicks", "invalid"): 12}), Counter({("not_json", "this version refuses it again"): 3}))
     assert redrive_text(done, dry_run=True).splitlines() == [
         "12 dead letters would be sent back:",
@@ -108,7 +102,7 @@ def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> 
     assert redrive_text(Redrive(Counter(), Counter()), dry_run=False) == "0 dead letters sent back"
 
 
-def test_a_record_too_large_for_the_topic_is_cut_and_cannot_go_back() -> None:
+def test_a_record_too_large_for_the_topic_cannot_be_redriven() -> None:
     whole = letter_of(consumed(b"u1", b"x" * (KEPT_BYTES - 100), [("trace", b"t")]))
     assert whole.cut_from == 0 and whole.headers == (("trace", b"t"),)
     cut = letter_of(consumed(b"u1" * 2000, b"x" * 3_000_000, [("trace", b"t")]))

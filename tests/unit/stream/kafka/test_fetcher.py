@@ -1,4 +1,4 @@
-"""How often a leader is asked: at once where it has much or nothing, after a pause where it has brought a little."""
+"""How often a leader is fetched from: at once after a large or an empty answer, after a pause after a small one."""
 
 import asyncio
 from typing import Any
@@ -22,12 +22,12 @@ CLICKS = TP("clicks", 0)
         ([b"x" * SMALL_FETCH_BYTES] * 2, []),
     ],
 )
-def test_a_pause_follows_an_answer_that_brought_a_little(
+def test_a_pause_follows_a_small_answer(
     monkeypatch: pytest.MonkeyPatch, data: list[bytes], pauses: list[float]
 ) -> None:
     answers, slept = iter(data), []
 
-    async def ask(client: Any, leader: int, wanted: Any, wait_ms: int) -> list[FetchedPartition] | None:
+    async def answer(client: Any, leader: int, wanted: Any, wait_ms: int) -> list[FetchedPartition] | None:
         found = next(answers, None)
         return None if found is None else [FetchedPartition(CLICKS, None, 0, found)]
 
@@ -43,9 +43,9 @@ def test_a_pause_follows_an_answer_that_brought_a_little(
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(fetch, "fetch_partitions", ask)
+    monkeypatch.setattr(fetch, "fetch_partitions", answer)
     monkeypatch.setattr(fetch, "parse_records", lambda data, start: ((), start))
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    feed: Any = Fetcher(Settings(), lambda: {CLICKS: 0}, lambda tp, asked, answer: None)
-    asyncio.run(feed._follow(Client(), 1))
-    assert slept == [*pauses, fetch.RETRY_S], "the last of them, as the leader was gone"
+    fetcher: Any = Fetcher(Settings(), lambda: {CLICKS: 0}, lambda tp, asked, answer: None)
+    asyncio.run(fetcher._follow(Client(), 1))
+    assert slept == [*pauses, fetch.RETRY_S], "the last one because the leader was down"

@@ -45,11 +45,11 @@ class BatchApp(AgentApp):
         self, topics: Sequence[str], body: AgentBody, table: ExactTable | None = None, limit: int = 0,
         limit_bytes: int = 0, pace: float = 0.0,
     ) -> None:  # fmt: skip
-        """Declare an agent: `body` takes runs of `topics` (logical names) and commits each before it takes the next.
+        """Declare an agent: `body` takes the runs of `topics` (logical names).
 
-        A commit in the background needs only to be started. The body runs once per partition number, all concurrently.
-        Runs of one partition number come one after the other, whatever their topic. `limit` (records; 0: the
-        setting), `limit_bytes` and `pace` are those of `AgentPartitions`.
+        It commits each run, or starts to commit it in the background, before it takes the next. The body runs once per
+        partition number, all concurrently. Runs of one partition number come one after the other, whatever their
+        topic. `limit` (records; 0: the setting), `limit_bytes` and `pace` are those of `AgentPartitions`.
         """
         names = [self.settings.prefix + topic for topic in topics]
         agent = AgentPartitions(body, table, limit or self.settings.run_records, limit_bytes, pace, {}, {})

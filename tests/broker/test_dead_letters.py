@@ -16,9 +16,9 @@ from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
 from stream.kafka.dead_letters import decode_dead_letter, encode_dead_letter
 from stream.settings import Settings
-from tests.harness.consumed import consumed
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
+from tests.harness.kafka_parts import consumed
 from tests.harness.shop import item
 from tests.harness.worker_process import Record, clicks, command, read_all, settings_for, until_counted, worker
 

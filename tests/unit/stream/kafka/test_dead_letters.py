@@ -16,8 +16,8 @@ from stream.kafka.dead_letters import (
     redrive_origin,
 )
 from stream.kafka.redrive import redrive_headers, source_partition
-from tests.harness.consumed import consumed
 from tests.harness.events import NOW, record
+from tests.harness.kafka_parts import consumed
 
 REJECT = Reject(0, "invalid", "data.items[0].price", "data.items[0].price is -1: Expected `float` >= 0.0")
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.client import ConnectionGroup
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, NotLeaderForPartitionError, ProducerClosed
 
 from stream.kafka.client import producer as produce
 from stream.kafka.client.producer import BatchSender
 from stream.kafka.commit import Batch
+from tests.harness.kafka_parts import idle_connections
 
 Codes = Mapping[int, int]  # partition -> error code of an answer
 
@@ -25,9 +25,7 @@ class Client:
         self.held = asyncio.Event()
         self.held.set()
         self.cluster = SimpleNamespace(leader_for_partition=lambda tp: self.leaders[tp.partition])
-        transport = SimpleNamespace(get_protocol=lambda: None, set_protocol=lambda protocol: None)
-        connection = SimpleNamespace(_writer=SimpleNamespace(transport=transport), _requests=[], _protocol=None)
-        self._conns = {(leader, ConnectionGroup.DEFAULT): connection for leader in (0, 1)}
+        self._conns = idle_connections(0, 1)
 
     async def ready(self, leader: int) -> bool:
         return True

@@ -1,11 +1,10 @@
 """Our parser of Kafka's record batches against aiokafka's."""
 
 from itertools import cycle
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
@@ -15,21 +14,9 @@ from stream.kafka.client import record_batch
 from stream.kafka.client.brokers import FrameReader
 from stream.kafka.client.record_batch import find_batches, first_wrong_checksum
 from stream.kafka.tables.changelog_reader import parse_changelog
+from tests.harness.kafka_parts import Pair, encode_batch
 
-Pair = tuple[bytes, bytes | None]
 PAIRS = st.lists(st.tuples(st.binary(max_size=300), st.none() | st.binary(max_size=5000)), max_size=20)
-
-
-def batch(pairs: list[Pair], base: int, codec: int = 0, headers: Any = ()) -> bytes:
-    """A batch as a broker stores it, with its first record at offset `base`."""
-    builder = DefaultRecordBatchBuilder(
-        2, codec, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1 << 20
-    )
-    for at, (key, value) in enumerate(pairs):
-        assert builder.append(at, 1_700_000_000_000 + at, key, value, list(headers)) is not None
-    made = bytearray(builder.build())
-    made[:8] = base.to_bytes(8, "big")
-    return bytes(made)
 
 
 def parse_with_aiokafka(data: bytes, start: int) -> tuple[list[Pair], int]:
@@ -47,7 +34,7 @@ def parse_with_aiokafka(data: bytes, start: int) -> tuple[list[Pair], int]:
 def test_a_fetch_is_parsed_like_aiokafka_parses_it(batches: list[list[Pair]], base: int, skip: int) -> None:
     data, at = b"", base
     for pairs in batches:
-        data += batch(pairs, at)
+        data += encode_batch(pairs, at)
         at += len(pairs) + 3  # compaction leaves gaps
     fetched = parse_changelog(data, base + skip)
     assert (list(fetched.records), fetched.next_offset) == parse_with_aiokafka(data, base + skip)
@@ -56,7 +43,7 @@ def test_a_fetch_is_parsed_like_aiokafka_parses_it(batches: list[list[Pair]], ba
 @settings(deadline=None)
 @given(PAIRS.filter(bool), st.integers(1, 200))
 def test_a_batch_that_is_cut_off_is_left_for_the_next_fetch(pairs: list[Pair], missing: int) -> None:
-    whole, torn = batch([(b"k", b"v")], 5), batch(pairs, 6)
+    whole, torn = encode_batch([(b"k", b"v")], 5), encode_batch(pairs, 6)
     fetched = parse_changelog(whole + torn[: max(0, len(torn) - missing)], 5)
     assert (list(fetched.records), fetched.next_offset) == ([(b"k", b"v")], 6)
     assert parse_changelog(torn[:40], 6) == ((), 6)
@@ -64,22 +51,22 @@ def test_a_batch_that_is_cut_off_is_left_for_the_next_fetch(pairs: list[Pair], m
 
 def test_records_with_headers_keep_their_keys_and_values() -> None:
     pairs: list[Pair] = [(b"a", b"1"), (b"", None), (b"c", b"")]
-    assert list(parse_changelog(batch(pairs, 0, headers=[("h", b"x" * 100)]), 0).records) == pairs
+    assert list(parse_changelog(encode_batch(pairs, 0, headers=[("h", b"x" * 100)]), 0).records) == pairs
 
 
 @pytest.mark.parametrize("codec", [1, 3])  # gzip, lz4 where it is installed
 def test_a_compressed_changelog_is_parsed(codec: int) -> None:
     pairs: list[Pair] = [(b"k%d" % n, b"v" * 100) for n in range(50)]
     try:
-        compressed = batch(pairs, 100, codec)
+        compressed = encode_batch(pairs, 100, codec)
     except RuntimeError:
         pytest.skip("the codec is not installed")
-    fetched = parse_changelog(batch([(b"first", b"1")], 99) + compressed, 120)
+    fetched = parse_changelog(encode_batch([(b"first", b"1")], 99) + compressed, 120)
     assert (list(fetched.records), fetched.next_offset) == (pairs[20:], 150)
 
 
 def test_a_control_batch_has_no_record_and_moves_the_offset() -> None:
-    marker = bytearray(batch([(b"\0\0\0\1", b"")], 7))
+    marker = bytearray(encode_batch([(b"\0\0\0\1", b"")], 7))
     marker[22] |= 0x20
     with pytest.raises(CorruptRecordException, match="before offset 8"):
         parse_changelog(bytes(marker), 7)
@@ -94,7 +81,7 @@ def test_a_flipped_bit_fails_the_checksum_of_its_batch(monkeypatch: pytest.Monke
     monkeypatch.setattr(record_batch, "HAS_CRC32C", by_processor)
     for size in range(20):  # every number of bytes after the last group of eight
         pairs: list[Pair] = [(b"k", b"v" * size)]
-        good = batch(pairs, 3)
+        good = encode_batch(pairs, 3)
         assert list(parse_changelog(good, 3).records) == pairs
         for at in range(21, len(good), 5):
             data = bytearray(good)
@@ -127,13 +114,13 @@ def test_answers_are_complete_however_they_are_received(answers: list[bytes], si
 
 
 def test_batches_older_than_kafka_0_11_are_refused() -> None:
-    old = bytearray(batch([(b"k", b"v" * 100)], 0))
+    old = bytearray(encode_batch([(b"k", b"v" * 100)], 0))
     old[16] = 1
     with pytest.raises(ValueError, match="format 1 at byte 0"):
         find_batches(bytes(old))
 
 
 def test_many_small_batches_are_all_found() -> None:
-    data = b"".join(batch([(b"k%d" % n, b"v")], n) for n in range(500))
+    data = b"".join(encode_batch([(b"k%d" % n, b"v")], n) for n in range(500))
     fetched = parse_changelog(data, 0)
     assert fetched.next_offset == 500 and [key for key, _ in fetched.records] == [b"k%d" % n for n in range(500)]

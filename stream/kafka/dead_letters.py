@@ -70,10 +70,10 @@ def to_dead_letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject])
 
     They are not counted, because this may be a trial.
     """
-    letters = [encode_dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
-    if not letters:
+    encoded = [encode_dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
+    if not encoded:
         return []
-    return [Output("dead-letters", None, [pair for pair, _ in letters], [headers for _, headers in letters])]
+    return [Output("dead-letters", None, [pair for pair, _ in encoded], [headers for _, headers in encoded])]
 
 
 def count_dead_letters(outputs: Sequence[Output]) -> None:

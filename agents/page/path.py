@@ -25,7 +25,8 @@ from agents.page.headline_cache import (
     segment_of,
 )
 from models.history.model import History, HistoryPrediction
-from models.ranker.features import NO_HISTORY_SCORES, features_hash, joint_features
+from models.ranker.features import NO_HISTORY_SCORES, joint_features
+from models.ranker.columns import features_hash
 from models.ranker.model import Scorer, sound
 from models.ranker.reasons import explain
 from stream.codes import SLOTS

@@ -25,7 +25,7 @@ from deploy.bench.common import Figures, Plan, middle, one_core, say
 from models.copywriter.gpt2 import Gpt2, Sampling
 from models.copywriter.gpt2_graph import build_graph
 from models.copywriter.model import GRAPH
-from models.ranker.features import FEATURES
+from models.ranker.columns import FEATURES
 from models.ranker.model import Ranker
 from stream.settings import Settings
 

@@ -10,7 +10,7 @@ import numpy as np
 from deploy.train.simulation import Simulated, Uniform, simulate
 from models.history.model import SLOTS_OF_ITEM, all_attribute_slots
 from models.manifest import load
-from models.ranker.features import FEATURES
+from models.ranker.columns import FEATURES
 from models.train.history.graph import Shape
 from models.train.recipe import ingredients
 

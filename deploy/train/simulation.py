@@ -19,7 +19,8 @@ from agents.page.path import PagePath, Policy
 from deploy.demo.shop import generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, topic_of
 from models.history.model import History
-from models.ranker.features import FEATURES, F
+from models.ranker.columns import FEATURES
+from models.ranker.columns import F
 from models.ranker.model import Scorer
 from models.train.history.sequences import InteractionSequences
 from models.train.ranker.fit import Choices

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluation.evaluate import LENGTHS, POPULARITY, Calibration
-from models.ranker.features import FORESEEN
+from models.ranker.columns import FORESEEN
 from models.train.ranker.fit import HELD, PLACES, Choices, Fit, examination, position_features, ragged
 from models.train.ranker.graph import Head
 from stream.codes import SLOTS

@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from models.ranker.features import REASON_OF, F
+from models.ranker.columns import REASON_OF
+from models.ranker.columns import F
 from stream.items.catalog import Catalog
 from stream.items.signals import Signals
 from stream.jit import njit

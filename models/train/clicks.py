@@ -16,7 +16,7 @@ from models.data.clickstream import Clicks
 from models.data.event_log import EventLog
 from models.data.replay import EventSource, RankingQuery, Shop, walk
 from models.history.model import History
-from models.ranker.features import F
+from models.ranker.columns import F
 from models.train.history.sequences import InteractionSequences
 from models.train.learning_curve import Point
 from models.train.progress import Say, of_stretch

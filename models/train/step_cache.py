@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.ranker.features import features_hash
+from models.ranker.columns import features_hash
 from models.train.progress import Say
 
 Arrays = dict[str, npt.NDArray[Any]]

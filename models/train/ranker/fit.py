@@ -22,7 +22,8 @@ import numpy.typing as npt
 from models import manifest
 from models import parity as reference
 from models.parity import Case
-from models.ranker.features import FEATURES, features_hash
+from models.ranker.columns import FEATURES
+from models.ranker.columns import features_hash
 from models.ranker.model import GRAPH, HEAD, LINEAR, THETA
 from models.train.learning_curve import Point, Progress, unheard
 from models.train.ranker.graph import Head, graph, head_graph

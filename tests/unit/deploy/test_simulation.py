@@ -3,7 +3,7 @@
 import numpy as np
 
 from deploy.train.simulation import TOUCHED, Uniform, simulate
-from models.ranker.features import F
+from models.ranker.columns import F
 
 
 def test_choices_are_gathered_from_pages_that_the_model_samples() -> None:

@@ -14,7 +14,7 @@ from models.data.clickstream import Clicks, Clickstreams
 from models.data.replay import Shop, walk
 from models.manifest import load
 from models.parity import verify
-from models.ranker.features import FORESEEN
+from models.ranker.columns import FORESEEN
 from models.train.clicks import EPOCHS, train
 from models.train.history.sequences import InteractionSequences
 from models.train.step_cache import FOLDER, StepCache

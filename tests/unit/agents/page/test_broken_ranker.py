@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.page.path import PagePath, Policy, warm
-from models.ranker.features import F
+from models.ranker.columns import F
 from models.ranker.model import TOLERANCE, Ranker, sound
 from models.train.ranker.fit import Fit, export
 from stream import metrics

@@ -10,7 +10,8 @@ import numpy as np
 from agents.page.fold_step import PartitionInput
 from agents.page.headline_cache import Headline, HeadlineCache, Refresh, segment_of
 from agents.page.path import PagePath, PageResult, Policy
-from models.ranker.features import F, joint_features
+from models.ranker.columns import F
+from models.ranker.features import joint_features
 from models.ranker.model import Ranker
 from stream.codes import FOR_YOU, TRENDING
 from stream.events import Decoded, decode_run
@@ -159,7 +160,7 @@ def test_a_look_tires_what_it_showed_and_a_click_refreshes_it() -> None:
             stored, *run_of(record(kind, "u1", f"e{k}", NOW + k, **({"item": "i7"} if k == 0 else {}))), NOW + k
         )
         stored.update((key, value) for key, value in step.changelog if value is not None)
-    from models.ranker.features import FEATURES
+    from models.ranker.columns import FEATURES
 
     tired = step.phi[0][:, FEATURES.index("shown_in_vain")]
     assert tired.max() > 0.5

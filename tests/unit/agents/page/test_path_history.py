@@ -11,7 +11,9 @@ import pytest
 from agents.page.headline_cache import HeadlineCache
 from agents.page.path import PagePath, Policy
 from models.history.model import History
-from models.ranker.features import FEATURES, FORESEEN, F
+from models.ranker.columns import FEATURES
+from models.ranker.columns import FORESEEN
+from models.ranker.columns import F
 from models.ranker.model import Ranker
 from models.train.ranker.fit import Fit, export
 from stream.degradation import Degradation

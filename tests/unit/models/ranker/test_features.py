@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.ranker.features import FEATURES, HistoryScores, joint_features
+from models.ranker.columns import FEATURES
+from models.ranker.features import HistoryScores, joint_features
 from stream.events import ADD, BUY, CLICK, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.items.catalog import Catalog

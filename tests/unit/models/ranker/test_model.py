@@ -7,7 +7,10 @@ import pytest
 
 from models.manifest import ManifestError
 from models.parity import verify
-from models.ranker.features import FEATURES, REASON_OF, F, features_hash
+from models.ranker.columns import FEATURES
+from models.ranker.columns import REASON_OF
+from models.ranker.columns import features_hash
+from models.ranker.columns import F
 from models.ranker.model import Ranker
 from models.ranker.reasons import largest_term
 from models.train.ranker.fit import Choices, Fit, export, fit, sample_phi

@@ -9,7 +9,7 @@ import pytest
 from models.data.clickstream import Clicks
 from models.data.replay import Shop
 from models.manifest import ManifestError
-from models.ranker.features import F
+from models.ranker.columns import F
 from models.ranker.model import Ranker
 from models.train.ranker import half_lives
 from models.train.ranker.fit import Fit, export

@@ -17,7 +17,7 @@ from deploy.train.simulation import Simulated, simulate
 from models.copywriter.model import TOKENIZER
 from models.copywriter.prompt import LOCALES
 from models.manifest import KINDS, Manifest, load
-from models.ranker.features import FEATURES
+from models.ranker.columns import FEATURES
 from models.train.copywriter import trainer as copywriter
 from models.train.copywriter.corpus import said, texts
 from models.train.copywriter.evaluation import GROUPS, SEGMENTS

@@ -65,8 +65,8 @@ class SignalsView(NamedTuple):
     """Arrays of `Signals`, all of the catalogue's capacity."""
 
     rows: Rows  # (capacity,) SIGNAL
-    near_row: I32  # (capacity, NEAR) catalogue rows of the neighbours, -1 absent
-    figures: Rows  # (capacity,) FIGURES
+    neighbour_rows: I32  # (capacity, neighbours) catalogue rows, -1 absent
+    summaries: Rows  # (capacity,) FIGURES
     seen: F32  # (capacity,) sessions
     half_lives: F64  # (4,) s
     clock: float  # s, newest event time counted
@@ -84,8 +84,8 @@ class RecentItems(NamedTuple):
 class CandidateIndex(NamedTuple):
     """Open-addressing hash from catalogue row to candidate. (_ROW_SLOTS,) each."""
 
-    row: I32  # -1 free
-    candidate: I32
+    keys: I32  # catalogue rows, -1 free
+    candidates: I32
 
 
 class TitleWords(NamedTuple):
@@ -100,7 +100,7 @@ class Gathered(NamedTuple):
     """What the catalogue and the signals hold of the candidates, copied side by side. (C,) each."""
 
     items: Rows  # ITEM
-    figures: Rows  # FIGURES
+    summaries: Rows  # FIGURES
     leads_back: Bools  # whether the last item is among the candidate's neighbours
 
 
@@ -155,54 +155,51 @@ def _mark(sieve: U8, key: int, list_bit: int) -> None:
 @njit
 def _index_candidates(rows: I32, n: int, index: CandidateIndex) -> None:
     """Fill the hash with the first n of the candidates' rows (C,)."""
-    index.row[:] = -1
+    keys, candidates = index
+    keys[:] = -1
     for c in range(n):
-        slot = slot_of(index.row, rows[c])
-        index.row[slot] = rows[c]
-        index.candidate[slot] = c
-
-
-@njit
-def _candidate_of(index: CandidateIndex, row: int) -> int:
-    """Candidate at a catalogue row, -1 if the row is not a candidate."""
-    slot = slot_of(index.row, row)
-    return index.candidate[slot] if index.row[slot] == row else -1  # type: ignore[no-any-return]
+        slot = slot_of(keys, rows[c])
+        keys[slot] = rows[c]
+        candidates[slot] = c
 
 
 @njit
 def _read_recent(p: Row, catalog: CatalogView, recent: RecentItems) -> int:
     """Fill `recent` from a PROFILE row and return the number of items."""
-    count = distinct_recent(p, catalog.index_keys, catalog.index_rows, recent.row)
+    rows, weights, categories, brands = recent
+    count = distinct_recent(p, catalog.index_keys, catalog.index_rows, rows)
+    items = catalog.items
     for a in range(count):
-        recent.weight[a] = 1.0 / (a + 1.0)
-        recent.category[a] = catalog.items[recent.row[a]].category
-        recent.brand[a] = catalog.items[recent.row[a]].brand
+        weights[a] = 1.0 / (a + 1.0)
+        categories[a], brands[a] = items[rows[a]].category, items[rows[a]].brand
     return count  # type: ignore[no-any-return]
 
 
 @njit
 def _read_title_words(items: Rows, recent: RecentItems, count: int, words: TitleWords) -> None:
     """Fill the hash with the title words of the first `count` recent items."""
-    words.word[:] = 0
+    slots, in_last, weights = words
+    slots[:] = 0
     for a in range(count):
-        title = items[recent.row[a]].word
-        for j in range(title.shape[0]):
-            word = title[j]
+        item = items[recent.row[a]]
+        for j in range(item.word.shape[0]):
+            word = item.word[j]
             if word == 0:
                 break
-            at = _word_slot(words.word, word)
-            if words.word[at] == 0:
-                words.word[at] = word
-                words.in_last[at] = words.weight[at] = 0.0
+            at = _word_slot(slots, word)
+            if slots[at] == 0:
+                slots[at] = word
+                in_last[at] = weights[at] = 0.0
             if a == 0:
-                words.in_last[at] = 1.0
-            words.weight[at] += recent.weight[a]
+                in_last[at] = 1.0
+            weights[at] += recent.weight[a]
 
 
 @njit
 def _mark_lists(p: Row, served: Row, recent: RecentItems, count: int, sieve: U8) -> None:
     """Mark every key of the shopper's lists in the sieve (_SIEVE_SLOTS,)."""
     sieve[:] = 0
+    categories, brands = recent.category, recent.brand
     for j in range(p.cart_item.shape[0]):
         if p.cart_item[j] != 0 and p.cart_quantity[j] != 0:
             _mark(sieve, p.cart_item[j], _CART)
@@ -220,16 +217,17 @@ def _mark_lists(p: Row, served: Row, recent: RecentItems, count: int, sieve: U8)
     for j in range(p.brand.shape[0]):
         _mark(sieve, p.brand[j], _BRAND)
     for a in range(count):
-        _mark(sieve, recent.category[a], _CATEGORY)
-        _mark(sieve, recent.brand[a], _BRAND)
+        _mark(sieve, categories[a], _CATEGORY)
+        _mark(sieve, brands[a], _BRAND)
 
 
 @njit
 def _session_facts(p: Row, time: float, recent: RecentItems, count: int, signals: SignalsView) -> Session:
     """Facts of a PROFILE row at `time` (s)."""
     support = visits = weight_sum = 0.0
+    weights = recent.weight
     for a in range(count):
-        weight_sum += recent.weight[a]
+        weight_sum += weights[a]
     last_row = -1
     if count > 0:
         last_row = recent.row[0]
@@ -256,36 +254,39 @@ def _session_facts(p: Row, time: float, recent: RecentItems, count: int, signals
 @njit
 def _add_second_step(row: int, share: float, signals: SignalsView, index: CandidateIndex, sums: F64) -> None:
     """Add to the candidates' _TWO_HOP the shares of the neighbours of `row`, itself reached with `share`."""
+    neighbour_rows, (keys, candidates) = signals.neighbour_rows, index
     s = signals.rows[row]
     next_out = max(s.next_out, np.float32(1e-9))
-    for j in range(signals.near_row.shape[1]):
-        hop = signals.near_row[row, j]
+    for j in range(neighbour_rows.shape[1]):
+        hop = neighbour_rows[row, j]
         if hop < 0:
             continue
-        slot = slot_of(index.row, hop)
-        if index.row[slot] == hop:
-            sums[index.candidate[slot], _TWO_HOP] += share * s.near_next[j] / next_out
+        slot = slot_of(keys, hop)
+        if keys[slot] == hop:
+            sums[candidates[slot], _TWO_HOP] += share * s.near_next[j] / next_out
 
 
 @njit
 def _add_recent(recent: RecentItems, a: int, signals: SignalsView, index: CandidateIndex, sums: F64) -> None:
     """Add what the signals of recent item a say of the candidates to the sums (C, _SUMS)."""
-    source = recent.row[a]
+    source, weight = recent.row[a], recent.weight[a]
+    neighbour_rows, seen, (keys, candidates) = signals.neighbour_rows, signals.seen, index
     s = signals.rows[source]
     if s.item == 0:
         return
     next_out = max(s.next_out, np.float32(1e-9))
-    for j in range(signals.near_row.shape[1]):
-        row = signals.near_row[source, j]
+    for j in range(neighbour_rows.shape[1]):
+        row = neighbour_rows[source, j]
         if row < 0:
             continue
-        c = _candidate_of(index, row)
+        slot = slot_of(keys, row)
+        c = candidates[slot] if keys[slot] == row else -1
         share = s.near_next[j] / next_out
         if a == 0 and share > _HOP_SHARE:
             _add_second_step(row, share, signals, index, sums)
         if c < 0:
             continue
-        together = _cosine(s.near_visit[j], s.seen, signals.seen[row])
+        together = _cosine(s.near_visit[j], s.seen, seen[row])
         if a == 0:
             sums[c, _NEXT_LAST] = share
             sums[c, _NEXT_STRICT] = s.near_strict[j] / max(s.strict_out, np.float32(1e-9))
@@ -294,13 +295,14 @@ def _add_recent(recent: RecentItems, a: int, signals: SignalsView, index: Candid
         elif a == 1:
             sums[c, _NEXT_SECOND] = share
             sums[c, _TOGETHER_SECOND] = together
-        sums[c, _NEXT_SUM] += recent.weight[a] * share
-        sums[c, _TOGETHER_SUM] += recent.weight[a] * together
+        sums[c, _NEXT_SUM] += weight * share
+        sums[c, _TOGETHER_SUM] += weight * together
 
 
 @njit
 def _add_cart(p: Row, catalog: CatalogView, signals: SignalsView, index: CandidateIndex, sums: F64) -> None:
     """Add the co-visit cosines of the items in the cart to the candidates' _TOGETHER_CART."""
+    neighbour_rows, seen, (keys, candidates) = signals.neighbour_rows, signals.seen, index
     for i in range(p.cart_item.shape[0]):
         if p.cart_item[i] == 0 or p.cart_quantity[i] == 0:
             continue
@@ -308,19 +310,24 @@ def _add_cart(p: Row, catalog: CatalogView, signals: SignalsView, index: Candida
         if source < 0 or signals.rows[source].item == 0:
             continue
         s = signals.rows[source]
-        for j in range(signals.near_row.shape[1]):
-            row = signals.near_row[source, j]
+        for j in range(neighbour_rows.shape[1]):
+            row = neighbour_rows[source, j]
             if row < 0:
                 continue
-            slot = slot_of(index.row, row)
-            if index.row[slot] == row:
-                cosine = _cosine(s.near_visit[j], s.seen, signals.seen[row])
-                sums[index.candidate[slot], _TOGETHER_CART] += cosine
+            slot = slot_of(keys, row)
+            if keys[slot] == row:
+                sums[candidates[slot], _TOGETHER_CART] += _cosine(s.near_visit[j], s.seen, seen[row])
 
 
 @njit
 def _neighbour_sums(
-    p: Row, recent: RecentItems, count: int, catalog: CatalogView, signals: SignalsView, index: CandidateIndex, sums: F64
+    p: Row,
+    recent: RecentItems,
+    count: int,
+    catalog: CatalogView,
+    signals: SignalsView,
+    index: CandidateIndex,
+    sums: F64,
 ) -> None:
     """Sums over the neighbours of the recent items and of the cart, for each candidate (C, _SUMS), before logarithms."""
     for a in range(count):
@@ -334,16 +341,17 @@ def _gather(rows: I32, n: int, last_row: int, items: Rows, signals: SignalsView,
 
     Each loop is so short that the processor waits for many cache lines at once.
     """
+    my_items, my_summaries, leads_back = gathered
+    summaries, neighbour_rows = signals.summaries, signals.neighbour_rows
     for c in range(n):
-        gathered.items[c] = items[rows[c]]
+        my_items[c] = items[rows[c]]
     for c in range(n):
-        gathered.figures[c] = signals.figures[rows[c]]
-    near_row = signals.near_row
+        my_summaries[c] = summaries[rows[c]]
     for c in range(n):
         hits = np.int32(0)
-        for j in range(near_row.shape[1]):
-            hits += np.int32(near_row[rows[c], j] == last_row)
-        gathered.leads_back[c] = hits > 0
+        for j in range(neighbour_rows.shape[1]):
+            hits += np.int32(neighbour_rows[rows[c], j] == last_row)
+        leads_back[c] = hits > 0
 
 
 @njit
@@ -351,6 +359,8 @@ def _neighbour_features(
     rows: I32, n: int, session: Session, signals: SignalsView, gathered: Gathered, sums: F64, phi: F32
 ) -> None:
     """Transitions and co-visits into phi (C, F); zero for candidates that no sum reached."""
+    summaries, leads_back = gathered.summaries, gathered.leads_back
+    neighbour_rows, signal_rows = signals.neighbour_rows, signals.rows
     for c in range(n):
         if sums[c, _NEXT_SUM] > 0.0:
             phi[c, col.NEXT_LAST] = _log_share(sums[c, _NEXT_LAST], _NEXT_FLOOR)
@@ -364,11 +374,11 @@ def _neighbour_features(
             phi[c, col.TOGETHER_SECOND] = _log_share(sums[c, _TOGETHER_SECOND], _TOGETHER_FLOOR)
             phi[c, col.TOGETHER_SUM] = _log_share(sums[c, _TOGETHER_SUM], _TOGETHER_FLOOR)
             phi[c, col.TOGETHER_LAST_SUPPORT] = phi[c, col.TOGETHER_LAST] * session.visits
-        s = gathered.figures[c]
-        if session.last_row >= 0 and s.known != 0 and gathered.leads_back[c]:
-            for j in range(signals.near_row.shape[1]):
-                if signals.near_row[rows[c], j] == session.last_row:
-                    near_next = signals.rows[rows[c]].near_next[j]
+        s = summaries[c]
+        if session.last_row >= 0 and s.known != 0 and leads_back[c]:
+            for j in range(neighbour_rows.shape[1]):
+                if neighbour_rows[rows[c], j] == session.last_row:
+                    near_next = signal_rows[rows[c]].near_next[j]
                     share = np.float64(near_next / max(s.next_out, np.float32(1e-9)))
                     phi[c, col.BACK_LAST] = _log_share(share, _NEXT_FLOOR)
                     break
@@ -388,9 +398,9 @@ def _popularity_features(p: Row, n: int, time: float, signals: SignalsView, gath
     drift from those that theta was fitted on whenever nothing new is counted.
     """
     known_until = min(time, signals.clock)
-    half_lives = signals.half_lives
+    half_lives, summaries = signals.half_lives, gathered.summaries
     for c in range(n):
-        s = gathered.figures[c]
+        s = summaries[c]
         if s.known == 0:
             continue
         gap = max(0.0, known_until - s.time)
@@ -408,8 +418,8 @@ def _popularity_features(p: Row, n: int, time: float, signals: SignalsView, gath
 
 
 @njit
-def _recent_columns(p: Row, time: float, is_last: bool, item: Row, s: Row, phi: F32) -> None:
-    """The shopper's interactions with one candidate (ITEM, FIGURES), as far as the ring remembers, into phi (F,)."""
+def _recent_columns(p: Row, time: float, is_last: bool, item: Row, s: Row, c: int, phi: F32) -> None:
+    """The shopper's interactions with candidate c (ITEM and FIGURES rows), as far as the ring remembers, into phi (C, F)."""
     times, back, since, carted = 0, -1, 0.0, 0.0
     for j in range(p.recent_item.shape[0] - 1, -1, -1):
         if p.recent_item[j] == item.id:
@@ -421,14 +431,14 @@ def _recent_columns(p: Row, time: float, is_last: bool, item: Row, s: Row, phi: 
                 carted = 1.0
     if times > 0:
         rate = s.repeat / max(s.strict_out, np.float32(1.0))
-        phi[col.IS_LAST] = 1.0 if is_last else 0.0
-        phi[col.IS_RECENT] = 1.0
-        phi[col.RECENT_STEPS] = 1.0 / (1.0 + back)
-        phi[col.RECENT_COUNT] = _log1p(np.float64(times))
-        phi[col.RECENT_AGE] = _log1p(max(0.0, since) / 60.0)
-        phi[col.REPEAT_RATE_LAST] = rate * phi[col.IS_LAST]
-        phi[col.REPEAT_RATE_RECENT] = rate
-        phi[col.CARTED_BEFORE] = carted
+        phi[c, col.IS_LAST] = 1.0 if is_last else 0.0
+        phi[c, col.IS_RECENT] = 1.0
+        phi[c, col.RECENT_STEPS] = 1.0 / (1.0 + back)
+        phi[c, col.RECENT_COUNT] = _log1p(np.float64(times))
+        phi[c, col.RECENT_AGE] = _log1p(max(0.0, since) / 60.0)
+        phi[c, col.REPEAT_RATE_LAST] = rate * phi[c, col.IS_LAST]
+        phi[c, col.REPEAT_RATE_RECENT] = rate
+        phi[c, col.CARTED_BEFORE] = carted
 
 
 @njit
@@ -436,11 +446,12 @@ def _repeat_features(
     p: Row, served: Row, rows: I32, n: int, session: Session, gathered: Gathered, sieve: U8, phi: F32
 ) -> None:
     """What the shopper did with the candidates before (recent, cart, bought, shown in vain) into phi (C, F)."""
+    items, summaries = gathered.items, gathered.summaries
     for c in range(n):
-        item = gathered.items[c]
+        item = items[c]
         mark = sieve[item.id & (_SIEVE_SLOTS - 1)]
         if mark & _RECENT:
-            _recent_columns(p, session.time, session.last_row == rows[c], item, gathered.figures[c], phi[c])
+            _recent_columns(p, session.time, session.last_row == rows[c], item, summaries[c], c, phi)
         if mark & _CART:
             for j in range(p.cart_item.shape[0]):
                 if p.cart_item[j] == item.id and p.cart_quantity[j] > 0:
@@ -474,9 +485,9 @@ def _taste_shares(weights: F64, updated_at: float, time: float, shares: F64) -> 
 
 @njit
 def _same_key(
-    key: int, keys: I32, shares: F64, recent_keys: I32, recent: RecentItems, session: Session, first: int, phi: F32
+    key: int, keys: I32, shares: F64, recent_keys: I32, weights: F64, session: Session, first: int, c: int, phi: F32
 ) -> None:
-    """Five columns from `first` on, of one category or brand, into phi (F,).
+    """Five columns from `first` on, of candidate c's category or brand, into phi (C, F).
 
     Its shares of the taste, whether the last item has it, and its weighted share of the recent items.
     """
@@ -484,13 +495,13 @@ def _same_key(
     for j in range(keys.shape[0] - 1, -1, -1):
         if keys[j] == key:
             for life in range(3):
-                phi[first + life] = shares[j, life]
+                phi[c, first + life] = shares[j, life]
             break
     for a in range(session.recent_count):
         if recent_keys[a] == key:
-            phi[first + 4] += recent.weight[a] / session.weight_sum
+            phi[c, first + 4] += weights[a] / session.weight_sum
             if a == 0:
-                phi[first + 3] = 1.0
+                phi[c, first + 3] = 1.0
 
 
 @njit
@@ -498,16 +509,18 @@ def _taste_features(
     p: Row, n: int, session: Session, recent: RecentItems, gathered: Gathered, sieve: U8, shares: F64, phi: F32
 ) -> None:
     """The shopper's taste for the candidates' categories and brands into phi (C, F). Overwrites shares (2, TOP, 3)."""
-    _taste_shares(p.category_weight, p.category_at, session.time, shares[0])
-    _taste_shares(p.brand_weight, p.brand_at, session.time, shares[1])
+    category_shares, brand_shares, items = shares[0], shares[1], gathered.items
+    _taste_shares(p.category_weight, p.category_at, session.time, category_shares)
+    _taste_shares(p.brand_weight, p.brand_at, session.time, brand_shares)
+    _, weights, categories, brands = recent
+    first_category, first_brand = col.CATEGORY_HALF_HOUR, col.BRAND_HALF_HOUR
     for c in range(n):
-        category, brand = gathered.items[c].category, gathered.items[c].brand
-        if category != 0 and sieve[category & (_SIEVE_SLOTS - 1)] & _CATEGORY:
-            _same_key(
-                category, p.category, shares[0], recent.category, recent, session, col.CATEGORY_HALF_HOUR, phi[c]
-            )
-        if brand != 0 and sieve[brand & (_SIEVE_SLOTS - 1)] & _BRAND:
-            _same_key(brand, p.brand, shares[1], recent.brand, recent, session, col.BRAND_HALF_HOUR, phi[c])
+        key = items[c].category
+        if key != 0 and sieve[key & (_SIEVE_SLOTS - 1)] & _CATEGORY:
+            _same_key(key, p.category, category_shares, categories, weights, session, first_category, c, phi)
+        key = items[c].brand
+        if key != 0 and sieve[key & (_SIEVE_SLOTS - 1)] & _BRAND:
+            _same_key(key, p.brand, brand_shares, brands, weights, session, first_brand, c, phi)
         phi[c, col.CATEGORY_AND_BRAND] = np.sqrt(phi[c, col.CATEGORY_RECENT] * phi[c, col.BRAND_RECENT])
         phi[c, col.CATEGORY_ACTIVITY] = phi[c, col.CATEGORY_HALF_HOUR] * session.activity
 
@@ -521,8 +534,9 @@ def _price_features(p: Row, n: int, last_price: float, gathered: Gathered, phi: 
         variance = max(0.0, p.price_square / p.price_weight - mean * mean)
         variance = (variance * p.price_weight + _PRICE_DOUBT * _COMMON_VARIANCE) / (p.price_weight + _PRICE_DOUBT)
         spread = np.sqrt(variance) + _SMALLEST_SPREAD
+    items = gathered.items
     for c in range(n):
-        log_price = gathered.items[c].log_price
+        log_price = items[c].log_price
         if log_price == 0.0:
             continue
         if has_prices:
@@ -543,11 +557,11 @@ def _title_features(p: Row, n: int, session: Session, words: TitleWords, gathere
     for j in range(p.word.shape[0]):
         largest = max(largest, p.word_weight[j])
         has_searched = has_searched or p.word[j] != 0
+    items, (slots, in_last, weights) = gathered.items, words
     for c in range(n):
-        title = gathered.items[c].word
-        count = 0
-        for j in range(title.shape[0]):
-            word = title[j]
+        item, count = items[c], 0
+        for j in range(item.word.shape[0]):
+            word = item.word[j]
             if word == 0:
                 break
             count += 1
@@ -556,10 +570,10 @@ def _title_features(p: Row, n: int, session: Session, words: TitleWords, gathere
                     if p.word[m] == word:
                         phi[c, col.SEARCHED] += p.word_weight[m] * decay
                         phi[c, col.SEARCHED_ANY] = max(phi[c, col.SEARCHED_ANY], p.word_weight[m] / largest)
-            at = _word_slot(words.word, word)
-            if words.word[at] == word:
-                phi[c, col.TITLE_LAST] += words.in_last[at]
-                phi[c, col.TITLE_RECENT] += words.weight[at]
+            at = _word_slot(slots, word)
+            if slots[at] == word:
+                phi[c, col.TITLE_LAST] += in_last[at]
+                phi[c, col.TITLE_RECENT] += weights[at]
         if count > 0:
             phi[c, col.TITLE_LAST] /= count
             phi[c, col.TITLE_RECENT] /= count * weight_sum if weight_sum > 0.0 else 1.0
@@ -569,8 +583,9 @@ def _title_features(p: Row, n: int, session: Session, words: TitleWords, gathere
 @njit
 def _context_features(n: int, session: Session, generators: I32, gathered: Gathered, phi: F32) -> None:
     """Age of the candidates, their generators, and the session's facts, into phi (C, F)."""
+    items = gathered.items
     for c in range(n):
-        item, bits = gathered.items[c], generators[c]
+        item, bits = items[c], generators[c]
         if item.added > 0.0:
             days = max(0.0, session.time - item.added) / _DAY_S
             phi[c, col.AGE] = _log1p(days)

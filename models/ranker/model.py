@@ -15,8 +15,7 @@ import onnxruntime as ort
 
 from models import manifest
 from models.onnx_session import session
-from models.ranker.columns import FEATURES
-from models.ranker.columns import features_hash
+from models.ranker.columns import FEATURES, features_hash
 from stream.items.signals import HALF_LIVES, HalfLives
 from stream.jit import njit
 from stream.page.candidates import CANDIDATES

@@ -3,8 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from models.ranker.columns import REASON_OF
-from models.ranker.columns import F
+from models.ranker.columns import REASON_OF, F
 from stream.items.catalog import Catalog
 from stream.items.signals import Signals
 from stream.jit import njit

@@ -27,7 +27,7 @@ from agents.page.headline_cache import (
 from models.history.model import History, HistoryPrediction
 from models.ranker.features import NO_HISTORY_SCORES, joint_features
 from models.ranker.columns import features_hash
-from models.ranker.model import Scorer, sound
+from models.ranker.model import Scorer, is_distribution
 from models.ranker.reasons import explain
 from stream.codes import SLOTS
 from stream.degradation import Degradation
@@ -231,7 +231,7 @@ class PagePath:
         leaders = signals.leaders(max(batch.now.tolist()))
         foresight = None if shed.exploration else self._foresee(watch, batch)
         candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
-        while True in (bad := _but_not(batch.personal, sound(scores, candidates.count))):
+        while True in (bad := _but_not(batch.personal, is_distribution(scores, candidates.count))):
             batch = batch._replace(personal=batch.personal & ~np.array(bad))
             candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
         personal = batch.personal
@@ -298,11 +298,11 @@ class PagePath:
             common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, locale)
             candidates = _replaced(candidates, them, common)
         watch.lap("retrieve")
-        foreseen = NO_HISTORY_SCORES
+        history_scores = NO_HISTORY_SCORES
         if foresight is not None and self.history is not None:
-            foreseen = self.history.judge(foresight, candidates)
-        room = self.ranker.room(len(profiles))
-        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals, room, foreseen)
+            history_scores = self.history.score(foresight, candidates)
+        room = self.ranker.phi_buffer(len(profiles))
+        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals, room, history_scores)
         watch.lap("phi")
         if everyone or True in batch.personal.tolist():
             scores = self._probabilities(phi, candidates.count)

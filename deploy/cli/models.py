@@ -117,11 +117,11 @@ def verify(settings: Settings, given: argparse.Namespace) -> int:
 
     checks = compared(_folder(settings, given))
     for check in checks:
-        verdict = "as its reference" if check.good else "NOT as its reference"
+        verdict = "as its reference" if check.passed else "NOT as its reference"
         print(
             f"{check.graph}: {check.output} {verdict}, largest difference {check.difference:.2g}, bound {check.bound:.2g}"
         )
-    if all(check.good for check in checks):
+    if all(check.passed for check in checks):
         return 0
     say("the graph does not give what its reference gave; train the model again, or use another onnxruntime")
     return 1

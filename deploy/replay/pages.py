@@ -22,7 +22,7 @@ from deploy.io.clients import read_log
 from deploy.io.files import InputError, Outgoing
 from models.history.model import History
 from models.manifest import ManifestError
-from models.ranker.model import HEAD, Ranker
+from models.ranker.model import MLP_GRAPH, Ranker
 from stream.events import TOPIC_KINDS, decode_run
 from stream.items.activity import decode_activity, encode_activity
 from stream.items.catalog import Catalog
@@ -47,7 +47,7 @@ def pages(log: Path, models: Path, catalog: Path | None, limit: int) -> Iterator
     unknown = (item for item in dict.fromkeys(items) if item not in shop)
     shop.apply([(item.encode(), _invented(item)) for item in unknown])
     history = History(models / "history", shop) if (models / "history").is_dir() else None
-    ranker = Ranker(models / "ranker", "mlp" if (models / "ranker" / HEAD).is_file() else "logit")
+    ranker = Ranker(models / "ranker", "mlp" if (models / "ranker" / MLP_GRAPH).is_file() else "logit")
     signals, table = Signals(shop, ranker.half_lives), ItemTable(ranker.half_lives)
     path = PagePath(shop, signals, ranker, HeadlineCache(), Policy(copy=False), history)
     stored: dict[bytes, bytes] = {}

@@ -16,7 +16,7 @@ from deploy.io.files import InputError, event_records
 from deploy.train.inputs import Refusals, files_hash, is_impression, numbered, range_of
 from models.evaluation.metrics import page_figures
 from models.manifest import ManifestError, Source
-from models.ranker.model import HEAD, Ranker
+from models.ranker.model import MLP_GRAPH, Ranker
 from models.train.progress import Say, of_stretch
 from models.train.ranker.fit import Choices, examination, export
 from models.train.ranker.heads import fit_heads
@@ -143,7 +143,7 @@ def _some(joined: Joined, lost: Counter[str], where: str) -> Joined:
 def _served(settings: Settings, say: Say) -> Ranker | None:
     """The ranker that serves now, whose pages taught and whose signals the new one will read; None where none does."""
     folder = settings.models_dir / "ranker"
-    head = settings.head if (folder / HEAD).is_file() else "logit"
+    head = settings.head if (folder / MLP_GRAPH).is_file() else "logit"
     try:
         served = Ranker(folder, head)
     except ManifestError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from deploy.train.simulation import Simulated, Uniform, simulate
-from models.history.model import SLOTS_OF_ITEM, all_attribute_slots
+from models.history.model import MAX_ATTRIBUTES, hash_all_attributes
 from models.manifest import load
 from models.ranker.columns import FEATURES
 from models.train.history.graph import Shape
@@ -24,8 +24,8 @@ SHOPPERS, LOOKS = 40, 8  # of the short simulation
 def of_history(shoppers: int, looks: int, seed: int) -> dict[str, Any]:
     """Items as the model reads them, and what was touched when."""
     one = simulate(Uniform(), SHOPPERS, LOOKS, seed)
-    slots = np.empty((len(one.items), SLOTS_OF_ITEM), np.int32)
-    all_attribute_slots(one.items, SHAPE.attributes, slots)
+    slots = np.empty((len(one.items), MAX_ATTRIBUTES), np.int32)
+    hash_all_attributes(one.items, SHAPE.attributes, slots)
     arguments = {
         "shoppers": shoppers,
         "looks": looks,

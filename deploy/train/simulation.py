@@ -44,7 +44,7 @@ class Uniform:
     version = "sha256:uniform"
     theta: Floats = np.zeros((len(FEATURES), 1), np.float32)
 
-    def room(self, shoppers: int) -> Floats | None:
+    def phi_buffer(self, shoppers: int) -> Floats | None:
         return None
 
     def works(self) -> bool:
@@ -64,7 +64,7 @@ class Sampled:
         self.version, self.theta = scorer.version, scorer.theta
         self._rng = np.random.default_rng(seed)
 
-    def room(self, shoppers: int) -> Floats | None:
+    def phi_buffer(self, shoppers: int) -> Floats | None:
         return None
 
     def works(self) -> bool:

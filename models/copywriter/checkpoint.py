@@ -199,7 +199,7 @@ def _write_reference(folder: Path, config: Mapping[str, Any], out: Path) -> None
         logits = gpt2_numpy.logits(config, _Weights(folder, stack), ids)[:, begin - 1 : -1]
     logprob = np.take_along_axis(gpt2_numpy.log_softmax(logits), ids[:, begin:, None], axis=2)[..., 0]
     bound = NEAR * float(logits.std())
-    reference.write_texts(out, ids[0, :begin], ids[:, begin:], logprob.astype(np.float32), bound)
+    reference.write_logprobs(out, ids[0, :begin], ids[:, begin:], logprob.astype(np.float32), bound)
 
 
 def _key(folder: Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from models.onnx_session import session
+from models.onnx_session import create_session
 
 ABOUT = "shopwindow.gpt2"  # in the metadata of a graph: its shape
 ROWS = (
@@ -176,7 +176,7 @@ class Gpt2:
     """
 
     def __init__(self, graph: Path | bytes) -> None:
-        self._session = session(graph)
+        self._session = create_session(graph)
         about = self._session.get_modelmeta().custom_metadata_map.get(ABOUT)
         if about is None:
             raise ValueError(

@@ -130,8 +130,14 @@ def _ask(shop: Shop, profiles: Rows, click: npt.NDArray[np.int64], before: npt.N
     foresight = history.predict(profiles) if history is not None else None
     proposals = NO_PROPOSALS if foresight is None else foresight.rows
     candidates = retrieve(profiles, now, shop.catalog, shop.signals, leaders, proposals=proposals)
-    foreseen = NO_HISTORY_SCORES if history is None or foresight is None else history.judge(foresight, candidates)
+    history_scores = NO_HISTORY_SCORES if history is None or foresight is None else history.score(foresight, candidates)
     phi = joint_features(
-        profiles, np.zeros(len(now), SERVING), now, candidates, shop.catalog, shop.signals, foreseen=foreseen
+        profiles,
+        np.zeros(len(now), SERVING),
+        now,
+        candidates,
+        shop.catalog,
+        shop.signals,
+        history_scores=history_scores,
     )
     return RankingQuery(click, before, candidates, phi)

@@ -33,7 +33,7 @@ def joint_features(
     catalog: Catalog,
     signals: Signals,
     out: F32 | None = None,
-    history: HistoryScores = NO_HISTORY_SCORES,
+    history_scores: HistoryScores = NO_HISTORY_SCORES,
 ) -> F32:
     """phi of U shoppers and their candidates, (U, C, F) float32, zero beyond the count.
 
@@ -51,8 +51,8 @@ def joint_features(
         candidates.count,
         CatalogView(catalog.index.keys, catalog.index.rows, catalog.items),
         SignalsView(signals.rows, signals.near_row, signals.figures, signals.seen, signals.lives, signals.clock),
-        history.shares,
-        history.unknown,
+        history_scores.shares,
+        history_scores.unknown,
         phi,
     )
     return phi

@@ -307,9 +307,11 @@ def _add_cart(p: Row, catalog: CatalogView, signals: SignalsView, index: Candida
         if p.cart_item[i] == 0 or p.cart_quantity[i] == 0:
             continue
         source = find(catalog.index_keys, catalog.index_rows, p.cart_item[i])
-        if source < 0 or signals.rows[source].item == 0:
+        if source < 0:
             continue
-        s = signals.rows[source]
+        s: Row = signals.rows[source]
+        if s.item == 0:
+            continue
         for j in range(neighbour_rows.shape[1]):
             row = neighbour_rows[source, j]
             if row < 0:

@@ -155,7 +155,7 @@ def _write_reference(out: Path, model: Any, tokenizer: Tokenizer) -> None:
         whole = torch.tensor([[*begin, *text] for text in texts.tolist()])
         logs = model(whole).logits.log_softmax(-1)[:, len(begin) - 1 : -1]
         logprob = logs.gather(2, torch.from_numpy(texts)[..., None])[..., 0].numpy()
-    reference.write_texts(out, np.array(begin), texts, logprob, NEAR)
+    reference.write_logprobs(out, np.array(begin), texts, logprob, NEAR)
 
 
 def made_tokenizer(seed: int) -> Tokenizer:

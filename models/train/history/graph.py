@@ -12,7 +12,17 @@ import numpy.typing as npt
 
 from models import manifest
 from models import parity as reference
-from models.history.model import ATTRIBUTES, GAPS, GRAPH, ITEMS, KINDS, LENGTH, SCALES, VECTORS, quantise_all
+from models.history.model import (
+    ATTRIBUTES,
+    GAP_BUCKETS,
+    GRAPH,
+    ITEMS,
+    KIND_CODES,
+    MAX_INTERACTIONS,
+    SCALES,
+    VECTORS,
+    quantise_all,
+)
 from models.parity import Case
 from models.train.recipe import UNTOLD, Recipe
 
@@ -67,7 +77,7 @@ class _Builder:
 def export(
     folder: Path, shape: Shape, weights: Mapping[str, Floats], ids: npt.NDArray[np.int64], vectors: Floats, *, data: str,
     created: str, metrics: dict[str, float], case: Case, limits: str = LIMITS,
-    source: manifest.Source = manifest.UNKNOWN, recipe: Recipe = UNTOLD,
+    source: manifest.Source = manifest.UNKNOWN_SOURCE, recipe: Recipe = UNTOLD,
 ) -> manifest.Manifest:  # fmt: skip
     """Write graph, vectors and manifest into `folder` (made where it is missing).
 
@@ -104,7 +114,7 @@ def graph(weights: Mapping[str, Floats], layers: int, heads: int) -> bytes:
     x = b.node("Add", x, b.node("Gather", b.constant(weights["gap.weight"]), "gaps"))
     x = b.node("Add", x, b.node("Gather", b.constant(weights["kind.weight"]), "kinds"))
     x = b.node("Add", x, b.constant(weights["layers.wpe.weight"][None]))  # (U, LENGTH, d)
-    places = np.arange(LENGTH)
+    places = np.arange(MAX_INTERACTIONS)
     later = b.constant(np.where(places[None, :] > places[:, None], -1e9, 0.0).astype(np.float32)[None, None])
     place = b.node("Unsqueeze", "last", b.ints(1))  # (U, 1)
     beyond = b.node("Greater", b.constant(places[None].astype(np.int64)), place)  # (U, LENGTH)
@@ -127,14 +137,14 @@ def graph(weights: Mapping[str, Floats], layers: int, heads: int) -> bytes:
         for k, source in enumerate((asked, normed, normed)):
             these = slice(k * width, (k + 1) * width)
             part = b.linear(source, split[0][:, these], split[1][these])
-            part = b.node("Reshape", part, b.ints(0, 1 if only and k == 0 else LENGTH, heads, each))
+            part = b.node("Reshape", part, b.ints(0, 1 if only and k == 0 else MAX_INTERACTIONS, heads, each))
             parts.append(b.node("Transpose", part, perm=[0, 2, 3, 1] if k == 1 else [0, 2, 1, 3]))
         score = b.node("MatMul", parts[0], parts[1])
         score = b.node("Mul", score, b.constant(np.array(1 / math.sqrt(each), np.float32)))
         score = b.node("Add", score, beyond if only else later)
         mixed = b.node("MatMul", b.node("Softmax", score, axis=-1), parts[2])  # (U, heads, 1 or LENGTH, each)
         mixed = b.node("Transpose", mixed, perm=[0, 2, 1, 3])
-        mixed = b.node("Reshape", mixed, b.ints(0, 1 if only else LENGTH, width))
+        mixed = b.node("Reshape", mixed, b.ints(0, 1 if only else MAX_INTERACTIONS, width))
         x = b.node("Add", x, b.linear(mixed, of["attn.c_proj.weight"], of["attn.c_proj.bias"]))
         inner = b.linear(b.norm(x, of["ln_2.weight"], of["ln_2.bias"]), of["mlp.c_fc.weight"], of["mlp.c_fc.bias"])
         inner = b.node("Gelu", inner, approximate="tanh")
@@ -146,15 +156,15 @@ def graph(weights: Mapping[str, Floats], layers: int, heads: int) -> bytes:
         b.nodes,
         "history",
         [
-            helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["U", LENGTH, width]),
-            helper.make_tensor_value_info("gaps", TensorProto.INT64, ["U", LENGTH]),
-            helper.make_tensor_value_info("kinds", TensorProto.INT64, ["U", LENGTH]),
+            helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["U", MAX_INTERACTIONS, width]),
+            helper.make_tensor_value_info("gaps", TensorProto.INT64, ["U", MAX_INTERACTIONS]),
+            helper.make_tensor_value_info("kinds", TensorProto.INT64, ["U", MAX_INTERACTIONS]),
             helper.make_tensor_value_info("last", TensorProto.INT64, ["U"]),
         ],
         [helper.make_tensor_value_info("query", TensorProto.FLOAT, ["U", width])],
         b.constants,
     )
-    assert weights["gap.weight"].shape[0] == GAPS and weights["kind.weight"].shape[0] == KINDS
+    assert weights["gap.weight"].shape[0] == GAP_BUCKETS and weights["kind.weight"].shape[0] == KIND_CODES
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     checker.check_model(model)
     return bytes(model.SerializeToString())

@@ -22,8 +22,16 @@ import torch
 from torch.nn import functional
 from transformers import GPT2Config, GPT2Model
 
-from models.history.model import GAPS, GRAPH, KINDS, LENGTH, SLOTS_OF_ITEM, all_attribute_slots, gap_bucket
-from models.manifest import UNKNOWN, Manifest, Source
+from models.history.model import (
+    GAP_BUCKETS,
+    GRAPH,
+    KIND_CODES,
+    MAX_ATTRIBUTES,
+    MAX_INTERACTIONS,
+    gap_bucket,
+    hash_all_attributes,
+)
+from models.manifest import UNKNOWN_SOURCE, Manifest, Source
 from models.parity import Case
 from models.train.history.graph import LOUD, SCALE, Shape, export
 from models.train.history.sequences import InteractionSequences
@@ -47,11 +55,11 @@ def windows(behaviour: InteractionSequences) -> Ints:
     found = []
     for start, end in zip(behaviour.starts.tolist(), behaviour.ends.tolist(), strict=True):
         while end - start >= 2:
-            stop = min(start + LENGTH + 1, end)
+            stop = min(start + MAX_INTERACTIONS + 1, end)
             found.append((start, stop))
             if stop == end:
                 break
-            start = stop - LENGTH // 2 - 1  # what comes next has half a window before it
+            start = stop - MAX_INTERACTIONS // 2 - 1  # what comes next has half a window before it
     return np.array(found, np.int64).reshape(-1, 2)
 
 
@@ -100,14 +108,14 @@ def similar_start(behaviour: InteractionSequences, items: int, width: int, seed:
 class Net(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gap = torch.nn.Embedding(GAPS, shape.width)
-        self.kind = torch.nn.Embedding(KINDS, shape.width)
+        self.gap = torch.nn.Embedding(GAP_BUCKETS, shape.width)
+        self.kind = torch.nn.Embedding(KIND_CODES, shape.width)
         torch.nn.init.zeros_(self.gap.weight)
         torch.nn.init.zeros_(self.kind.weight)
         self.attributes = torch.nn.Parameter(torch.randn(shape.attributes, shape.width) * 0.02)
         self.layers = GPT2Model(
             GPT2Config(
-                vocab_size=1, bos_token_id=None, eos_token_id=None, n_positions=LENGTH, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
+                vocab_size=1, bos_token_id=None, eos_token_id=None, n_positions=MAX_INTERACTIONS, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
                 resid_pdrop=shape.dropout, embd_pdrop=shape.dropout, attn_pdrop=shape.dropout,
             )
         )  # fmt: skip
@@ -157,8 +165,8 @@ class Trainer:
         self.items, self.shape, self._rate, self._batch, self._seed = items, shape, rate, batch, seed
         self._name = name
         self.net = Net(shape)
-        slots = np.empty((len(items), SLOTS_OF_ITEM), np.int32)
-        all_attribute_slots(items, shape.attributes, slots)
+        slots = np.empty((len(items), MAX_ATTRIBUTES), np.int32)
+        hash_all_attributes(items, shape.attributes, slots)
         self._slots = torch.from_numpy(slots.astype(np.int64))  # (V, SLOTS_OF_ITEM)
         self.vectors = functional.normalize(torch.randn(len(items), shape.width), dim=1)
         self._first, self._second = torch.zeros_like(self.vectors), torch.zeros_like(self.vectors)
@@ -378,7 +386,7 @@ class Trainer:
             self.vectors[items] -= rate * step
 
     def export(
-        self, folder: Path, *, data: str, created: str, metrics: dict[str, float], source: Source = UNKNOWN,
+        self, folder: Path, *, data: str, created: str, metrics: dict[str, float], source: Source = UNKNOWN_SOURCE,
         recipe: Recipe = UNTOLD,
     ) -> Manifest:  # fmt: skip
         """Write graph, vectors, attributes and manifest into `folder` (made where it is missing)."""
@@ -407,14 +415,14 @@ class Trainer:
         """What the graph is to give, by torch."""
         rng = np.random.default_rng(1)
         inputs: dict[str, npt.NDArray[Any]] = {
-            "vectors": rng.normal(size=(6, LENGTH, self.shape.width)).astype(np.float32),
-            "gaps": rng.integers(0, GAPS, (6, LENGTH)),
-            "kinds": rng.integers(0, KINDS, (6, LENGTH)),
+            "vectors": rng.normal(size=(6, MAX_INTERACTIONS, self.shape.width)).astype(np.float32),
+            "gaps": rng.integers(0, GAP_BUCKETS, (6, MAX_INTERACTIONS)),
+            "kinds": rng.integers(0, KIND_CODES, (6, MAX_INTERACTIONS)),
         }
         inputs["vectors"] /= np.linalg.norm(inputs["vectors"], axis=-1, keepdims=True)
-        last = np.array([0, 1, 5, 12, LENGTH - 2, LENGTH - 1])
+        last = np.array([0, 1, 5, 12, MAX_INTERACTIONS - 2, MAX_INTERACTIONS - 1])
         with torch.no_grad():
             given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-            out = self.net(**given, mask=torch.ones(6, LENGTH, dtype=torch.long))
+            out = self.net(**given, mask=torch.ones(6, MAX_INTERACTIONS, dtype=torch.long))
         query = SCALE * out[torch.arange(6), torch.from_numpy(last)].numpy()
         return Case(GRAPH, {**inputs, "last": last}, {"query": query}, 1e-3)

@@ -22,9 +22,8 @@ import numpy.typing as npt
 from models import manifest
 from models import parity as reference
 from models.parity import Case
-from models.ranker.columns import FEATURES
-from models.ranker.columns import features_hash
-from models.ranker.model import GRAPH, HEAD, LINEAR, THETA
+from models.ranker.columns import FEATURES, features_hash
+from models.ranker.model import GRAPH, MLP_GRAPH, MLP_LINEAR, THETA
 from models.train.learning_curve import Point, Progress, unheard
 from models.train.ranker.graph import Head, graph, head_graph
 from models.train.recipe import UNTOLD, Recipe
@@ -235,7 +234,7 @@ def export(
     metrics: dict[str, float],
     head: Head | None = None,
     limits: str = "",
-    source: manifest.Source = manifest.UNKNOWN,
+    source: manifest.Source = manifest.UNKNOWN_SOURCE,
     half_lives: HalfLives = HALF_LIVES,
     recipe: Recipe = UNTOLD,
 ) -> manifest.Manifest:
@@ -246,11 +245,11 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(graph())
     np.save(folder / THETA, fitted.theta)
-    for name in (HEAD, LINEAR):
+    for name in (MLP_GRAPH, MLP_LINEAR):
         (folder / name).unlink(missing_ok=True)
     if head is not None:
-        (folder / HEAD).write_bytes(head_graph(head))
-        np.save(folder / LINEAR, head.linear)
+        (folder / MLP_GRAPH).write_bytes(head_graph(head))
+        np.save(folder / MLP_LINEAR, head.linear)
         metrics = {**metrics, "mlp_loss": head.loss}
     phi = sample_phi()
     count = np.array([len(phi[0]), 5, 1], np.int64)
@@ -266,7 +265,7 @@ def export(
     if head is not None:
         cases.append(
             Case(
-                HEAD,
+                MLP_GRAPH,
                 {"phi": phi, "mask": mask, "theta": head.linear},
                 {"probability": softmax(head.score(phi), mask)},
                 1e-4,

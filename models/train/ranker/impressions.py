@@ -19,8 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.ranker.columns import F
-from models.ranker.columns import features_hash
+from models.ranker.columns import F, features_hash
 from models.train.ranker.fit import HELD, Choices
 from stream.codes import SLOTS
 from stream.events import (

@@ -82,7 +82,7 @@ def test_a_history_model_foresees_what_follows(tmp_path: Path) -> None:
     last = trainer.learn(behaviour, 12, lambda line: None)
     assert last < first - 0.5
     trainer.export(tmp_path, data="a test", created="", metrics={"loss": last})
-    assert all(check.good for check in verify(tmp_path))
+    assert all(check.passed for check in verify(tmp_path))
     shop.history = History(tmp_path, shop.catalog)
     test = rounds(2, 80, 1, 2e9)
     hits: list[bool] = []
@@ -153,7 +153,7 @@ def test_the_ranker_learns_from_impressions_and_comes_to_the_same_after_a_kill(t
     assert found.version == load(tmp_path / "whole" / "ranker", "ranker").version and not kept.exists()
     assert {"served_loss", "loss", "mlp_loss", "calibration_error", "place by score/shown_MRR"} <= set(found.metrics)
     assert found.data_hash and found.data_range and found.data_range[0].startswith("2026-01-01")
-    assert all(check.good for check in verify(tmp_path / "cut" / "ranker"))
+    assert all(check.passed for check in verify(tmp_path / "cut" / "ranker"))
 
 
 @needs_torch
@@ -234,5 +234,5 @@ def test_a_training_that_was_killed_comes_to_the_same_models(tmp_path: Path) -> 
     assert again.returncode == 0 and "finished before" in progress, progress
     for kind in ("ranker", "history"):
         assert load(tmp_path / "cut" / kind, kind).version == load(tmp_path / "whole" / kind, kind).version
-        assert all(check.good for check in verify(tmp_path / "cut" / kind))
+        assert all(check.passed for check in verify(tmp_path / "cut" / kind))
     assert not kept.exists()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agents.page.path import PagePath, Policy, warm
 from models.ranker.columns import F
-from models.ranker.model import TOLERANCE, Ranker, sound
+from models.ranker.model import SUM_TOLERANCE, Ranker, is_distribution
 from models.train.ranker.fit import Fit, export
 from stream import metrics
 from stream.page.json_kernels import schemas
@@ -22,7 +22,7 @@ from tests.unit.agents.page.test_path import views as views_of
 from tests.unit.agents.test_poison import agent, answers, views
 from tests.unit.agents.test_poison import run_of as run
 
-odd = st.sampled_from((0.0, 0.25, 0.5, 1.0, -0.1, float("nan"), float("inf"), 1.0 - TOLERANCE / 2))
+odd = st.sampled_from((0.0, 0.25, 0.5, 1.0, -0.1, float("nan"), float("inf"), 1.0 - SUM_TOLERANCE / 2))
 
 
 @given(st.lists(st.tuples(st.lists(odd, min_size=4, max_size=4), st.integers(0, 4)), min_size=1, max_size=8))
@@ -30,15 +30,15 @@ odd = st.sampled_from((0.0, 0.25, 0.5, 1.0, -0.1, float("nan"), float("inf"), 1.
 def test_a_distribution_is_told_from_anything_else(rows: list[tuple[list[float], int]]) -> None:
     scores, count = np.array([row for row, _ in rows], np.float32), np.array([n for _, n in rows], np.int32)
     expected = [
-        n == 0 or (all(p >= 0 for p in row[:n]) and abs(sum(row[:n]) - 1) < TOLERANCE) for row, n in rows
+        n == 0 or (all(p >= 0 for p in row[:n]) and abs(sum(row[:n]) - 1) < SUM_TOLERANCE) for row, n in rows
     ]  # fmt: skip
-    assert sound(scores, count).tolist() == expected
+    assert is_distribution(scores, count).tolist() == expected
 
 
 def test_scores_of_another_shape_are_no_distribution() -> None:
     count = np.array([2, 1], np.int32)
-    assert not sound(np.full((2, 1), 1.0, np.float32), count).any()
-    assert not sound(np.full(2, 1.0, np.float32), count).any()
+    assert not is_distribution(np.full((2, 1), 1.0, np.float32), count).any()
+    assert not is_distribution(np.full(2, 1.0, np.float32), count).any()
 
 
 def fails(phi: Any, count: Any) -> Any:

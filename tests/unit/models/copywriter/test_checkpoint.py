@@ -54,13 +54,13 @@ def test_what_was_converted_is_compared_with_its_checkpoint_and_has_its_licence(
     found = manifest.load(made, "copywriter")
     assert found.licence == "that of the checkpoint"
     (check,) = reference.verify(made)
-    assert check.good and 0 < check.difference < check.bound
+    assert check.passed and 0 < check.difference < check.bound
     (made / GRAPH).write_bytes(build_graph(CONFIG, weights_of(CONFIG, 2)))
     manifest.write(
         made, name="tiny", kind="copywriter", created=found.created, data=found.data, metrics={}, params=found.params
     )
     (check,) = reference.verify(made)
-    assert not check.good, "these are other weights"
+    assert not check.passed, "these are other weights"
 
 
 TEXT = "Based on your interest in kitchen"

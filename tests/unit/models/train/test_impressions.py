@@ -14,8 +14,7 @@ from deploy.io.files import InputError
 from deploy.train.impressions import from_files
 from deploy.train.simulation import Uniform, simulate
 from models.evaluation.metrics import RIDGE, Judged, fit_place, next_figures, page_figures
-from models.ranker.columns import F
-from models.ranker.columns import features_hash
+from models.ranker.columns import F, features_hash
 from models.train.ranker.fit import Choices, examination, fit, position_features
 from models.train.ranker.heads import fit_heads
 from models.train.ranker.impressions import ERASED, Join, PageClick, PageClicks

@@ -159,7 +159,7 @@ def _read(folder: Path) -> Manifest:
         content = path.read_bytes()
         if (schema := msgspec.json.decode(content, type=ManifestHead).schema) > SCHEMA:
             raise ManifestError(
-                f"{path} has schema {schema}, this program reads up to {SCHEMA}: a newer version wrote it; update this program"
+                f"{path} has schema {schema}, this program reads up to {SCHEMA}: a newer version wrote it; update"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
     except FileNotFoundError:

@@ -57,9 +57,7 @@ TABLE = (
     Feature("popular_newcomer", REASON_POPULAR, "popular_day / (1 + events of the shopper)"),
     Feature("bought_by_many", REASON_POPULAR, "log1p of purchases, decayed"),
     Feature("carted_by_many", REASON_POPULAR, "log1p of cart additions, decayed"),
-    Feature(
-        "buy_rate", REASON_POPULAR, "log of purchases per interaction, smoothed with one purchase in 20 interactions"
-    ),
+    Feature("buy_rate", REASON_POPULAR, "log of purchases per interaction, smoothed with one in 20"),
     Feature("is_last", REASON_BEFORE, "1 if the candidate is the last item"),
     Feature("is_recent", REASON_BEFORE, "1 if the candidate is in the ring of recent interactions"),
     Feature("recent_steps", REASON_BEFORE, "1 / (1 + interactions since)"),
@@ -82,19 +80,13 @@ TABLE = (
     Feature("brand_last", REASON_BRAND, "1 if its brand is that of the last item"),
     Feature("brand_recent", REASON_BRAND, "share of recent items with its brand, weighted by 1 / (a + 1)"),
     Feature("category_and_brand", REASON_BRAND, "geometric mean of category_recent and brand_recent"),
-    Feature(
-        "price_distance",
-        REASON_PRICE,
-        "distance of log price from the shopper's mean, in standard deviations, at most 6",
-    ),
+    Feature("price_distance", REASON_PRICE, "standard deviations of log price from the shopper's mean, at most 6"),
     Feature("price_square", REASON_PRICE, "square of that distance, at most 36, divided by 6"),
-    Feature("price_above", REASON_PRICE, "that distance if the candidate is dearer"),
+    Feature("price_above", REASON_PRICE, "that distance if the candidate is more expensive"),
     Feature("price_below", REASON_PRICE, "that distance if the candidate is cheaper"),
     Feature("price_last", REASON_PRICE, "distance of log price from the last item's, at most 5"),
     Feature("searched", REASON_WORD, "sum of the decayed weights of the shopper's search words in the title"),
-    Feature(
-        "searched_any", REASON_WORD, "largest weight of a search word in the title, relative to the shopper's largest"
-    ),
+    Feature("searched_any", REASON_WORD, "largest weight of a search word in the title, over the shopper's largest"),
     Feature("title_last", REASON_CATEGORY, "share of title words that the last item's title has too"),
     Feature("title_recent", REASON_CATEGORY, "the same over recent items, weighted by 1 / (a + 1)"),
     Feature("title_category", REASON_CATEGORY, "title_recent times category_recent"),
@@ -126,6 +118,8 @@ TABLE = (
 )
 
 # One constant for each row, in the same order: the feature's name in capitals.
+# Kernels compile these constants in. stream/jit.py hashes only files with the text "@njit", so this line is needed:
+# without it a change of the columns would leave old kernels in the cache.
 # fmt: off
 (
     NEXT_LAST, NEXT_STRICT, NEXT_SUM, NEXT_SECOND, NEXT_LAST_SUPPORT, NEXT_SUM_LENGTH,

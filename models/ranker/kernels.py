@@ -268,7 +268,7 @@ def _add_second_step(row: int, share: float, signals: SignalsView, index: Candid
 
 @njit
 def _add_recent(recent: RecentItems, a: int, signals: SignalsView, index: CandidateIndex, sums: F64) -> None:
-    """Add what the signals of recent item a say of the candidates to the sums (C, _SUMS)."""
+    """Add the neighbours of recent item a to the candidates' sums (C, _SUMS)."""
     source, weight = recent.row[a], recent.weight[a]
     neighbour_rows, seen, (keys, candidates) = signals.neighbour_rows, signals.seen, index
     s = signals.rows[source]
@@ -331,17 +331,17 @@ def _neighbour_sums(
     index: CandidateIndex,
     sums: F64,
 ) -> None:
-    """Sums over the neighbours of the recent items and of the cart, for each candidate (C, _SUMS), before logarithms."""
+    """Add to sums (C, _SUMS) the neighbours of the recent items and of the cart, before logarithms."""
     for a in range(count):
         _add_recent(recent, a, signals, index, sums)
     _add_cart(p, catalog, signals, index, sums)
 
 
 @njit
-def _gather(rows: I32, n: int, last_row: int, items: Rows, signals: SignalsView, gathered: Gathered) -> None:
-    """Copy what the candidates' columns read, rows (C,) that lie anywhere in memory.
+def _gather_candidates(rows: I32, n: int, last_row: int, items: Rows, signals: SignalsView, gathered: Gathered) -> None:
+    """Copy the ITEM and FIGURES records of the candidates' rows (C,) side by side into `gathered`.
 
-    Each loop is so short that the processor waits for many cache lines at once.
+    The records are scattered over memory. Short loops let the processor wait for many cache lines at once.
     """
     my_items, my_summaries, leads_back = gathered
     summaries, neighbour_rows = signals.summaries, signals.neighbour_rows
@@ -421,7 +421,7 @@ def _popularity_features(p: Row, n: int, time: float, signals: SignalsView, gath
 
 @njit
 def _recent_columns(p: Row, time: float, is_last: bool, item: Row, s: Row, c: int, phi: F32) -> None:
-    """The shopper's interactions with candidate c (ITEM and FIGURES rows), as far as the ring remembers, into phi (C, F)."""
+    """The shopper's recent interactions with candidate c (ITEM and FIGURES rows) into phi (C, F)."""
     times, back, since, carted = 0, -1, 0.0, 0.0
     for j in range(p.recent_item.shape[0] - 1, -1, -1):
         if p.recent_item[j] == item.id:
@@ -638,6 +638,11 @@ def fill_features(
 
     profiles (U,) PROFILE; serving (U,) SERVING; now (U,) s; rows, generators (U, C); counts (U,); history_shares (U, C)
     or (0, 0) without a history model; history_unknown (capacity,).
+
+    Groups depend on each other in this order: repeat features read popularity, title features read taste. One loop
+    over the candidates for each group costs 1 to 4% of phi, about 1% of a page, compared with a single loop (paired
+    micro benchmark of batches of 1, 32 and 256). Arrays are read from the tuples outside the loops: inside, reference
+    counting costs another 5%.
     """
     limit = rows.shape[1]
     recent = RecentItems(
@@ -658,7 +663,7 @@ def fill_features(
         _index_candidates(mine, n, index)
         sums[:n] = 0.0
         _neighbour_sums(p, recent, count, catalog, signals, index, sums)
-        _gather(mine, n, session.last_row, catalog.items, signals, gathered)
+        _gather_candidates(mine, n, session.last_row, catalog.items, signals, gathered)
         x[:] = 0.0
         _neighbour_features(mine, n, session, signals, gathered, sums, x)
         _popularity_features(p, n, session.time, signals, gathered, x)

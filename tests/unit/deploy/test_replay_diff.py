@@ -15,9 +15,9 @@ from deploy.replay import diff as replay_diff
 from deploy.replay.diff import Diff, compare, diff_text
 from stream.settings import SHIPPED_MODELS
 from tests.harness.events import NOW, record
+from tests.harness.ranker_model import write_ranker_folder
 from tests.harness.shop import item
 from tests.harness.worker_process import ROOT
-from tests.unit.models.ranker.test_model import folder_of
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def shop(log: Path) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models with another ranker."""
     folder = tmp_path_factory.mktemp("models")
-    return folder_of(folder, seed=7).parent
+    return write_ranker_folder(folder, seed=7).parent
 
 
 def replayed(log: Path, shop: Path, seed: str) -> bytes:

@@ -11,9 +11,7 @@ import pytest
 from agents.page.headline_cache import HeadlineCache
 from agents.page.path import PagePath, Policy
 from models.history.model import History
-from models.ranker.columns import FEATURES
-from models.ranker.columns import FORESEEN
-from models.ranker.columns import F
+from models.ranker.columns import FEATURES, FORESEEN, F
 from models.ranker.model import Ranker
 from models.train.ranker.fit import Fit, export
 from stream.degradation import Degradation
@@ -22,9 +20,9 @@ from stream.metrics import STAGES
 from stream.page.candidates import retrieve
 from stream.page.json_kernels import GEN_HISTORY
 from tests.harness.events import NOW, record
+from tests.harness.history_model import random_profiles, write_history_folder
 from tests.harness.shop import catalog_of, signals_of
 from tests.unit.agents.page.test_path import run_of, views
-from tests.unit.models.history.test_model import folder_of, some_profiles
 
 SESSIONS = [[f"i{(s + k) % 60}" for k in range(4)] for s in range(40)]
 
@@ -35,7 +33,7 @@ def path_of(folder: Path) -> PagePath:
     theta[FORESEEN] = 1.0
     export(folder / "ranker", Fit(theta, 1.0, 2.0, 0.5), "a test", "", {})
     catalog = catalog_of(300)
-    signals, history = signals_of(catalog, SESSIONS), History(folder_of(folder / "history"), catalog)
+    signals, history = signals_of(catalog, SESSIONS), History(write_history_folder(folder / "history"), catalog)
     return PagePath(catalog, signals, Ranker(folder / "ranker"), HeadlineCache(), Policy(copy=False), history)
 
 
@@ -46,7 +44,7 @@ def pages_of(path: PagePath, run: tuple[Decoded, Any]) -> dict[bytes, dict[str, 
 def test_what_the_history_model_proposes_is_among_the_candidates_unless_it_must_not_be_shown() -> None:
     catalog = catalog_of(200)
     catalog.apply([(b"i150", json.dumps({"item_id": "i150", "title": "x", "available": False}).encode())])
-    signals, profiles = signals_of(catalog, SESSIONS), some_profiles(2, seed=1)
+    signals, profiles = signals_of(catalog, SESSIONS), random_profiles(2, seed=1)
     now = np.full(2, NOW)
     proposals = np.array([[150, 151, 152, -1], [-1, -1, -1, -1]], np.int32)
     found = retrieve(profiles, now, catalog, signals, signals.leaders(NOW), proposals=proposals)

@@ -36,7 +36,7 @@ DAY_S = 86_400.0
 
 
 def decayed(elapsed_s: float, half_life_s: float) -> float:
-    return 0.5 ** (elapsed_s / half_life_s)
+    return float(0.5 ** (elapsed_s / half_life_s))
 
 
 def make_shop(seed: int) -> tuple[Catalog, Signals]:
@@ -199,7 +199,7 @@ class Situation(NamedTuple):
     @property
     def signals_age(self) -> float:
         """Seconds since the candidate's signals were updated, as far as the signals know the time."""
-        return max(0.0, min(self.now, self.signals.clock) - self.signal["time"])
+        return max(0.0, min(self.now, self.signals.clock) - float(self.signal["time"]))
 
 
 Columns = dict[str, float]

@@ -14,6 +14,7 @@ from models.train.ranker.fit import Choices, Fit, export, fit, sample_phi
 from models.train.ranker.graph import NARROW, WIDE, Head, graph
 from stream.page.json_kernels import POPULAR
 from stream.settings import SHIPPED_MODELS
+from tests.harness.ranker_model import write_ranker_folder
 
 
 def test_worked_example_of_the_softmax_gives_its_probabilities() -> None:
@@ -29,14 +30,8 @@ def test_worked_example_of_the_softmax_gives_its_probabilities() -> None:
     assert p[0].argmax() == 2, "C3 has the highest probability"
 
 
-def folder_of(tmp_path: Path, seed: int = 0) -> Path:
-    theta = np.random.default_rng(seed).normal(size=(F, 1)).astype(np.float32)
-    export(tmp_path / "ranker", Fit(theta, 1.0, 2.0, 0.5), "a test", "2026-01-01T00:00:00Z", {})
-    return tmp_path / "ranker"
-
-
 def test_probabilities_equal_numpy_and_padding_gets_zero(tmp_path: Path) -> None:
-    ranker = Ranker(folder_of(tmp_path))
+    ranker = Ranker(write_ranker_folder(tmp_path))
     rng = np.random.default_rng(1)
     phi = rng.normal(size=(5, 256, F)).astype(np.float32)
     count = np.array([256, 3, 1, 0, 40], np.int32)
@@ -53,7 +48,7 @@ def test_probabilities_equal_numpy_and_padding_gets_zero(tmp_path: Path) -> None
 def test_ranker_fitted_on_other_features_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("models.train.ranker.fit.features_hash", lambda: "sha256:other")
-        folder = folder_of(tmp_path)
+        folder = write_ranker_folder(tmp_path)
     with pytest.raises(ManifestError, match=r"other features .*shopwindow train ranker"):
         Ranker(folder)
 
@@ -85,7 +80,7 @@ def test_mlp_scores_equal_numpy_and_missing_mlp_is_reported(tmp_path: Path) -> N
     np.testing.assert_array_equal(mlp.theta, theta, "reasons come from the logit's theta")
     assert all(check.passed for check in verify(tmp_path / "both")) and len(verify(tmp_path / "both")) == 2
     with pytest.raises(ManifestError, match=r"has no MLP; set SHOPWINDOW_HEAD=logit"):
-        Ranker(folder_of(tmp_path), "mlp")
+        Ranker(write_ranker_folder(tmp_path), "mlp")
 
 
 def test_shipped_ranker_has_todays_features_and_beats_chance() -> None:

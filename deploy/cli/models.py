@@ -139,13 +139,13 @@ def evaluate(settings: Settings, given: argparse.Namespace) -> int:
     streams = read([given.train, given.test])
     report = measured(
         streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,
-        head=given.head, history=given.history, say=say,
+        head=given.head, history=given.history, log=say,
     )  # fmt: skip
     if given.report is not None:
-        from deploy.train.report import page
+        from deploy.train.report import render_report
 
         told = _asked_and_read(given, streams.files)
-        given.report.write_text(page(report, given.k, told), encoding="utf-8")
+        given.report.write_text(render_report(report, given.k, told), encoding="utf-8")
         say(f"{given.report} shows how it learnt and how far its probabilities can be believed")
     print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
     print(json.dumps(report.figures(given.k)))

@@ -65,7 +65,7 @@ def test_the_next_click_is_foreseen_as_well_as_published_methods_foresee_it(tmp_
     ]
     same.write_text("\n".join(lines) + "\n")
     streams = read([TRAIN, same])
-    report = evaluate(streams.items, *streams.files, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report = evaluate(streams.items, *streams.files, log=lambda line: print(line, file=sys.stderr, flush=True))
     assert len(report.rank) == len(asked), "the same positions, each once"
     ours = figures(report.rank.tolist())
     name = "history model and MLP" if report.head == "mlp" else "logit alone, for want of torch"

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from models.copywriter.model import Copywriter
 from models.copywriter.prompt import BANNED, ITEMS, LOCALES, Facts, Lexicon, spoken_interest, spoken_names
 from models.train.copywriter.corpus import LIKE, SLOTS, pairs, said, shapes, topics, unseen_slot
-from models.train.progress import Say, of_stretch
+from models.train.progress import LogLine, progress_logger
 from stream import logs
 from stream.settings import SHIPPED_MODELS
 
@@ -106,14 +106,14 @@ def _name(rng: random.Random, locale: str) -> str:
     return f"{name} {rng.randint(2, 9)}" if kind > 0.85 else name
 
 
-def figures(folder: Path, say: Say) -> dict[str, float]:
+def figures(folder: Path, say: LogLine) -> dict[str, float]:
     """`metrics` of the model in the folder, for its card."""
     return metrics(judged(folder, segments(SEGMENTS, SEED), SEED, say))
 
 
-def judged(folder: Path, asked: Sequence[Segment], seed: int, say: Say) -> list[Line]:
+def judged(folder: Path, asked: Sequence[Segment], seed: int, say: LogLine) -> list[Line]:
     """What the model of the folder writes on each segment, and what is to be said of it."""
-    progress = of_stretch("segments whose headlines were judged", say)
+    progress = progress_logger("segments whose headlines were judged", say)
     once, often = Copywriter(folder, samples=1), Copywriter(folder)
     lines: list[Line] = []
     for at in range(0, len(asked), _BATCH):

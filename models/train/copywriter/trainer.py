@@ -30,8 +30,8 @@ from models.copywriter.model import GRAPH, TOKENIZER
 from models.copywriter.prompt import END, ITEMS, LOCALES, TOPIC, prefix, prompt
 from models.train.copywriter import evaluation as judge_copy
 from models.train.copywriter.corpus import SLOTS, Pair, language, pairs, shapes, spoken, texts, topics
-from models.train.progress import Say
-from models.train.recipe import ingredients, made_here
+from models.train.progress import LogLine
+from models.train.recipe import make_recipe, with_environment
 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
 VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
         return self.pretraining + self.fine_tuning
 
 
-def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
+def train(out: Path, plan: Plan, say: LogLine) -> manifest.Manifest:
     """Train to the plan's end, resuming what an earlier run left in `out`; export, judge, write the manifest.
 
     Raises ValueError where `out` holds an unfinished training of another plan, ImportError without torch.
@@ -108,7 +108,7 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
             **language(),
             "plan": plan._asdict(),
         },
-        recipe=made_here({**of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),
+        recipe=with_environment({**of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),
     )
     describe(metrics=found)  # whoever judges reads the model as it serves
     written = describe(metrics=found | judge_copy.figures(out, say))
@@ -126,7 +126,7 @@ def of_texts(plan: Plan) -> dict[str, Any]:
             for pair in islice(pairs(_mixed(plan.seed, step), only=(locale, slot)), SOME):
                 lines += [prompt(locale, slot, pair.topic, pair.items), pair.headline]
     shape = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": POSITIONS}
-    return ingredients({**plan._asdict(), **shape}, (line.encode() for line in lines))
+    return make_recipe({**plan._asdict(), **shape}, (line.encode() for line in lines))
 
 
 def first_losses(tokenizer: Tokenizer, plan: Plan) -> list[float]:
@@ -242,7 +242,7 @@ def _model(tokenizer: Tokenizer) -> Any:
     return model
 
 
-def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path, say: Say) -> None:
+def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path, say: LogLine) -> None:
     """All steps of the plan, or those that are left where `state` has some."""
     import torch
 

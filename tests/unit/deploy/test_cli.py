@@ -182,9 +182,9 @@ def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> No
     ("arguments", "told"),
     [
         (["all", "--impressions"], "train ranker, not all"),
-        (["ranker", "--data", "pages.jsonl"], "train ranker --impressions learns from them"),
+        (["ranker", "--data", "pages.jsonl"], "use `train ranker --impressions`"),
         (["ranker", "--impressions", "--data", "clicks.tsv"], "JSON lines of impressions and events"),
-        (["ranker", "--data", "clicks.tsv", "--catalog", "items.jsonl"], "--catalog tells of the items"),
+        (["ranker", "--data", "clicks.tsv", "--catalog", "items.jsonl"], "--catalog describes the items"),
         (["ranker", "--data", "clicks.tsv", "events.jsonl"], "files of one kind"),
         (["copywriter", "--data", "events.jsonl"], "leave --data out"),
         (["ranker", "--data", "none.jsonl"], "none.jsonl cannot be read"),

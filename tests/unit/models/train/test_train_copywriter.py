@@ -11,7 +11,7 @@ from models.copywriter.prompt import END, ITEMS, TOPIC, Facts, prefix, prompt
 from models.train.copywriter import evaluation as judge_copy
 from models.train.copywriter import trainer as copywriter
 from models.train.copywriter.trainer import Plan, made_tokenizer, train
-from tests.unit.models.train.test_half_lives import quiet
+from tests.harness.training import ignore_line
 
 
 @pytest.fixture
@@ -65,18 +65,18 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", plan, said.append)
     with pytest.raises(ValueError, match="ask for that, or remove it"):
-        train(tmp_path / "stopped", plan._replace(seed=4), quiet)
+        train(tmp_path / "stopped", plan._replace(seed=4), ignore_line)
     monkeypatch.setattr(copywriter, "_write", write)
     resumed = train(tmp_path / "stopped", plan, said.append)
     assert "copywriter: goes on after step 4 of 6" in said
     assert resumed.version == straight.version
     assert resumed.metrics == straight.metrics
-    assert train(tmp_path / "other", plan._replace(seed=4), quiet).version != straight.version
+    assert train(tmp_path / "other", plan._replace(seed=4), ignore_line).version != straight.version
 
 
 def test_what_was_trained_is_a_model_that_can_be_loaded(small: None, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs torch: make setup-train")
-    written = train(tmp_path, Plan(seed=1, pretraining=1, fine_tuning=1), quiet)
+    written = train(tmp_path, Plan(seed=1, pretraining=1, fine_tuning=1), ignore_line)
     assert manifest.load(tmp_path, "copywriter") == written
     assert set(written.files) == {"gpt2.onnx", "reference.npz", "tokenizer.json"}
     assert isinstance(written.recipe, dict) and len(written.recipe["first_losses"]) == 4

@@ -189,7 +189,8 @@ def _log_figures(held_out: F64, figures: dict[str, float], examined: dict[int, f
     """
     first, last = range_of(held_out)
     log(
-        f"evaluated on the newest {len(held_out):,} clicks, {first} to {last}; per click, each with its own examination:"
+        f"evaluated on the newest {len(held_out):,} clicks, {first} to {last}; means over clicks, "
+        "each model with its own examination:"
     )
     labels = {"served_": "serving", "": "new logit", "mlp_": "new MLP"}
     models = [(prefix, label) for prefix, label in labels.items() if f"{prefix}loss" in figures]

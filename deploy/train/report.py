@@ -1,4 +1,4 @@
-"""Report of `shopwindow evaluate` as one HTML file: no scripts, nothing loaded, light or dark as the reader's system."""
+"""HTML report of `shopwindow evaluate`: one file without scripts that loads nothing and has a light and a dark mode."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def render_report(report: Report, k: int, run: Mapping[str, str]) -> str:
         losses=_table(
             ("model", "epoch", "training", "held out"),
             [
-                (name, str(point.epoch), _nats(point.learnt), _nats(point.held_out))
+                (name, str(point.epoch), _nats(point.training), _nats(point.held_out))
                 for name, points in curves.items()
                 for point in points
             ],
@@ -120,7 +120,7 @@ def _frame(x: _Axis, y: _Axis, x_ticks: Sequence[float], y_ticks: Sequence[float
 
 def _learning_curve(name: str, points: Sequence[Point]) -> str:
     """Training and held-out losses of a model by epoch."""
-    losses = [loss for point in points for loss in (point.learnt, point.held_out) if not math.isnan(loss)]
+    losses = [loss for point in points for loss in (point.training, point.held_out) if not math.isnan(loss)]
     padding = max(max(losses) - min(losses), 0.01) * 0.08 if losses else 1.0
     low, high = (min(losses) - padding, max(losses) + padding) if losses else (0.0, 1.0)
     first_epoch = points[0].epoch
@@ -130,7 +130,7 @@ def _learning_curve(name: str, points: Sequence[Point]) -> str:
     step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else 1.0
     elements = _frame(x, y, x.ticks(6, integers=True), y_ticks, f".{max(0, -math.floor(math.log10(step)))}f")
     elements.append(_text((x.start + x.end) / 2, CHART_HEIGHT - 6, "epoch", kind="name"))
-    series = {"learnt": [point.learnt for point in points], "held": [point.held_out for point in points]}
+    series = {"training": [point.training for point in points], "held": [point.held_out for point in points]}
     for kind, values in series.items():
         pixels = [
             (x.pixel(point.epoch), y.pixel(loss))
@@ -232,8 +232,8 @@ figure { flex: 1 1 17rem; max-width: 28rem; margin: 0 } figcaption { margin-bott
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif } svg text { fill: var(--quiet) }
 polyline { fill: none } .grid, .axis { stroke: var(--rule) } .axis { stroke: var(--quiet) }
 .right { stroke: var(--quiet); stroke-dasharray: 2 4 }
-.learnt { stroke: var(--blue); stroke-width: 2; stroke-dasharray: 6 3 }
-circle.learnt { fill: var(--blue); stroke: none }
+.training { stroke: var(--blue); stroke-width: 2; stroke-dasharray: 6 3 }
+circle.training { fill: var(--blue); stroke: none }
 .held { stroke: var(--orange); stroke-width: 2 } circle.held { fill: var(--orange); stroke: none }
 .interval { stroke: var(--orange); stroke-width: 1.5; opacity: .55 } .count { fill: var(--blue) }
 .key {

@@ -139,7 +139,11 @@ class _Worker:
 def simulate(
     scorer: Scorer, shoppers: int, looks: int, seed: int, *, history: Path | None = None, sampled: bool = True
 ) -> Simulation:
-    """Simulate `looks` looks of each of `shoppers` shoppers. sampled: pages are samples of the scorer's probabilities."""
+    """Simulate `shoppers` shoppers with `looks` looks each.
+
+    sampled: pages are samples of the scorer's probabilities; otherwise they show the best items. history: folder of a
+    history model.
+    """
     shop = generate_shop(seed, now=START_S)
     shelves = Shelves(shop)
     people = [Shopper(seed, number, shelves) for number in range(shoppers)]

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -91,7 +92,7 @@ class Clicks(NamedTuple):
         return max(len(self.ends) - int(np.searchsorted(following, targets)) - 1, 0)
 
     def block(self, items: Rows, first: int, last: int) -> EventBlock:
-        """Sessions `first` to `last`, exclusive, each by a shopper of its own. items: (V,) ITEM, indexed by item number."""
+        """Sessions `first` to `last`, exclusive, each of another shopper. items: (V,) ITEM, indexed by item number."""
         part = self.part(first, last)
         lengths = np.diff(part.ends, prepend=0)
         step = np.arange(len(part.item)) - np.repeat(part.starts, lengths)
@@ -220,10 +221,8 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
     """A text file, plain or gzipped. Errors of the encoding or of gzip become ClickstreamError."""
     with open(path, "rb") as raw:
         is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    opened: IO[str] = (
-        gzip.open(path, "rt", encoding="utf-8", newline="") if is_gzip else open(path, encoding="utf-8", newline="")  # noqa: SIM115
-    )
-    with opened as lines:
+    open_text = partial(gzip.open, mode="rt") if is_gzip else open
+    with open_text(path, encoding="utf-8", newline="") as lines:
         try:
             yield lines
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:

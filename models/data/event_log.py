@@ -29,8 +29,8 @@ def _find_steps(events: Rows, item: I32, session: I64, is_target: Bools, steps_b
     """Cut events into sessions and steps. Tested case by case in tests/unit/models/data/test_event_log.py.
 
     events: (n,) EVENT by shopper, then by time; item: (n,), -1 for none. Fills session, is_target, steps_before and
-    is_refused, all (n,). A session ends after SESSION_GAP seconds without an interaction with an item; events without an
-    item that follow belong to the next session.
+    is_refused, all (n,). A session ends after SESSION_GAP seconds without an interaction with an item. Events without
+    an item after such a pause belong to the next session.
     """
     number, step, last_item, last_kind, last_time = -1, 0, -1, 0, 0.0
     known, known_before, consent = False, False, 0
@@ -165,7 +165,7 @@ def without_duplicates(events: Rows) -> Rows:
 
 
 class ErasureResult(NamedTuple):
-    """Events that may be learnt from, and how many may not."""
+    """Events without those of erased shoppers, and how many are left out."""
 
     rows: Rows  # (n,) EVENT
     events: int  # left out

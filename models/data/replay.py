@@ -1,4 +1,7 @@
-"""Replay of recorded sessions through the fold, candidate retrieval and phi that serve: what is known before each event."""
+"""Replay of recorded sessions through the fold, candidates and phi that serve.
+
+Before each event to predict it yields what was known: the candidates and phi.
+"""
 
 from __future__ import annotations
 
@@ -99,8 +102,8 @@ def replay_sessions(
     """Fold sessions `first` to `last`, exclusive, event by event; yield the queries for their target events.
 
     query: yield queries; without it nothing is yielded. learn: the signals learn from each block of sessions after the
-    block was replayed. As in serving, shoppers who refuse consent are neither queried nor learnt from. progress receives
-    the numbers of finished sessions and of all.
+    block was replayed. As in serving, shoppers who refuse consent are neither queried nor learnt from. progress is
+    called with the numbers of finished sessions and of all.
     """
     last = len(source.ends) if last is None else last
     sessions = RANKED_SESSIONS if query else LEARNT_SESSIONS

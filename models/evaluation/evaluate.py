@@ -1,8 +1,8 @@
 """Evaluation of next-click prediction: a clickstream through the fold, candidates, phi and ranker that serve.
 
-At each click of a session but the first, the whole catalogue is ranked. Items that are not candidates come last, and ties
-count against us. With the frozen protocol the signals stay as training left them. With the prequential protocol they
-learn from each block of sessions after it was ranked, as a worker's signals do.
+At each click of a session but the first, the whole catalogue is ranked. Items that are not candidates come last, and
+ties count against us. With the frozen protocol the signals stay as training left them. With the prequential protocol
+they learn from each block of sessions after it was ranked, as a worker's signals do.
 """
 
 from __future__ import annotations

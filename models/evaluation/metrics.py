@@ -29,7 +29,7 @@ Scores = npt.NDArray[np.floating[Any]]
 Scorer = Callable[[F32], Any]  # from phi (n, F) to scores (n, 1)
 K = 20  # of HR@K and MRR@K
 SCORE_BATCH = 200_000  # offers
-# Groups of choices by a field of `Choices.about`: the label, and the lower bounds of its spans or the names of its codes.
+# Groups of choices by a field of `Choices.about`: a label, and lower bounds of spans or names of codes.
 SPANS = {"before": ("steps before", (0, *LENGTHS)), "popularity": ("clicks on it before", POPULARITY)}
 CODES = {"slot": ("slot", SLOTS), "locale": ("locale", LOCALES), "explored": ("place", ("by score", "explored"))}
 MIN_GROUP = 10  # choices; figures of smaller groups are left out
@@ -174,8 +174,8 @@ def fit_position_weights(scores: Scores, choices: Choices, these: Bools) -> F32:
     """(POSITION_FEATURES,) position weights for fixed scores (O,), fitted on the choices `these` (N,).
 
     So a model that was fitted elsewhere is evaluated with its own examination, like the new one. The loss is the mean
-    cross-entropy plus RIDGE |weights|^2 / 2. It is convex; Newton's method finds its minimum, with steps that are halved
-    until they reduce the loss enough (Armijo, 1966).
+    cross-entropy plus RIDGE |weights|^2 / 2. It is convex, and Newton's method finds its minimum. Steps are
+    halved until they reduce the loss enough (Armijo, 1966).
     """
     offers, count, chosen = select_offers(choices, np.flatnonzero(these))
     assert choices.position is not None
@@ -207,8 +207,8 @@ def fit_position_weights(scores: Scores, choices: Choices, these: Bools) -> F32:
 def _unbiased_mrr(evaluation: HeldOutChoices, scores: Scores, position_weights: F32) -> float:
     """Mean reciprocal rank as if every position were examined alike: a click at position k weighs 1 / e(k).
 
-    e(k) is given by position_weights (POSITION_FEATURES,), and weights are at most MAX_WEIGHT. These are self-normalised
-    inverse propensity weights (Joachims et al., 2017; Swaminathan and Joachims, 2015).
+    e(k) follows from position_weights (POSITION_FEATURES,), and weights are at most MAX_WEIGHT. These are
+    self-normalised inverse propensity weights (Joachims et al., 2017; Swaminathan and Joachims, 2015).
     """
     position = evaluation.choices.position
     assert position is not None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 QUERIES = 38_000
 NEWEST_SHARE = 0.3  # largest share of all sessions that those positions are taken from
 EPOCHS = 8  # of the history model
-# The newest sessions are queried in so many stages. After each stage the history model learns from its sessions.
+# Number of stages in which the newest sessions are queried. After a stage, the history model learns from its sessions.
 STAGES = 4
 TUNING_EPOCHS = 2  # of the history model after a stage
 # Batches hold 64 to 256 sessions, so that an epoch has about this many.
@@ -42,7 +42,7 @@ WITHOUT_TORCH = (
     "torch is not installed, so neither a history model nor an MLP head is trained; both predict better: "
     "make setup-train"
 )
-# What groups choices in reports: earlier steps of the session, and clicks on the chosen item in the sessions learnt from.
+# Attributes that group choices: earlier steps of the session, and clicks on the chosen item in the training sessions.
 GROUP_FIELDS = np.dtype([("before", "i4"), ("popularity", "i4")])
 
 
@@ -124,7 +124,10 @@ def _gather_stage(
     shop: OfflineShop, sessions: Clicks | EventLog, log: LogLine, trainer: Trainer | None, cache: StepCache | None,
     number: int, start: int, end: int,
 ) -> Choices:  # fmt: skip
-    """Choices of sessions `start` to `end`, from the cache if the stage is finished. The signals learn in either case."""
+    """Choices of sessions `start` to `end`, from the cache if the stage is finished.
+
+    The signals learn from these sessions in either case.
+    """
     step = f"choices-{number}"
     stored = cache.load(step) if cache is not None else None
     if stored is not None:

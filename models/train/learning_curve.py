@@ -10,7 +10,7 @@ class Point(NamedTuple):
     """Losses of one epoch: mean cross-entropies, in nats."""
 
     epoch: int  # from 1
-    learnt: float  # training loss, averaged over the epoch
+    training: float  # training loss, averaged over the epoch
     held_out: float  # held-out loss at the end of the epoch; NaN if nothing is held out
 
 

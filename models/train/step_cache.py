@@ -17,6 +17,8 @@ from models.train.progress import LogLine
 
 Arrays = dict[str, npt.NDArray[Any]]
 FOLDER = ".training"
+# Version of the stored arrays. Steps of another version are deleted, as steps of other inputs are.
+FORMAT = 2
 
 
 class StepCache:
@@ -29,7 +31,8 @@ class StepCache:
 
     def __init__(self, out: Path, inputs: str, log: LogLine) -> None:
         self._folder, self._log = out / FOLDER, log
-        mark, expected = self._folder / "inputs", hashlib.sha256(f"{features_hash()} {inputs}".encode()).hexdigest()
+        mark = self._folder / "inputs"
+        expected = hashlib.sha256(f"{FORMAT} {features_hash()} {inputs}".encode()).hexdigest()
         if self._folder.is_dir() and (not mark.is_file() or mark.read_text() != expected):
             log(f"{self._folder} holds steps of other inputs; they are deleted")
             shutil.rmtree(self._folder)

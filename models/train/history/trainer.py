@@ -41,11 +41,12 @@ NEGATIVES = 2000  # sampled items that a batch is compared with: half by popular
 WARM_UP_STEPS = 200
 TUNING_RATE = 0.3  # of the learning rate, when a trained model continues
 PAIR_DISTANCE = 5  # largest distance, in interactions, at which two items count as a pair in the initial vectors
-SORTED_BATCHES = 50  # windows of so many batches are sorted by length together
+# Number of batches whose windows are sorted by length together.
+SORTED_BATCHES = 50
 
 
 def windows(sequences: InteractionSequences) -> I64:
-    """(W, 2) start and end of windows of at most LENGTH + 1 interactions; each interaction is a target in at least one."""
+    """(W, 2) start and end of windows of at most LENGTH + 1 interactions; each is a target in at least one window."""
     found = []
     for start, end in zip(sequences.starts.tolist(), sequences.ends.tolist(), strict=True):
         while end - start >= 2:
@@ -114,7 +115,7 @@ def _weighted_pairs(sequences: InteractionSequences, items: int) -> tuple[I64, I
 
 
 class Net(torch.nn.Module):  # type: ignore[misc]
-    """Embeddings of gaps, kinds and attributes, and GPT-2's layers. Names of the parameters are those that `graph` reads."""
+    """Embeddings of gaps, kinds and attributes, and GPT-2's layers. `graph` reads the parameters by their names."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -166,7 +167,10 @@ class _Predictions(NamedTuple):
     correction: torch.Tensor  # (M,) log of the expected number of draws of each item
 
     def losses(self, vectors: torch.Tensor, target: torch.Tensor, these: torch.Tensor) -> torch.Tensor:
-        """Cross-entropies in nats at the places `these` (T,) bool. vectors: (M, d); target: indices among the M items."""
+        """Cross-entropies, in nats, at the places `these` (T,) bool.
+
+        vectors: (M, d). target: index among the M items of each of these places.
+        """
         score = SCALE * (self.query[these] * vectors[target]).sum(dim=1) - self.correction[target]
         return torch.logaddexp(self.log_rest[these], score) - score
 
@@ -258,9 +262,8 @@ class Trainer:
             self.curve.append(Point(self.epochs, self.loss, held_out_loss))
             held_out_text = "" if held_out is None else f", held-out {held_out_loss:.3f}"
             left = (perf_counter() - began) / (done - done_before) * (total - done)
-            log(
-                f"{self._name}, epoch {epoch + 1} of {epochs}: loss {self.loss:.3f} nats{held_out_text}, {left:.0f} s left"
-            )
+            losses = f"loss {self.loss:.3f} nats{held_out_text}"
+            log(f"{self._name}, epoch {epoch + 1} of {epochs}: {losses}, {left:.0f} s left")
         return self.loss
 
     def _resume(self, cache: StepCache | None, until: int, log: LogLine, epochs: int) -> bool:
@@ -343,7 +346,10 @@ class Trainer:
         return _Batch(*map(torch.from_numpy, (place, item >= 0, gaps, kinds, items, index[interactions:])))
 
     def vectors_of(self, items: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """(M, d) unit vectors of items (M,). own: (M, d) their own vectors; a row of zeros leaves only the attributes."""
+        """(M, d) unit vectors of items (M,).
+
+        own: (M, d) their own vectors; a row of zeros leaves only the attributes.
+        """
         slots = self._slots[items]  # (M, SLOTS_OF_ITEM)
         # The appended last row is that of an absent attribute.
         table = functional.pad(self.net.attributes, (0, 0, 0, 1))
@@ -387,7 +393,10 @@ class Trainer:
         return next_loss, len(predictions.query)
 
     def _predict(self, batch: _Batch, vectors: torch.Tensor, log_probability: torch.Tensor) -> _Predictions | None:
-        """Predictions of the net, compared with the negatives. vectors: (M, d). None if no interaction has a next one."""
+        """Predictions of the net, compared with the negatives; None if no interaction has a next one.
+
+        vectors: (M, d), of the batch's items.
+        """
         out = self.net(vectors[batch.place[:, :-1]], batch.gaps[:, :-1], batch.kinds[:, :-1], batch.mask[:, :-1].long())
         # A click and the view that follows it are one choice, so the view is no target.
         is_repeat = (batch.place[:, 1:] == batch.place[:, :-1]) & (batch.kinds[:, 1:] != batch.kinds[:, :-1])

@@ -5,8 +5,8 @@ examination probability of position k, as in the position-based model (Richardso
 inside McFadden's conditional logit (1974). log e is a weighted sum of features of the position. Its weights are fitted
 with theta and are not served.
 
-Position and relevance can be separated because the order of a page depends on phi alone: given phi, a position tells
-about examination, not about the item. The explored item stands at a position that its score would not have given it.
+Position and relevance can be separated because the order of a page depends on phi alone: given phi, a position carries
+information on examination, not on the item. The explored item has a position that its score would not have given it.
 
 Features are standardised for the descent, and theta is returned for raw phi. Adding a constant to all scores leaves a
 softmax unchanged, so dividing theta by the features' deviations is enough.
@@ -122,7 +122,7 @@ class _Batch(NamedTuple):
 
 
 def select_offers(choices: Choices, numbers: I64) -> tuple[I64, I64, I64]:
-    """Offers of the choices `numbers` (B,): their rows (O,), how many each has (B,), and the chosen among the O (B,)."""
+    """Offers of the choices `numbers` (B,): rows (O,), counts by choice (B,), and chosen ones among the O (B,)."""
     starts = np.where(numbers > 0, choices.ends[numbers - 1], 0)
     count = choices.ends[numbers] - starts
     new_starts = np.cumsum(count) - count

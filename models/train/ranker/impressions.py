@@ -1,6 +1,6 @@
 """Choices among the items that pages showed: records of the impressions topic, joined with the clicks on them.
 
-Pages without a click are not read: they do not tell which item is better. The recorded propensities are not used as
+Pages without a click are not read: they do not show which item is better. The recorded propensities are not used as
 weights. The shopper chose among the items of the page, and the softmax is over the same items; McFadden's conditional
 logit needs no correction if the choice set is the one that was faced. What propensities are for, an item at a random
 position, is in the data itself: `models.train.ranker.fit` explains how examination is separated from relevance.
@@ -36,7 +36,7 @@ from stream.events import (
 from stream.page.json_kernels import POSITIONS, Impression, unpacked_phi
 from stream.types import F64
 
-# What groups choices in reports: codes of the item's slot and of the shopper's locale; 1 if the item was explored.
+# Attributes that group choices: codes of the item's slot and of the shopper's locale; 1 if the item was explored.
 GROUP_FIELDS = np.dtype([("slot", "i1"), ("locale", "i1"), ("explored", "i1")])
 MAX_CLICKS = 200_000  # the newest are kept; each takes 5 kB
 ERASED = "their shoppers asked to be erased"  # a reason why clicks are left out

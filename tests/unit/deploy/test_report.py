@@ -81,7 +81,7 @@ def test_the_tables_hold_losses_bins_groups_and_figures() -> None:
         ["scored by", "mlp"],
     ):
         assert any(parsed.cells[k : k + len(row)] == row for k in range(len(parsed.cells))), (row, parsed.cells)
-    assert parsed.circles.count("learnt") == 3, "one point for each epoch"
+    assert parsed.circles.count("training") == 3, "one point for each epoch"
     assert parsed.circles.count("held") == 2 + 3, "one for each held-out loss and for each bin"
 
 

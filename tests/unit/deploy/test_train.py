@@ -184,17 +184,17 @@ def test_held_out_sequences_are_evaluated_and_do_not_change_training() -> None:
     evaluated, alone = trained(InteractionSequences.of_clicks(stride_clicks(2, 200, 1))), trained(None)
     assert (evaluated.vectors == alone.vectors).all() and evaluated.loss == alone.loss
     assert [point.epoch for point in evaluated.curve] == [1, 2, 3, 4, 5]
-    assert [point.learnt for point in evaluated.curve] == [point.learnt for point in alone.curve]
+    assert [point.training for point in evaluated.curve] == [point.training for point in alone.curve]
     assert np.isnan([point.held_out for point in alone.curve]).all()
     assert evaluated.curve[-1].held_out < evaluated.curve[0].held_out - 0.1, (
         "sessions with the same habits are predicted better"
     )
     of_other_habits = trained(InteractionSequences.of_clicks(stride_clicks(3, 200, 7)))
     assert of_other_habits.curve[-1].held_out > evaluated.curve[-1].held_out + 0.5
-    strangers = InteractionSequences.of_clicks(Clicks(np.array([2]), np.array([0, 1], np.int32), np.arange(2.0)))
+    known = InteractionSequences.of_clicks(Clicks(np.array([3]), np.array([5, 6, 7], np.int32), np.arange(3.0)))
+    unknown = InteractionSequences.of_clicks(Clicks(np.array([2]), np.array([0, 1], np.int32), np.arange(2.0)))
     few = Trainer(OfflineShop(ITEMS).catalog.items[: len(ITEMS)], Shape(width=16), seed=1)
-    few.learn(InteractionSequences.of_clicks(Clicks(np.array([3]), np.array([5, 6, 7], np.int32), np.arange(3.0))), 1, ignore_line,
-              held_out=strangers)  # fmt: skip
+    few.learn(known, 1, ignore_line, held_out=unknown)
     assert np.isnan(few.curve[0].held_out), "items without training interactions are no targets"
 
 

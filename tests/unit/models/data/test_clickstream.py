@@ -1,6 +1,7 @@
 """The clickstream reader: any order of columns, text ids, equal times, gzip; and errors with line and value."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,9 @@ def test_a_part_holds_the_clicks_of_its_sessions() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("reader", [lambda path: read([path]), read_clicks])
-def test_a_wrong_file_is_refused_by_line_and_value(tmp_path: Path, content: bytes, message: str, reader) -> None:  # type: ignore[no-untyped-def]
+def test_a_wrong_file_is_refused_by_line_and_value(
+    tmp_path: Path, content: bytes, message: str, reader: Callable[[Path], object]
+) -> None:
     path = tmp_path / "wrong.tsv"
     path.write_bytes(content)
     with pytest.raises(ClickstreamError, match=message) as error:

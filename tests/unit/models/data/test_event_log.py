@@ -34,8 +34,8 @@ def log_of(*events: np.ndarray) -> EventLog:
 def test_steps_start_at_the_next_item_and_sessions_after_a_pause() -> None:
     log = log_of(
         row(HOME, time=NOW), row(CLICK, "a", NOW + 1), row(VIEW, "a", NOW + 2), row(ADD, "a", NOW + 3),
-        row(VIEW, "b", NOW + 10), row(ADD, "c", NOW + 20), row(SEARCH, time=NOW + 25, word="x"), row(BUY, "d", NOW + 30),
-        row(VIEW, "d", NOW + 31 + SESSION_GAP),
+        row(VIEW, "b", NOW + 10), row(ADD, "c", NOW + 20), row(SEARCH, time=NOW + 25, word="x"),
+        row(BUY, "d", NOW + 30), row(VIEW, "d", NOW + 31 + SESSION_GAP),
     )  # fmt: skip
     assert log.ends.tolist() == [8, 9]
     # At the first interaction nothing was known. Views after clicks, and additions to the cart, are no targets.

@@ -67,9 +67,15 @@ def test_figures_are_computed_from_the_ranks() -> None:
         {},
     )
     assert report.figures(20) == {
-        "HR@20": 60.0, "MRR@20": round(100 * (1 + 0.5 + 0.05) / 5, 3), "positions": 5, "recall_candidates": 80.0, "calibration_error": 30.0,
-        "calibration_error_among_candidates": 25.0, "train_minutes": 1.5, "us_per_page": 200.0,
-    }  # fmt: skip
+        "HR@20": 60.0,
+        "MRR@20": round(100 * (1 + 0.5 + 0.05) / 5, 3),
+        "positions": 5,
+        "recall_candidates": 80.0,
+        "calibration_error": 30.0,
+        "calibration_error_among_candidates": 25.0,
+        "train_minutes": 1.5,
+        "us_per_page": 200.0,
+    }
     lines = report.table(20).splitlines()
     assert [line.split()[-3:] for line in lines if "clicks before, 1 " in line] == [["2", "100.00", "75.00"]]
     assert [line.split()[-3:] for line in lines if "training, 100 and more" in line] == [["1", "0.00", "0.00"]]

@@ -29,12 +29,12 @@ from tests.harness.training import needs_torch
 
 ROOT = Path(__file__).parents[4]
 MODELS = "train it again: make models"
-# Relative difference of a feature's mean. Other processors round 32-bit sums differently; a changed half-life does more.
+# Relative difference of a feature's mean. Other processors round 32-bit sums differently; a new half-life does more.
 MEAN_TOLERANCE = 1e-3
-# In nats. On another processor sums differ in their last bits, and in the end other choices are gathered and held out. A
-# choice's loss has a standard deviation of 0.7 (first shipped ranker, shops of seeds 2001 to 2003). So the means of two
-# samples of 976 held-out choices differ by 0.03; three times that is allowed. The history model starts from the same
-# weights, and its loss is a mean over more than 50,000.
+# In nats. On another processor sums differ in their last bits, and in the end other choices are gathered and held out.
+# A choice's loss has a standard deviation of 0.7 (first shipped ranker, shops of seeds 2001 to 2003). So the means of
+# two samples of 976 held-out choices differ by 0.03; three times that is allowed. The history model starts from the
+# same weights, and its loss is a mean over more than 50,000.
 LOSS_TOLERANCE = {"ranker": 0.1, "history": 0.05}
 FIRST_LOSS_TOLERANCE = 1e-3  # in nats: the first steps have no time to diverge
 

@@ -221,7 +221,7 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
     """A text file, plain or gzipped. Errors of the encoding or of gzip become ClickstreamError."""
     with open(path, "rb") as raw:
         is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    open_text = partial(gzip.open, mode="rt") if is_gzip else open
+    open_text: Any = partial(gzip.open, mode="rt") if is_gzip else open
     with open_text(path, encoding="utf-8", newline="") as lines:
         try:
             yield lines

@@ -16,7 +16,7 @@ def main() -> int:
         return 1
     say("compiling the kernels (once; half a minute)")
     from agents.page.headline_cache import HeadlineCache
-    from agents.page.path import PagePath, Policy, warm
+    from agents.page.path import PagePath, Policy, warm_up
     from models.history.model import History
     from models.ranker.model import Ranker
     from stream.items.catalog import Catalog
@@ -25,7 +25,7 @@ def main() -> int:
 
     catalog = Catalog()
     history = History(SHIPPED_MODELS / "history", catalog)
-    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(), history))
+    warm_up(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(), history))
     return 0
 
 

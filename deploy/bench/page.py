@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from agents.page.headline_cache import ABOUT_A_CATEGORY, TEMPLATES, Headline, HeadlineCache, segment_of
-from agents.page.path import PagePath, Policy, warm
+from agents.page.headline_cache import CATEGORY_SLOTS, TEMPLATES, Headline, HeadlineCache, segment_of
+from agents.page.path import PagePath, Policy, warm_up
 from deploy.bench.common import Figures, Plan, middle, one_core, say
 from models.history.model import History
 from models.ranker.model import Ranker
@@ -288,7 +288,7 @@ def headlines(shop: Shop) -> HeadlineCache:
     names = [f"category {k}" for k in range(shop.categories)]
     for locale, templates in TEMPLATES.items():
         for slot in templates:
-            for name in ["", *names] if slot in ABOUT_A_CATEGORY else [""]:
+            for name in ["", *names] if slot in CATEGORY_SLOTS else [""]:
                 text = Headline(
                     segment=segment_of(locale, slot, name), locale=locale, slot=SLOTS[slot], category=name,
                     text=f"{templates[slot]} {name}", created=NOW, ttl=1e9, copywriter="bench",
@@ -350,7 +350,7 @@ class Bench:
                 decoded = decode_run(values, keys, timestamps, "clicks")
                 decode = time.perf_counter() - start
                 offsets = np.arange(self._offset, self._offset + batch)
-                step = path.step(crowd.stored, decoded, offsets, crowd.now)
+                step = path.refresh_partition(crowd.stored, decoded, offsets, crowd.now)
                 end = time.perf_counter()
                 for value in values:
                     orjson.loads(value)
@@ -364,7 +364,7 @@ class Bench:
                 crowd.stored.update((key, value) for key, value in step.changelog if value is not None)
                 self._offset += batch
                 pages += batch
-                size += sum(len(value) for _, value in step.pages)
+                size += sum(len(page.value) for page in step.pages)
         return Timed(spent / pages, parsed / pages, {k: v / pages for k, v in stages.items()}, size / pages)
 
 
@@ -389,7 +389,7 @@ def measure(
     with one_core() as pinned:
         say(f"{items:,} items, {shoppers:,} shoppers" + ("" if pinned else ", not pinned to a core"))
         bench = Bench(ranker, shop_of(items), spread(shoppers))
-        warm(bench.path)
+        warm_up(bench.path)
         reached = bench.candidates()
         # The same with all that models can add: an MLP as the ranker's head, and a history model.
         history = History(SHIPPED_MODELS / "history", bench.shop.catalog)

@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from agents.page.path import popular_group
+from agents.page.path import is_in_popular_group
 from deploy.broker.child_process import leashed, release
 from deploy.broker.embedded import Broker, BrokerError, free_port
 from deploy.demo.audit import Audit, Readback, accepted_events, audit, click_rates
@@ -395,7 +395,7 @@ class Demo:
 
 
 def _group(key: bytes) -> str:
-    return "popular" if popular_group(key, POPULAR_SHARE) else "personal"
+    return "popular" if is_in_popular_group(key, POPULAR_SHARE) else "personal"
 
 
 def _moment(text: str) -> float:

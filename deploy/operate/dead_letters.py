@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from agents.page.headline_cache import HeadlineRequest, Refresh
+from agents.page.headline_cache import HeadlineRequest, RefreshRequest
 from deploy.io.files import InputError
 from stream.events import TOPIC_KINDS, decode_run
 from stream.kafka.dead_letters import DeadLetter, read_letter
@@ -198,7 +198,7 @@ def _passes_as(type: Any) -> Callable[[DeadLetter], bool]:
 
 _JUDGES: dict[str, Callable[[DeadLetter], bool]] = {
     **dict.fromkeys(TOPIC_KINDS, _passes_as_event),
-    "refreshes": _passes_as(Refresh),
+    "refreshes": _passes_as(RefreshRequest),
     "copy-requests": _passes_as(HeadlineRequest),
 }
 

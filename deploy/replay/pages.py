@@ -57,7 +57,7 @@ def pages(log: Path, models: Path, catalog: Path | None, limit: int) -> Iterator
         moments = [times[number] for number in numbers]
         now = max(now, *moments)
         decoded = decode_run([one.value for one in of], [one.key for one in of], moments, topic)
-        step = path.step(stored, decoded, np.array(numbers, np.int64), now)
+        step = path.refresh_partition(stored, decoded, np.array(numbers, np.int64), now)
         for key, value in step.changelog:
             if value is None:
                 stored.pop(key, None)
@@ -66,7 +66,7 @@ def pages(log: Path, models: Path, catalog: Path | None, limit: int) -> Iterator
         if len(step.activity):
             activity = decode_activity(encode_activity(topic, 0, step.activity))
             signals.apply(table.records(table.fold(*activity)))
-        yield from (value for _, value in step.pages)
+        yield from (page.value for page in step.pages)
 
 
 def _runs(records: list[Outgoing]) -> Iterator[tuple[str, list[int]]]:

@@ -139,11 +139,11 @@ def simulate(
             offsets = np.arange(offset, offset + len(records))
             offset += len(records)
             rows.append(decoded.rows)
-            step = path.step(stored, decoded, offsets, now + PAUSE)
+            step = path.refresh_partition(stored, decoded, offsets, now + PAUSE)
             stored.update((key, value) for key, value in step.changelog if value is not None)
-            impressions.extend(value for _, value in step.impressions)
-            for (key, value), phi in zip(step.pages, step.phi, strict=True):
-                pages[key] = json.loads(value), phi
+            for made_page in step.pages:
+                impressions.append(made_page.impression)
+                pages[made_page.key] = json.loads(made_page.value), made_page.phi
             signals.apply(table.records(table.fold(topic, 0, step.activity)))
     done = np.concatenate(rows)
     touched = done[np.isin(done["kind"], TOUCHED) & (done["item"] != 0)]

@@ -75,7 +75,7 @@ def test_a_million_mutants_are_accepted_or_explained_and_memory_stays_flat(
         assert sorted([*heads, *(reject.record for reject in decoded.rejects)]) == list(range(len(run)))
         assert_explained(topic, [_Record(*pair) for pair in zip(run, offsets.tolist(), strict=True)], decoded.rejects)
         assert np.isfinite(decoded.rows["price"]).all() and np.isfinite(decoded.rows["time"]).all()
-        step = path.step(stored, decoded, offsets, NOW + count)
+        step = path.refresh_partition(stored, decoded, offsets, NOW + count)
         stored.update((key, value) for key, value in step.changelog if value is not None)
         signals.apply(items.records(items.fold(topic, 0, step.activity)))
         for _, page in [*step.pages, *step.impressions]:

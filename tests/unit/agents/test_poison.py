@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agents.page import fold_step
 from agents.page import path as page_path
-from agents.page.headline_cache import Refresh
+from agents.page.headline_cache import RefreshRequest
 from agents.page.path import PagePath, PageResult
 from agents.poison import place, told, without_poison
 from agents.shopper import ALL_POISON, Shoppers
@@ -284,7 +284,7 @@ def test_a_page_that_is_owed_is_made_beside_one_for_a_headline_that_is_shed(orde
     shoppers = agent(path, profiles)
     answers(shoppers, run_of(views(1)))
     answers(shoppers, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))
-    headline = msgspec.json.encode(Refresh("en|for_you|", "e0", NOW))
+    headline = msgspec.json.encode(RefreshRequest("en|for_you|", "e0", NOW))
     asked = [(b"u0", PAGE_OWED), (b"u0", headline)][::order]
     [(step, _)] = answers(shoppers, run_of(asked, topic="refreshes"))
     assert [(json.loads(value)["version"], trigger.event_id) for (_, value), trigger in zip(step.pages, step.triggers, strict=True)] == [(2, "more")]  # fmt: skip

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from agents.page.headline_cache import HeadlineCache
-from agents.page.path import PagePath, Policy, popular_group
+from agents.page.path import PagePath, Policy, is_in_popular_group
 from deploy.demo.audit import INVARIANTS, Readback, audit, click_rates
 from deploy.demo.screen import View, drawn, summary
 from deploy.demo.shop import TAXONOMY, generate_shop
@@ -116,14 +116,14 @@ def run() -> tuple[Readback, dict[tuple[str, bytes], str]]:
             key = person.key.encode()
             for event in person.look(shown.get(key), NOW + 20 * turn):
                 value, topic = json.dumps(event).encode(), topic_of(event)
-                step = path.step(
+                step = path.refresh_partition(
                     stored, decode_run([value], [key], [NOW + 1000], topic), np.zeros(1, np.int64), NOW + 20 * turn
                 )
                 stored.update((k, v) for k, v in step.changelog if v is not None)
                 sent[topic].append(record(key, value, len(sent[topic])))
-                pages += [record(k, v, len(pages) + n) for n, (k, v) in enumerate(step.pages)]
-                impressions += [record(k, v) for k, v in step.impressions]
-                shown[key] = json.loads(step.pages[0][1])
+                pages += [record(k, v, len(pages) + n) for n, (k, v) in enumerate(step.page_records())]
+                impressions += [record(k, v) for k, v in step.impression_records()]
+                shown[key] = json.loads(step.pages[0].value)
     bad = malformed(np.random.default_rng(3), people[0], NOW, 1)
     sent[bad.topic].append(record(bad.key, bad.value))
     letter = record(bad.key, bad.value)
@@ -205,8 +205,8 @@ def test_the_interval_is_wilsons() -> None:
 
 def test_groups_split_by_the_hash_of_the_key() -> None:
     keys = [b"u%d" % n for n in range(4000)]
-    assert 0.47 < np.mean([popular_group(key, 0.5) for key in keys]) < 0.53
-    assert not any(popular_group(key, 0.0) for key in keys)
+    assert 0.47 < np.mean([is_in_popular_group(key, 0.5) for key in keys]) < 0.53
+    assert not any(is_in_popular_group(key, 0.0) for key in keys)
 
 
 def test_the_screen_fits_80_columns_and_says_what_matters() -> None:

@@ -111,7 +111,7 @@ def test_a_load_that_does_not_change_moves_it_one_way_and_then_leaves_it(
 
 def test_a_move_shows_in_what_pages_go_without_in_the_metrics_and_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     class Path:
-        shed = Degradation()
+        degradation = Degradation()
 
     def moves(direction: str) -> float:
         return metrics.REGISTRY.get_sample_value("shopwindow_ladder_moves_total", {"direction": direction}) or 0.0
@@ -120,12 +120,12 @@ def test_a_move_shows_in_what_pages_go_without_in_the_metrics_and_in_one_line(ca
     nothing: Any = None
     overload, before = LoadShedder(Settings(), nothing, path, nothing), (moves("up"), moves("down"))
     for tick in range(30):
-        overload.look(Load(4.5, 700), tick / 4)
-    assert path.shed == Degradation(copy=True, exploration=True)
+        overload.observe(Load(4.5, 700), tick / 4)
+    assert path.degradation == Degradation(copy=True, exploration=True)
     assert metrics.REGISTRY.get_sample_value("shopwindow_ladder_rung") == NO_EXPLORATION
     for tick in range(100):
-        overload.look(QUIET, 10 + tick / 4)
-    assert path.shed == Degradation()
+        overload.observe(QUIET, 10 + tick / 4)
+    assert path.degradation == Degradation()
     assert (moves("up"), moves("down")) == (before[0] + 2, before[1] + 2)
     assert [line for line in caplog.messages if "rung 2 (no_exploration)" in line and "700 events wait" in line]
     assert len(caplog.messages) == 4

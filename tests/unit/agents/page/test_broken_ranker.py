@@ -62,7 +62,7 @@ def test_pages_of_a_broken_ranker_are_those_of_the_popular_group(
 ) -> None:
     path = path_of()
     monkeypatch.setattr(path.ranker, "score", ANSWERS[name])
-    step = path.step({}, *run_of(*views_of(shoppers, 2)), NOW)
+    step = path.refresh_partition({}, *run_of(*views_of(shoppers, 2)), NOW)
     expected = path_of(popular_share=1.0).step({}, *run_of(*views_of(shoppers, 2)), NOW)
     assert step.pages == expected.pages and step.changelog == expected.changelog
     assert set(step.modes) == {"popular"} and step.unsound == [True] * shoppers
@@ -76,7 +76,7 @@ def test_one_shopper_without_probabilities_leaves_the_others_their_personal_page
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, sent = path_of(), views_of(70, 2)
-    expected = path.step({}, *run_of(*sent), NOW)
+    expected = path.refresh_partition({}, *run_of(*sent), NOW)
     score, popular = path.ranker.score, path_of(popular_share=1.0).step({}, *run_of(*sent), NOW)
     calls: list[int] = []
 
@@ -88,7 +88,7 @@ def test_one_shopper_without_probabilities_leaves_the_others_their_personal_page
         return scores
 
     monkeypatch.setattr(path.ranker, "score", one_is_nan)
-    step = path.step({}, *run_of(*sent), NOW)
+    step = path.refresh_partition({}, *run_of(*sent), NOW)
     assert step.unsound == [at == 5 for at in range(70)]
     assert step.pages == [*expected.pages[:5], popular.pages[5], *expected.pages[6:]]
 
@@ -134,7 +134,7 @@ def test_a_model_of_nan_on_the_disk_gives_popular_pages(tmp_path: Path) -> None:
     path = PagePath(good.catalog, good.signals, Ranker(tmp_path / "ranker"), good.copies, Policy())
     warm(path)
     assert not path.ranker.works() and good.ranker.works()
-    step = path.step({}, *run_of(*views_of(3, 2)), NOW)
+    step = path.refresh_partition({}, *run_of(*views_of(3, 2)), NOW)
     assert set(step.modes) == {"popular"}
     for _, value in step.pages:
         assert b"nan" not in value.lower()

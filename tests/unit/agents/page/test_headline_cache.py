@@ -124,7 +124,7 @@ def test_a_shop_whose_copywriter_is_dead_keeps_paging_within_bounds(monkeypatch:
     asked: list[list[Any]] = []
     for k in range(40):
         sent = [record("view_item", f"u{s}", f"e{s}-{k}", NOW + 10 * k, item=f"i{(s + k) % 60}") for s in range(20)]
-        step = path.step(stored, *run_of(*sent), NOW + 10 * k)
+        step = path.refresh_partition(stored, *run_of(*sent), NOW + 10 * k)
         path.took_effect([step], NOW + 10 * k)
         assert len(step.pages) == 20
         asked.append([request for requests in step.requests for request in requests])
@@ -136,7 +136,7 @@ def test_a_shop_whose_copywriter_is_dead_keeps_paging_within_bounds(monkeypatch:
 
 def test_a_headline_that_is_late_still_comes_with_the_next_version() -> None:
     path = path_of()
-    step = path.step({}, *run_of(*views(1, 1)), NOW)
+    step = path.refresh_partition({}, *run_of(*views(1, 1)), NOW)
     path.took_effect([step], NOW)
     path.took_effect([], NOW + PATIENCE + 5)
     assert path.copies.unanswered == 0 and path.copies.waiters > 0

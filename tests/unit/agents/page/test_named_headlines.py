@@ -68,11 +68,11 @@ def looks(shoppers: int) -> list[tuple[bytes, bytes]]:
 
 def told(path: PagePath, shoppers: int = 6) -> tuple[dict[bytes, bytes], float]:
     """Some shoppers, whose next `looks` miss no headline any more. -> their rows, and what time it is (s)."""
-    first = path.step({}, *run_of(*views(shoppers, 2)), NOW)
+    first = path.refresh_partition({}, *run_of(*views(shoppers, 2)), NOW)
     stored, now = {key: value for key, value in first.changelog if value is not None}, NOW
     while True:
         now += NAMING_BURST / NAMING_RATE
-        step = path.step(stored, *run_of(*looks(shoppers)), now)
+        step = path.refresh_partition(stored, *run_of(*looks(shoppers)), now)
         path.took_effect([step], now)
         requests = [*asked(step, False), *asked(step, True)]
         if not requests:
@@ -83,7 +83,7 @@ def told(path: PagePath, shoppers: int = 6) -> tuple[dict[bytes, bytes], float]:
 def test_a_headline_names_the_item_that_leads_its_slot_and_no_other() -> None:
     path = path_of()
     stored, now = told(path)
-    step = path.step(stored, *run_of(*looks(6)), now)
+    step = path.refresh_partition(stored, *run_of(*looks(6)), now)
     found = [(title, lead) for title, _, lead in titled(step.pages) if title.endswith(" it is")]
     assert len(found) >= 6, titled(step.pages)
     for title, lead in found:
@@ -94,19 +94,19 @@ def test_a_name_is_gone_with_the_item_that_bore_it() -> None:
     path = path_of(popular_share=1.0)
     stored, now = told(path, 1)
     [look] = looks(1)
-    before = [one for one in titled(path.step(stored, *run_of(look), now).pages) if one[0].endswith("it is")]
+    before = [one for one in titled(path.refresh_partition(stored, *run_of(look), now).pages) if one[0].endswith("it is")]
     slots = {slot: lead for _, slot, lead in before}
     assert "trending" in slots
     lead = slots["trending"]
     for change in (item(lead, available=False), item(lead, title={"en": "Renamed", "zh": "新名"})):
         path.catalog.apply([change])
-        after = titled(path.step(stored, *run_of(look), now).pages)
+        after = titled(path.refresh_partition(stored, *run_of(look), now).pages)
         assert not any(title == f"{lead} thing it is" for title, _, _ in after), after
     path.catalog.apply([item(lead)])
-    hidden = path.step(stored, *run_of(record("hide_item", "u0", "hide", now, item=lead), look), now)
+    hidden = path.refresh_partition(stored, *run_of(record("hide_item", "u0", "hide", now, item=lead), look), now)
     shown = titled(hidden.pages)
     assert shown and not any(f"{lead} thing" in title for title, _, _ in shown)
-    again = path.step(stored, *run_of(look), now)
+    again = path.refresh_partition(stored, *run_of(look), now)
     assert (f"{lead} thing it is", "trending", lead) in titled(again.pages), "under its old name it is as before"
 
 
@@ -126,28 +126,28 @@ def test_a_slot_about_an_interest_names_only_an_item_of_it() -> None:
 
 def test_first_the_headline_of_many_then_one_that_names_an_item_and_no_page_is_made_for_it() -> None:
     path = path_of()
-    first = path.step({}, *run_of(*views(4, 1)), NOW)
+    first = path.refresh_partition({}, *run_of(*views(4, 1)), NOW)
     path.took_effect([first], NOW)
     assert asked(first, False) and not asked(first, True)
     assert answered(path.copies, asked(first, False), NOW), "pages wait for these"
     stored = {key: value for key, value in first.changelog if value is not None}
     look = run_of(*looks(4))
-    second = path.step(stored, *look, NOW + 1)
+    second = path.refresh_partition(stored, *look, NOW + 1)
     path.took_effect([second], NOW + 1)
     assert not asked(second, False) and asked(second, True)
     assert not any(second.missing), "and nobody waits"
-    assert not asked(path.step(stored, *look, NOW + 1.1), True), "a second time is not asked at once"
+    assert not asked(path.refresh_partition(stored, *look, NOW + 1.1), True), "a second time is not asked at once"
     assert answered(path.copies, asked(second, True), NOW + 1) == {}
-    third = path.step(stored, *look, NOW + 1.1)
+    third = path.refresh_partition(stored, *look, NOW + 1.1)
     assert any(title.endswith("it is") for title, _, _ in titled(third.pages))
 
 
 def test_a_page_alone_and_in_a_batch_has_the_same_headlines() -> None:
     path = path_of(popular_share=0.3)
     stored, now = told(path, 10)
-    together = dict(path.step(stored, *run_of(*looks(10)), now).pages)
+    together = dict(path.refresh_partition(stored, *run_of(*looks(10)), now).pages)
     for look in looks(10):
-        assert dict(path.step(stored, *run_of(look), now).pages)[look[0]] == together[look[0]]
+        assert dict(path.refresh_partition(stored, *run_of(look), now).pages)[look[0]] == together[look[0]]
 
 
 def test_an_item_that_wants_a_page_of_its_own_waits_until_the_others_have_their_headlines() -> None:
@@ -234,8 +234,8 @@ def test_what_is_kept_and_what_is_asked_is_bounded_whatever_happens(seen: list[t
 def test_a_refresh_for_a_common_headline_keeps_the_one_that_names_an_item() -> None:
     path = path_of()
     stored, now = told(path)
-    part = PartitionInput(stored, refreshes={b"u0": copybook.Refresh("en|for_you|c0", "e", NOW)})
-    (before,) = path.steps([part], now)  # made anew it may be led by another item than after a look
+    part = PartitionInput(stored, refreshes={b"u0": copybook.RefreshRequest("en|for_you|c0", "e", NOW)})
+    (before,) = path.refresh_pages([part], now)  # made anew it may be led by another item than after a look
     answered(path.copies, [*asked(before, False), *asked(before, True)], now)
-    (again,) = path.steps([part], now)
+    (again,) = path.refresh_pages([part], now)
     assert any(title.endswith("it is") for title, _, _ in titled(again.pages))

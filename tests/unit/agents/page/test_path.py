@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from agents.page.fold_step import PartitionInput
-from agents.page.headline_cache import Headline, HeadlineCache, Refresh, segment_of
+from agents.page.headline_cache import Headline, HeadlineCache, RefreshRequest, segment_of
 from agents.page.path import PagePath, PageResult, Policy
 from models.ranker.features import F, joint_features
 from models.ranker.model import Ranker
@@ -51,30 +51,30 @@ def content(step: PageResult) -> dict[bytes, Any]:
 
 def test_a_page_is_the_same_alone_and_in_any_batch() -> None:
     path, sent = path_of(popular_share=0.3), views(70, 3)
-    together = path.step({}, *run_of(*sent), NOW + 5)
+    together = path.refresh_partition({}, *run_of(*sent), NOW + 5)
     assert len(together.pages) == 70
     for s in (0, 31, 32, 33, 69):
         mine = [one for one in sent if one[0] == f"u{s}".encode()]
-        alone = path.step({}, *run_of(*mine), NOW + 5)
+        alone = path.refresh_partition({}, *run_of(*mine), NOW + 5)
         assert content(alone)[mine[0][0]] == content(together)[mine[0][0]]
         assert dict(alone.changelog)[mine[0][0]] == dict(together.changelog)[mine[0][0]]
 
 
 def test_parts_that_go_together_come_to_what_each_comes_to_alone() -> None:
     path, sent = path_of(popular_share=0.3), views(50, 2)
-    before = path.step({}, *run_of(*sent), NOW + 5)
+    before = path.refresh_partition({}, *run_of(*sent), NOW + 5)
     stored = {key: value for key, value in before.changelog if value is not None}
-    refreshes = {f"u{s}".encode(): Refresh("en|for_you|", f"e{s}", NOW) for s in (3, 4, 999)}
+    refreshes = {f"u{s}".encode(): RefreshRequest("en|for_you|", f"e{s}", NOW) for s in (3, 4, 999)}
     parts = [
         PartitionInput({}, *run_of(*sent)),
         PartitionInput(stored, refreshes=refreshes),
         PartitionInput(stored, *run_of(*sent)),  # nothing but duplicates
         PartitionInput({}, *run_of(*sent[:7], (b"u1", b"{"))),  # the same shoppers in another partition are other rows
     ]
-    together = path.steps(parts, NOW + 5)
+    together = path.refresh_pages(parts, NOW + 5)
     assert [len(step.pages) for step in together] == [50, 2, 0, 7]
     for part, step in zip(parts, together, strict=True):
-        (alone,) = path.steps([part], NOW + 5)
+        (alone,) = path.refresh_pages([part], NOW + 5)
         assert (step.changelog, step.pages, step.impressions) == (alone.changelog, alone.pages, alone.impressions)
         assert (step.triggers, step.modes, step.fresh.tolist()) == (alone.triggers, alone.modes, alone.fresh.tolist())
         assert step.activity.tobytes() == alone.activity.tobytes()
@@ -105,11 +105,11 @@ def test_features_are_the_same_to_the_bit_alone_and_in_a_batch() -> None:
 
 def test_a_step_changes_nothing_that_it_was_given_and_repeats_itself() -> None:
     path = path_of()
-    first = path.step({}, *run_of(*views(3, 2)), NOW)
+    first = path.refresh_partition({}, *run_of(*views(3, 2)), NOW)
     stored = {key: value for key, value in first.changelog if value is not None}
     before = dict(stored)
     more = run_of(record("view_item", "u1", "new", NOW + 60, item="i9"))
-    one, two = path.step(stored, *more, NOW + 60), path.step(stored, *more, NOW + 60)
+    one, two = path.refresh_partition(stored, *more, NOW + 60), path.refresh_partition(stored, *more, NOW + 60)
     assert stored == before
     assert (one.changelog, one.pages, one.impressions) == (two.changelog, two.pages, two.impressions)
     assert [json.loads(value)["version"] for _, value in one.pages] == [2]
@@ -117,20 +117,20 @@ def test_a_step_changes_nothing_that_it_was_given_and_repeats_itself() -> None:
 
 def test_duplicates_make_no_page() -> None:
     path = path_of()
-    first = path.step({}, *run_of(*views(3, 2)), NOW)
-    again = path.step({k: v for k, v in first.changelog if v is not None}, *run_of(*views(3, 2)), NOW)
+    first = path.refresh_partition({}, *run_of(*views(3, 2)), NOW)
+    again = path.refresh_partition({k: v for k, v in first.changelog if v is not None}, *run_of(*views(3, 2)), NOW)
     assert not again.fresh.any()
     assert (again.pages, again.changelog, len(again.activity)) == ([], [], 0)
 
 
 def test_a_newcomer_gets_the_popular_page_and_her_first_click_changes_it() -> None:
     path = path_of()
-    hello = path.step({}, *run_of(record("view_homepage", "u1", "e0", NOW)), NOW)
+    hello = path.refresh_partition({}, *run_of(record("view_homepage", "u1", "e0", NOW)), NOW)
     page = msgspec.json.decode(hello.pages[0][1], type=Homepage)
     assert page.serving.mode == "popular"
     assert page.slots[0].slot == "trending"
     stored = {k: v for k, v in hello.changelog if v is not None}
-    after = path.step(stored, *run_of(record("view_item", "u1", "e1", NOW + 1, item="i7")), NOW + 1)
+    after = path.refresh_partition(stored, *run_of(record("view_item", "u1", "e1", NOW + 1, item="i7")), NOW + 1)
     page = msgspec.json.decode(after.pages[0][1], type=Homepage)
     assert page.serving.mode == "full"
     assert {slot.slot for slot in page.slots} >= {"for_you", "because_you_viewed", "trending"}
@@ -155,7 +155,7 @@ def test_a_look_tires_what_it_showed_and_a_click_refreshes_it() -> None:
     path = path_of()
     stored: dict[bytes, bytes] = {}
     for k, kind in enumerate(("view_item", "view_homepage", "view_homepage")):
-        step = path.step(
+        step = path.refresh_partition(
             stored, *run_of(record(kind, "u1", f"e{k}", NOW + k, **({"item": "i7"} if k == 0 else {}))), NOW + k
         )
         stored.update((key, value) for key, value in step.changelog if value is not None)
@@ -167,10 +167,10 @@ def test_a_look_tires_what_it_showed_and_a_click_refreshes_it() -> None:
 
 def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
     path = path_of()
-    step = path.step({}, *run_of(*views(4, 1)), NOW)
-    assert path.step({}, *run_of(*views(4, 1)), NOW).requests == step.requests, "a step that was only tried asks nobody"
+    step = path.refresh_partition({}, *run_of(*views(4, 1)), NOW)
+    assert path.refresh_partition({}, *run_of(*views(4, 1)), NOW).requests == step.requests, "a step that was only tried asks nobody"
     path.took_effect([step], NOW)
-    assert not any(path.step({}, *run_of(*views(4, 1)), NOW + 1).requests)
+    assert not any(path.refresh_partition({}, *run_of(*views(4, 1)), NOW + 1).requests)
     asked = [request for requests in step.requests for request in requests]
     segments = [request.segment for request in asked]
     assert len(segments) == len(set(segments))
@@ -179,9 +179,9 @@ def test_headlines_are_asked_for_once_and_come_with_the_next_version() -> None:
     text = Headline(segment=request.segment, locale="en", slot="for_you", category=request.category, text="Lamps for you",
                     created=NOW, ttl=60, copywriter="sha256:x")  # fmt: skip
     served = path.copies.apply([(request.segment.encode(), msgspec.json.encode(text))])
-    assert served and all(isinstance(refresh, Refresh) for refresh in served.values())
+    assert served and all(isinstance(refresh, RefreshRequest) for refresh in served.values())
     stored = {k: v for k, v in step.changelog if v is not None}
-    (again,) = path.steps([PartitionInput(stored, refreshes=served)], NOW + 1)
+    (again,) = path.refresh_pages([PartitionInput(stored, refreshes=served)], NOW + 1)
     for key, value in again.pages:
         page = json.loads(value)
         assert (page["version"], page["slots"][0]["title"], page["slots"][0]["title_source"]) == (
@@ -218,10 +218,10 @@ def test_copy_that_is_none_is_left_out_and_a_refused_headline_is_not_asked_for_a
 
 def test_profiles_hold_nothing_of_how_events_were_batched() -> None:
     path, sent = path_of(), views(5, 6)
-    one = dict(path.step({}, *run_of(*sent), NOW).changelog)
+    one = dict(path.refresh_partition({}, *run_of(*sent), NOW).changelog)
     stored: dict[bytes, bytes] = {}
     for k in range(0, len(sent), 4):
-        step = path.step(stored, *run_of(*sent[k : k + 4]), NOW)
+        step = path.refresh_partition(stored, *run_of(*sent[k : k + 4]), NOW)
         stored.update((key, value) for key, value in step.changelog if value is not None)
     from stream.profile.codec import decode_record
 

@@ -38,7 +38,7 @@ def path_of(folder: Path) -> PagePath:
 
 
 def pages_of(path: PagePath, run: tuple[Decoded, Any]) -> dict[bytes, dict[str, Any]]:
-    return {key: json.loads(value) for key, value in path.step({}, *run, NOW + 50).pages}
+    return {key: json.loads(value) for key, value in path.refresh_partition({}, *run, NOW + 50).pages}
 
 
 def test_what_the_history_model_proposes_is_among_the_candidates_unless_it_must_not_be_shown() -> None:
@@ -62,7 +62,7 @@ def test_a_page_shows_what_the_history_model_foresees_and_says_which_model_it_wa
         assert page["serving"]["history"] == path.history.version
         reasons = [i["reason"]["code"] for s in page["slots"] if s["slot"] == "for_you" for i in s["items"]]
         assert "FITS_YOUR_HISTORY" in reasons
-    step = path.step({}, *run, NOW + 50)
+    step = path.refresh_partition({}, *run, NOW + 50)
     assert set(step.seconds) <= set(STAGES) and "history" in step.seconds, "each stage has its metric"
     shown = np.concatenate(step.phi)
     assert (shown[:, FORESEEN] > 0).any() and (shown[:, FEATURES.index("foreseen_behind")] <= 0).all()

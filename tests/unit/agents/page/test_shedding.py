@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.page.fold_step import PartitionInput
-from agents.page.headline_cache import Refresh
+from agents.page.headline_cache import RefreshRequest
 from agents.page.path import PagePath, PageResult
 from stream.degradation import Degradation
 from stream.page.assembly import PageRules
@@ -21,7 +21,7 @@ from tests.harness.events import NOW, plain, record
 from tests.unit.agents.page.test_path import path_of, run_of, views
 
 PACED = Degradation(copy=True, exploration=True, page_every=8.0)
-OWED = {b"u1": Refresh("", "", 0.0)}
+OWED = {b"u1": RefreshRequest("", "", 0.0)}
 
 
 class Shopper:
@@ -32,7 +32,7 @@ class Shopper:
         self.stored: dict[bytes, bytes] = {}
 
     def step(self, part: PartitionInput, at: float) -> PageResult:
-        (step,) = self.path.steps([part], NOW + at)
+        (step,) = self.path.refresh_pages([part], NOW + at)
         self.stored.update((key, value) for key, value in step.changelog if value is not None)
         return step
 
@@ -41,7 +41,7 @@ class Shopper:
         sent = record("view_item", "u1", id, NOW + at, item=f"i{int(at) % 60}", **more)
         return pages(self.step(PartitionInput(self.stored, *run_of(sent)), at))
 
-    def is_paid(self, at: float, refreshes: dict[bytes, Refresh] = OWED) -> list[dict[str, Any]]:
+    def is_paid(self, at: float, refreshes: dict[bytes, RefreshRequest] = OWED) -> list[dict[str, Any]]:
         return pages(self.step(PartitionInput(self.stored, refreshes=refreshes), at))
 
     @property
@@ -69,7 +69,7 @@ def triggers(made: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
 def test_a_page_says_what_it_goes_without(shed: Degradation, mode: str, rules: list[str]) -> None:
     path = path_of()
     path.shed = shed
-    step = path.step({}, *run_of(*views(3, 2)), NOW)
+    step = path.refresh_partition({}, *run_of(*views(3, 2)), NOW)
     validator = jsonschema.Draft202012Validator(schemas()["homepage/1"])
     for page in pages(step):
         validator.validate(page)
@@ -83,9 +83,9 @@ def test_while_copy_is_shed_no_page_goes_out_again_for_a_headline() -> None:
     her = Shopper(path_of())
     her.acts("e0", 0)
     her.path.shed = Degradation(copy=True)
-    assert her.is_paid(1, {b"u1": Refresh("en|for_you|", "e0", NOW)}) == []
+    assert her.is_paid(1, {b"u1": RefreshRequest("en|for_you|", "e0", NOW)}) == []
     her.path.shed = Degradation()
-    assert triggers(her.is_paid(2, {b"u1": Refresh("en|for_you|", "e0", NOW)})) == [(2, "e0")]
+    assert triggers(her.is_paid(2, {b"u1": RefreshRequest("en|for_you|", "e0", NOW)})) == [(2, "e0")]
 
 
 def test_a_page_too_soon_is_put_off_but_the_event_is_folded() -> None:
@@ -101,7 +101,7 @@ def test_a_page_too_soon_is_put_off_but_the_event_is_folded() -> None:
     made = her.is_paid(8)
     assert triggers(made) == [(2, "e2")], "the newest event, the next version"
     assert not her.owed
-    newest = plain.is_paid(8, {b"u1": Refresh("en|for_you|", "e2", NOW + 5)})
+    newest = plain.is_paid(8, {b"u1": RefreshRequest("en|for_you|", "e2", NOW + 5)})
     assert made[0]["slots"] == newest[0]["slots"]
     assert her.is_paid(9) == [], "asked for twice, it is made once"
 
@@ -130,14 +130,14 @@ def test_the_page_that_is_owed_answers_the_newest_event_not_the_last_to_come() -
 def test_a_run_that_puts_some_off_pages_the_others_as_if_alone() -> None:
     path = path_of()
     path.shed = PACED
-    first = path.step({}, *run_of(*views(40, 1)), NOW)
+    first = path.refresh_partition({}, *run_of(*views(40, 1)), NOW)
     stored = {key: value for key, value in first.changelog if value is not None and int(key[1:]) % 3}
     more = [record("view_item", f"u{s}", f"x{s}", NOW + 4, item=f"i{s}") for s in range(40)]
     part, due = (
         PartitionInput(stored, *run_of(*more)),
-        PartitionInput(stored, refreshes=dict.fromkeys(stored, Refresh("", "", 0.0))),
+        PartitionInput(stored, refreshes=dict.fromkeys(stored, RefreshRequest("", "", 0.0))),
     )
-    step, nothing, again = path.steps([part, due, part], NOW + 4)
+    step, nothing, again = path.refresh_pages([part, due, part], NOW + 4)
     assert {key for key, _ in step.pages} == {key for key, _ in first.changelog} - stored.keys()
     assert (len(step.changelog), len(step.triggers), len(step.modes)) == (40, len(step.pages), len(step.pages))
     assert (nothing.pages, nothing.changelog) == ([], [])
@@ -145,7 +145,7 @@ def test_a_run_that_puts_some_off_pages_the_others_as_if_alone() -> None:
     by_key = dict(step.changelog)
     for key in ("u0", "u3", "u1"):
         one = [record("view_item", key, f"x{key[1:]}", NOW + 4, item=f"i{key[1:]}")]
-        alone = path.step(stored, *run_of(*one), NOW + 4)
+        alone = path.refresh_partition(stored, *run_of(*one), NOW + 4)
         assert alone.changelog == [(key.encode(), by_key[key.encode()])]
         assert alone.pages == [page for page in step.pages if page[0] == key.encode()]
 

@@ -413,7 +413,7 @@ class _Batch(NamedTuple):
     seeds: I64
 
     def chunk(self, start: int, end: int) -> _Batch:
-        return _Batch._make(field[start:end] for field in self)  # type: ignore[index]
+        return _Batch._make(field[start:end] for field in self)
 
 
 class _Making(NamedTuple):
@@ -447,10 +447,11 @@ def _deferred(
     """(S,) True for each shopper whose page is deferred. Refresh requests are never deferred."""
     if not min_interval:
         return [False] * len(shoppers.keys)
-    is_deferred = is_too_soon(shoppers.profiles, shoppers.serving, shoppers.triggers, now, min_interval)
+    too_soon = is_too_soon(shoppers.profiles, shoppers.serving, shoppers.triggers, now, min_interval)
     sizes = [len(partition.keys) for partition in partitions]
-    is_deferred &= np.repeat([not one.refreshes for one in inputs], sizes)
-    return is_deferred.tolist()
+    too_soon &= np.repeat([not one.refreshes for one in inputs], sizes)
+    is_deferred: list[bool] = too_soon.tolist()
+    return is_deferred
 
 
 def _split(

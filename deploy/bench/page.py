@@ -284,7 +284,7 @@ def headlines(shop: Shop) -> HeadlineCache:
 
     None names an item, which would cost a page of a batch 2 to 3 us more: the catalogue has no texts.
     """
-    book = HeadlineCache(naming_rate=0.0)
+    book = HeadlineCache(item_requests_per_s=0.0)
     names = [f"category {k}" for k in range(shop.categories)]
     for locale, templates in TEMPLATES.items():
         for slot in templates:

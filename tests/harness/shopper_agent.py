@@ -35,7 +35,9 @@ def profile_store() -> MemoryProfileStore:
     return profiles
 
 
-def agent_of(path: PagePath, profiles: MemoryProfileStore | None = None, settings: Settings | None = None) -> ShopperAgent:
+def agent_of(
+    path: PagePath, profiles: MemoryProfileStore | None = None, settings: Settings | None = None
+) -> ShopperAgent:
     no_kafka: Any = None
     return ShopperAgent(settings or Settings(), path, profiles or profile_store(), no_kafka, on_loop)
 

@@ -45,17 +45,17 @@ class GlobalTables:
         """Apply new records, for ever. `on_headlines` gets refresh requests for the pages whose headline has arrived."""
         while True:
             await self._topics.arrived()
-            stretches = self._topics.drain()
-            refreshes = await off_loop(lambda stretches=stretches: self.apply(stretches))  # type: ignore[misc]
+            received = self._topics.drain()
+            refreshes = await off_loop(lambda received=received: self.apply(received))  # type: ignore[misc]
             if refreshes:
                 await on_headlines(refreshes)
 
     async def stop(self) -> None:
         await self._topics.stop()
 
-    def apply(self, stretches: Sequence[Stretch]) -> dict[bytes, RefreshRequest]:
+    def apply(self, received: Sequence[Stretch]) -> dict[bytes, RefreshRequest]:
         refreshes: dict[bytes, RefreshRequest] = {}
-        for topic, records, partition, offsets in stretches:
+        for topic, records, partition, offsets in received:
             if topic == "catalog":
                 for reject in self.catalog.apply(records):
                     metrics.DEAD_LETTERS.labels("catalog", "invalid").inc()

@@ -94,12 +94,12 @@ def _fold_events(
     index_of = {key: index for index, key in enumerate(keys)}
     records, times = events["record"].tolist(), events["time"]
     shopper_of = np.array([index_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
-    expired: list[bytes] = []
+    expired_keys: list[bytes] = []
     if profile_ttl:
         first_after_expiry = lapses(serving["touched"], shopper_of, times, one.clock, profile_ttl)
-        expired = [key for key, event in zip(keys, first_after_expiry.tolist(), strict=True) if event >= 0]
+        expired_keys = [key for key, event in zip(keys, first_after_expiry.tolist(), strict=True) if event >= 0]
     newest_event = np.empty(len(keys), np.int64)
-    if expired:
+    if expired_keys:
         both, both_serving, shopper_of = _split_expired(profiles, serving, shopper_of, first_after_expiry)
         fresh, activity, clock = _fold_rows(both, both_serving, shopper_of, one, newest_event)
         profiles[:], serving[:] = both[: len(keys)], both_serving[: len(keys)]
@@ -109,7 +109,7 @@ def _fold_events(
     indices = [index for index, event in enumerate(newest) if event >= 0]
     seconds = times.tolist()
     triggers = [PageTrigger(decoded.ids[records[newest[index]]], seconds[newest[index]]) for index in indices]
-    return FoldedPartition([keys[index] for index in indices], indices, triggers, fresh, activity, clock, expired)
+    return FoldedPartition([keys[index] for index in indices], indices, triggers, fresh, activity, clock, expired_keys)
 
 
 def _fold_rows(
@@ -131,13 +131,13 @@ def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_e
     The shopper's own row is reset and takes the events from `first_after_expiry` on. A copy of the old row, appended behind
     all others, takes the events before that.
     """
-    expired = np.flatnonzero(first_after_expiry >= 0)
+    expired_rows = np.flatnonzero(first_after_expiry >= 0)
     old_row_of = np.full(len(first_after_expiry), -1, np.int32)
-    old_row_of[expired] = np.arange(len(first_after_expiry), len(first_after_expiry) + len(expired))
+    old_row_of[expired_rows] = np.arange(len(first_after_expiry), len(first_after_expiry) + len(expired_rows))
     is_old = np.arange(len(shopper_of)) < first_after_expiry[shopper_of]
-    profiles = np.concatenate([profiles, profiles[expired]])
-    serving = np.concatenate([serving, serving[expired]])
-    profiles[expired], serving[expired] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
+    profiles = np.concatenate([profiles, profiles[expired_rows]])
+    serving = np.concatenate([serving, serving[expired_rows]])
+    profiles[expired_rows], serving[expired_rows] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
     return profiles, serving, np.where(is_old, old_row_of[shopper_of], shopper_of).astype(np.int32)
 
 

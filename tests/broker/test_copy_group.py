@@ -74,7 +74,7 @@ async def test_a_process_writes_headlines_for_others_pages_and_its_death_costs_n
         copies.wait()
         await send(settings, "clicks", clicks(400, 40)[200:])
         await until_counted(settings, 400)
-        assert pages.poll() is None and pages.said().count("shopwindow: ready") == 1, "no rebalance came of it"
+        assert pages.poll() is None and pages.output().count("shopwindow: ready") == 1, "no rebalance came of it"
         with worker(writing):
             await send(settings, "clicks", clicks(600, 60)[400:])
             await until_counted(settings, 600)
@@ -110,5 +110,5 @@ async def test_processes_share_the_requests_and_who_is_left_takes_over(broker: s
         with worker(writing) as third:
             await until("two share four partitions again", shared)
             second.send_signal(signal.SIGTERM)
-            assert await second.ends() == 0
+            assert await second.wait_for_exit() == 0
             await until("who is told to stop hands over", lambda: taken_over_by(third))

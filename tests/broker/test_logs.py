@@ -82,7 +82,7 @@ async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_b
         await until_counted(settings, 60)
         while len(await read_all(settings, "dead-letters")) < len(BAD) + 1:
             await asyncio.sleep(0.05)
-    said = process.said()
+    said = process.output()
     assert MARK not in said and "sesame" not in said
     if form == "text":
         assert "WARNING stream.kafka.dead_letters a record is refused, not_json in value [clicks/" in said
@@ -106,8 +106,8 @@ async def test_a_crash_is_one_sentence_and_its_traceback_only_where_it_is_asked_
     # Where the table expects a number: what int() says of it holds the bytes.
     await send(settings, "profiles", [(b"\x00wm:clicks:0", MARK.encode())])
     with worker(settings) as process:
-        assert await process.ends() == 1
-    said = process.said()
+        assert await process.wait_for_exit() == 1
+    said = process.output()
     assert MARK not in said
     assert said.count("the worker stopped: ValueError in apply_records, stream/kafka/tables/table.py:") == 1, said
     if form == "text":

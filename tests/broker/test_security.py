@@ -18,7 +18,7 @@ from stream.kafka.client.connection import NoBroker
 from stream.settings import Settings
 from tests.harness.counting import scenario, send
 from tests.harness.shop import item
-from tests.harness.worker_process import PRIVATE, behaviour, clicks, command, settings_for, until_counted, worker
+from tests.harness.worker_process import PRIVATE, mixed_clicks, clicks, command, settings_for, until_counted, worker
 
 LISTENERS = ("SECURE", "EXPIRED", "ELSEWHERE")  # each with a certificate of its own
 PASSWORD = "open sesame"
@@ -122,7 +122,7 @@ async def test_every_command_and_the_worker_come_in_with_tls_and_a_password(secu
     assert command(settings, "topics", "create").returncode == 0
     shop = b"\n".join(item(f"i{k}")[1] for k in range(50)).decode()
     assert "loaded 50 items" in command(settings, "catalog", "load", "-", input=shop).stdout
-    events = b"\n".join(value for _, value in behaviour(random.Random(1), 60, 3) if value).decode()
+    events = b"\n".join(value for _, value in mixed_clicks(random.Random(1), 60, 3) if value).decode()
     assert "sent 60 events" in command(settings, "send", "-", input=events).stdout
     with worker(settings), worker(dataclasses.replace(settings, role="copy", copy=True)) as writer:
         await until_counted(settings, 60)

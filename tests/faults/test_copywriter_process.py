@@ -1,4 +1,4 @@
-"""The copywriter's process: it writes what the copywriter writes, is replaced when it dies, and outlives nobody."""
+"""The copywriter process: it writes what the copywriter writes, is replaced when it dies, and ends with its worker."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.headlines.copywriter_process import LIVES, CopywriterProcess, CopywriterUnavailable, SamplingSettings
+from agents.headlines.copywriter_process import MAX_FAILURES, CopywriterProcess, CopywriterUnavailable, SamplingSettings
 from agents.worker import Worker
 from models.copywriter.model import Copywriter
 from models.copywriter.prompt import Facts
@@ -26,43 +26,43 @@ PYTHON = sys.executable
 FACTS = [Facts("en", "for_you", "lighting", ("Brass lamp",)), Facts("zh", "trending", ""), Facts("de", "for_you", "")]
 
 
-def test_it_writes_what_the_copywriter_writes_and_goes_on_after_a_death() -> None:
+def test_it_writes_what_the_copywriter_writes_even_after_a_kill() -> None:
     expected = Copywriter(FOLDER, samples=2).write(FACTS, 7)
     assert expected[0] is not None and expected[2] is None
 
     async def session() -> None:
-        scribe = CopywriterProcess(FOLDER, SAMPLING)
-        await scribe.start()
+        copywriter = CopywriterProcess(FOLDER, SAMPLING)
+        await copywriter.start()
         try:
-            assert await scribe.write(FACTS, 7) == expected
-            assert scribe._process is not None
-            os.kill(scribe._process.pid, signal.SIGKILL)
-            assert await scribe.write(FACTS, 7) == expected, "another process has taken its place"
-            hasty = asyncio.create_task(scribe.write(FACTS, 8))
+            assert await copywriter.write(FACTS, 7) == expected
+            assert copywriter._process is not None
+            os.kill(copywriter._process.pid, signal.SIGKILL)
+            assert await copywriter.write(FACTS, 7) == expected, "another process has replaced it"
+            cancelled = asyncio.create_task(copywriter.write(FACTS, 8))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            hasty.cancel()
-            assert await scribe.write(FACTS, 7) == expected, "not the answer that somebody else did not wait for"
+            cancelled.cancel()
+            assert await copywriter.write(FACTS, 7) == expected, "the answer of the cancelled call is skipped"
         finally:
-            await scribe.stop()
+            await copywriter.stop()
 
     asyncio.run(session())
 
 
-def test_a_model_that_is_not_there_is_refused_before_any_process_starts() -> None:
+def test_a_missing_model_is_refused_before_any_process_starts() -> None:
     with pytest.raises(ManifestError, match="manifest"):
         CopywriterProcess(FOLDER.parent, SAMPLING)
 
 
 PARENT = """
 import asyncio, sys
-from tests.faults.test_scribe import FOLDER, SAMPLING
-from agents.headlines.copywriter_process import Scribe
+from tests.faults.test_copywriter_process import FOLDER, SAMPLING
+from agents.headlines.copywriter_process import CopywriterProcess
 
 async def main():
-    scribe = Scribe(FOLDER, SAMPLING)
-    await scribe.start()
-    print(scribe._process.pid, flush=True)
+    copywriter = CopywriterProcess(FOLDER, SAMPLING)
+    await copywriter.start()
+    print(copywriter._process.pid, flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -76,12 +76,12 @@ def test_it_ends_when_its_worker_is_killed() -> None:
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 20
-    while alive(pid):
-        assert time.monotonic() < deadline, "the copywriter's process outlives its worker"
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the copywriter process outlives its worker"
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -93,65 +93,65 @@ def alive(pid: int) -> bool:
         return False
 
 
-def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, rest: str) -> Path:
-    """A program in the place of Python: it is ready at once, notes each of its lives, and does `rest`."""
-    program, lives = folder / "stand-in", folder / "lives"
+def fake_process(folder: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> Path:
+    """Replace Python by a program that notes each start in the returned file, is ready at once, and runs `then`."""
+    program, starts = folder / "fake", folder / "starts"
     program.write_text(
-        f"#!{PYTHON}\nimport sys, time\nopen({str(lives)!r}, 'a').write('x')\n"
-        f'print(\'{{"number":0,"copies":[]}}\', flush=True)\n{rest}\n'
+        f"#!{PYTHON}\nimport sys, time\nopen({str(starts)!r}, 'a').write('x')\n"
+        f'print(\'{{"number":0,"copies":[]}}\', flush=True)\n{then}\n'
     )
     program.chmod(0o755)
     monkeypatch.setattr("agents.headlines.copywriter_process.sys.executable", str(program))
-    return lives
+    return starts
 
 
-def test_a_process_that_dies_again_and_again_is_left_alone_for_a_while(
+def test_a_process_that_keeps_failing_is_not_started_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lives = stand_in(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
+    starts = fake_process(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
     clock = [1000.0]
     monkeypatch.setattr("agents.headlines.copywriter_process.monotonic", lambda: clock[0])
 
     async def session() -> None:
-        scribe = CopywriterProcess(FOLDER, SAMPLING, rest=50.0)
-        await scribe.start()
-        assert scribe.alive
+        copywriter = CopywriterProcess(FOLDER, SAMPLING, cooldown_s=50.0)
+        await copywriter.start()
+        assert copywriter.is_alive
         with pytest.raises(CopywriterUnavailable):
-            await scribe.write(FACTS, 7)
-        assert lives.read_text() == "x" * LIVES and not scribe.alive
-        [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+            await copywriter.write(FACTS, 7)
+        assert starts.read_text() == "x" * MAX_FAILURES and not copywriter.is_alive
+        [error] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         for part in ("ended with status 3", "3 times in a row", "template headlines", "50 s", "SHOPWINDOW_COPY=false"):
-            assert part in said
+            assert part in error
         with pytest.raises(CopywriterUnavailable):
-            await scribe.write(FACTS, 7)
-        assert lives.read_text() == "x" * LIVES, "it rests"
+            await copywriter.write(FACTS, 7)
+        assert starts.read_text() == "x" * MAX_FAILURES, "the cooldown has not ended"
         clock[0] += 51.0
         with pytest.raises(CopywriterUnavailable):
-            await scribe.write(FACTS, 7)
-        assert lives.read_text() == "x" * (LIVES + 1), "tried once"
+            await copywriter.write(FACTS, 7)
+        assert starts.read_text() == "x" * (MAX_FAILURES + 1), "tried once"
         clock[0] += 51.0
         monkeypatch.undo()
-        await scribe.start()
+        await copywriter.start()
         monkeypatch.setattr("agents.headlines.copywriter_process.monotonic", lambda: clock[0])
-        assert len(await scribe.write(FACTS, 7)) == 3
+        assert len(await copywriter.write(FACTS, 7)) == 3
         assert "writes again" in caplog.messages[-1]
-        await scribe.stop()
+        await copywriter.stop()
 
     asyncio.run(session())
 
 
-def test_answers_that_are_none_and_a_process_that_hangs_are_failures_too(
+def test_invalid_answers_and_a_hanging_process_count_as_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def session() -> None:
-        for rest in ("sys.stdin.readline(); print('what?', flush=True); time.sleep(60)", "time.sleep(60)"):
-            stand_in(tmp_path, monkeypatch, rest)
-            scribe = CopywriterProcess(FOLDER, SAMPLING)
-            await scribe.start()
-            monkeypatch.setattr("agents.headlines.copywriter_process.PATIENCE", 0.5)
+        for then in ("sys.stdin.readline(); print('what?', flush=True); time.sleep(60)", "time.sleep(60)"):
+            fake_process(tmp_path, monkeypatch, then)
+            copywriter = CopywriterProcess(FOLDER, SAMPLING)
+            await copywriter.start()
+            monkeypatch.setattr("agents.headlines.copywriter_process.ANSWER_TIMEOUT_S", 0.5)
             with pytest.raises(CopywriterUnavailable):
-                await scribe.write(FACTS, 7)
-            assert not scribe.alive
+                await copywriter.write(FACTS, 7)
+            assert not copywriter.is_alive
 
     asyncio.run(session())
     assert "no answer within" in caplog.messages[-1]
@@ -162,18 +162,18 @@ def test_a_dead_copywriter_costs_headlines_and_no_page(
     broker: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     dies: str,
 ) -> None:  # fmt: skip
-    lives = stand_in(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
+    starts = fake_process(tmp_path, monkeypatch, "sys.stdin.readline(); sys.exit(3)")
     if dies == "before it is ready":
         monkeypatch.setattr("agents.headlines.copywriter_process.sys.executable", "/bin/false")
     pages_without_a_copywriter(broker, topic_prefix)
     if dies == "at a headline":
-        assert lives.read_text() == "x" * LIVES
-    [said] = [
+        assert starts.read_text() == "x" * MAX_FAILURES
+    [error] = [
         r.getMessage()
         for r in caplog.records
         if (r.name, r.levelname) == ("agents.headlines.copywriter_process", "ERROR")
     ]
-    assert "ended with status" in said and "SHOPWINDOW_COPY=false" in said
+    assert "ended with status" in error and "SHOPWINDOW_COPY=false" in error
 
 
 @scenario
@@ -185,8 +185,11 @@ async def pages_without_a_copywriter(broker: str, topic_prefix: str) -> None:
     run = asyncio.create_task(worker.run(stop, lambda line: None))
     try:
         await until_counted(settings, 200)
-        assert worker.scribe is not None
-        await until(lambda: worker.scribe is not None and worker.scribe._rests_until > 0, "the copywriter rests")
+        assert worker.copywriter is not None
+        await until(
+            lambda: worker.copywriter is not None and worker.copywriter._unavailable_until > 0,
+            "the copywriter is unavailable",
+        )
         await send(settings, "clicks", clicks(300, 20)[200:])
         await until_counted(settings, 300)
         worker.update_gauges()
@@ -198,4 +201,4 @@ async def pages_without_a_copywriter(broker: str, topic_prefix: str) -> None:
     pages = pages_of(await read_all(settings, "homepages"))
     sources = {slot["title_source"] for made in pages.values() for page in made for slot in page["slots"]}
     assert (len(pages), sources) == (20, {"template"})
-    assert await read_all(settings, "copy") == [], "no headline is called impossible for want of a copywriter"
+    assert await read_all(settings, "copy") == [], "no headline is refused because the copywriter is down"

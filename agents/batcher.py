@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 # Event loop iterations that a call waits for others. One fetch brings records of several partitions, which pass through
@@ -27,8 +28,7 @@ class OffLoop(Protocol):
 def single_thread_offload(name: str) -> OffLoop:
     """Run calls in one thread; a brief call runs at once on the loop if the thread is idle.
 
-    Changing threads and back costs a brief call more than it saves the loop, because the interpreter's lock changes hands
-    too.
+    Changing threads and back costs a brief call more than it saves the loop: the interpreter's lock changes hands too.
     """
     executor = ThreadPoolExecutor(1, name)
     last: Future[Any] | None = None
@@ -74,7 +74,7 @@ class MicroBatcher(Generic[Item, Answer]):
                 batch, self._waiting = self._waiting, []
                 items = [item for item, _ in batch]
                 try:
-                    answers = await self._off_loop(lambda items=items: self._work(items), self._is_brief(items))  # type: ignore[misc]
+                    answers = await self._off_loop(partial(self._work, items), self._is_brief(items))
                 except Exception as error:
                     for _, future in batch:
                         if not future.done():

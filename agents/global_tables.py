@@ -42,7 +42,7 @@ class GlobalTables:
     async def follow(
         self, off_loop: OffLoop, on_headlines: Callable[[dict[bytes, RefreshRequest]], Awaitable[None]]
     ) -> None:
-        """Apply new records, for ever. `on_headlines` gets refresh requests for the pages whose headline has arrived."""
+        """Apply new records, for ever. `on_headlines` gets a refresh request for each page whose headline arrived."""
         while True:
             await self._topics.arrived()
             received = self._topics.drain()

@@ -55,7 +55,7 @@ class ItemAgent:
         table = self._tables.partitions[run.partition]
         activity, problems = decode_activities([record.value for record in run.records])
         rejects = [Reject(index, "invalid", "value", problem) for index, problem in problems]
-        # After a crash, activity is sent again with the same offsets. The table skips what it has counted of each source.
+        # After a crash, activity is sent again with the same offsets. The table skips what it has already counted.
         changed = table.fold_all(activity)
         if not changed:
             return [], dead_letters(run, rejects)

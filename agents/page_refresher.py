@@ -1,4 +1,7 @@
-"""Request that pages are made again. The requests go through `refreshes`, because only a partition's owner writes its pages."""
+"""Request that pages are made again.
+
+The requests go through the topic `refreshes`, because only the owner of a partition writes its pages.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ class PageRefresher:
     async def refresh_deferred(self) -> None:
         """Request the deferred pages that are due.
 
-        The stored rows say whose page was deferred, so a crash at any point forgets none. A page that is requested twice is
-        made once, because making it settles the row.
+        The stored rows say whose page was deferred, so a crash at any point forgets none. A page that is requested
+        twice is made once, because the first page clears that entry.
         """
         deferred = self._profiles.owed
         metrics.OWED_PAGES.set(len(deferred))

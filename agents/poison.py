@@ -40,8 +40,8 @@ class PoisonFilter:
     ) -> tuple[Answer, list[Reject]]:
         """Return `attempt` over the records that do not make it fail, and a reject for each of the others.
 
-        `attempt` must have no side effects. `self_test` runs if there are rejects, and must succeed. Raises MemoryError, and
-        RuntimeError if the records are not to blame.
+        `attempt` must have no side effects. `self_test` runs if there are rejects, and must succeed. Raises
+        MemoryError, and RuntimeError if the records are not to blame.
         """
         try:
             answer, poison = without_poison(run.records, attempt)
@@ -61,8 +61,8 @@ class PoisonFilter:
         if self._poison_in_a_row >= MAX_POISON_IN_A_ROW:
             raise RuntimeError(
                 f"page generation failed for each of the last {self._poison_in_a_row} records "
-                f"({error_location(poison[0])}), so the records are hardly the cause; they wait in Kafka: run an earlier "
-                "version, or with the previous models (SHOPWINDOW_MODELS_DIR), and report it"
+                f"({error_location(poison[0])}), so the records are hardly the cause; they wait in Kafka: run an "
+                "earlier version, or with the previous models (SHOPWINDOW_MODELS_DIR), and report it"
             )
         return answer, [_reject(run, index, error) for index, error in sorted(poison.items())]
 
@@ -83,8 +83,8 @@ def without_poison(
 ) -> tuple[Answer, dict[int, Exception]]:
     """Return `attempt` over all records that let it succeed, and the errors of the others by index.
 
-    `attempt` must have no side effects: it is called with parts of the records, and with none. Raises MemoryError, and what
-    `attempt` raises for no records at all: neither is the fault of a record.
+    `attempt` must have no side effects: it is called with parts of the records, and with none. Raises MemoryError, and
+    what `attempt` raises for no records at all: neither is the fault of a record.
     """
     poison: dict[int, Exception] = {}
 
@@ -114,7 +114,7 @@ def without_poison(
         good = [index for index in everything if index not in poison]
         answer, error = attempt_indices(good)
         if error is not None:
-            # Each succeeds alone, but some fail together. Find the shortest prefix that fails, and drop its last record.
+            # Each succeeds alone, but some fail together. Find the shortest prefix that fails and drop its last record.
             passes, fails = 0, len(good)
             while fails - passes > 1:
                 middle = (passes + fails) // 2
@@ -128,7 +128,7 @@ def without_poison(
 
 
 def redacted(error: Exception, key: bytes | None, value: bytes | None) -> str:
-    """The error's type and message, with every text of the record replaced: dead letters' headers hold no shopper's data."""
+    """The error's type and message without any text of the record: headers of dead letters hold no shopper's data."""
     message = str(error)
     for text in sorted(_texts(key, value), key=len, reverse=True):
         message = message.replace(text, "...")

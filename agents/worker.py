@@ -38,7 +38,7 @@ from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
 
 log = logging.getLogger(logs.VOICE)
-# The page thread and Kafka's share the interpreter. At Python's default of 5 ms, a click would wait that long at each change.
+# The page thread and Kafka's share the interpreter. At Python's default, a click would wait 5 ms at each change.
 THREAD_SWITCH_INTERVAL_S = 0.0005
 
 
@@ -185,7 +185,7 @@ class Worker:
         endpoint = await http.start(
             self.settings, self.conditions, self.update_gauges, self.health, self.recovery_progress
         )
-        # Not a TaskGroup: when a task fails, the app must commit and leave its group in order before the error is raised.
+        # Not a TaskGroup: when a task fails, the app must commit and leave its group before the error is raised.
         tasks = [asyncio.create_task(self.watchdog.run())]
         try:
             await self.tables.start()
@@ -235,7 +235,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 def run(settings: Settings) -> int:
-    """Run a worker in this process until SIGTERM or SIGINT. Return the exit status: 0, or 1 with a sentence on stderr."""
+    """Run a worker until SIGTERM or SIGINT. Return the exit status: 0, or 1 with a sentence on stderr."""
     sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
     logs.configure(settings)
 

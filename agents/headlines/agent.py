@@ -1,6 +1,6 @@
 """The headline agent: answers `copy-requests` with generated headlines, a batch of segments at a time.
 
-It has its own consumer group. So copywriters can start, stop, lag and crash without effect on the workers that make pages.
+It has its own consumer group. So copywriters can start, stop, lag and crash without effect on workers that make pages.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class HeadlineAgent:
 
     def __init__(self, settings: Settings, copywriter: CopywriterProcess, group: Group) -> None:
         self._settings, self._copywriter, self.group = settings, copywriter, group
-        # By segment, the headlines of the last REQUEST_TIMEOUT_S: until when a further request needs no answer, and which
-        # item title it names. The first to end is first. A request after that time comes from a worker that lost the headline.
+        # By segment, the headlines of the last REQUEST_TIMEOUT_S: until when a repeated request needs no answer, and
+        # the item title that it names. The first to end is first. A later request means that a worker has lost it.
         self._written: dict[str, tuple[float, list[str]]] = {}
         # Requests by segment, in order of arrival. Segment headlines, which many pages share, are written first.
         self._segment_requests: dict[str, _PendingHeadline] = {}
@@ -131,7 +131,7 @@ class HeadlineAgent:
         return now < until and item_titles == _item_title(request)
 
     async def _write(self, requests: list[HeadlineRequest]) -> list[Output]:
-        """A record of `copy` for each request; none while the copywriter is unavailable, then they are requested again."""
+        """A record of `copy` for each request; none while the copywriter is unavailable (requests repeat)."""
         if not requests:
             return []
         start = time.perf_counter()

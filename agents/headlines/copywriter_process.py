@@ -1,7 +1,7 @@
 """The copywriter in its own process, so that it never holds the interpreter's lock while a click waits.
 
-A low-priority thread would still hold the lock while it waits for a processor. Requests and answers are lines of JSON on the
-process's pipes. The process ends when its stdin does, however the worker ended.
+A low-priority thread would still hold the lock while it waits for a processor. Requests and answers are lines of JSON
+on the process's pipes. The process ends when its stdin does, however the worker ended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NICE = 10
 # Weights in huge pages: each token reads them all, a GPT-2 of 124M in 9.9 ms instead of 10.7.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 ANSWER_TIMEOUT_S = 60.0  # also to get ready; a process that takes longer counts as stuck
-# After so many failures without an answer in between, the process is not started for the cooldown.
+# After this many failures without an answer in between, the process is not started for the cooldown.
 MAX_FAILURES = 3
 COOLDOWN_S = 300.0
 LINE_BYTES = 1 << 20
@@ -138,7 +138,8 @@ class CopywriterProcess:
         self._unavailable_until = monotonic() + self._cooldown_s
         log.error(
             "the copywriter's process keeps failing (%s, %d times in a row); pages go out with template headlines, and "
-            "it is started again in %.0f s: see its output above, check SHOPWINDOW_MODELS_DIR, or set SHOPWINDOW_COPY=false",
+            "it is started again in %.0f s: see its output above, check SHOPWINDOW_MODELS_DIR, "
+            "or set SHOPWINDOW_COPY=false",
             _describe(error), self._failures, self._cooldown_s,
         )  # fmt: skip
 

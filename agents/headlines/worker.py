@@ -24,7 +24,8 @@ from stream.settings import Settings
 def headline_agent_of(settings: Settings) -> tuple[CopywriterProcess, HeadlineAgent]:
     """The copywriter, and the agent that uses it. Raises ManifestError if the copywriter does not fit this program."""
     sampling = SamplingSettings(
-        settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens, settings.copy_samples
+        settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens,
+        settings.copy_samples,
     )  # fmt: skip
     copywriter = CopywriterProcess(copywriter_of(settings), sampling)
     return copywriter, HeadlineAgent(settings, copywriter, Group(settings, TOPICS[0], copy_group(settings)))
@@ -97,7 +98,7 @@ class HeadlineWorker:
             address = f"{self.settings.web_host}:{endpoint.port}"
             say(f"metrics at http://{address}/metrics")
             reporter = StatusReporter(self, lambda: FULL, address, self._headlines)
-            # Not a TaskGroup: the first error is raised as it is, and a stop lets `deregister` run before the tasks end.
+            # Not a TaskGroup: the first error is raised as it is, and `deregister` runs before the tasks are cancelled.
             work = self._headlines.run(), reporter.run(), self._report_ready(reporter, say), stop.wait()
             tasks = [asyncio.create_task(one) for one in work]
             *_, stopped = tasks

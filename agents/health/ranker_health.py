@@ -28,9 +28,9 @@ class RankerHealth:
             if self._invalid_at is None:
                 metrics.RANKER_BROKEN.set(1)
                 log.error(
-                    "the ranker in %s returned invalid scores (NaN, no probabilities, or an error), so pages fall back to "
-                    "popularity; restore the previous ranker there, or fit it again (shopwindow train ranker), and restart "
-                    "the worker",
+                    "the ranker in %s returned invalid scores (NaN, no probabilities, or an error), so pages fall back "
+                    "to popularity; restore the previous ranker there, or fit it again (shopwindow train ranker), and "
+                    "restart the worker",
                     self._folder,
                 )
             self._invalid_at = now

@@ -1,4 +1,4 @@
-"""First stage of the page path: fold each partition's events into profile rows, and select the shoppers who get a page."""
+"""First stage of the page path: fold events into profile rows, and select the shoppers who get a page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PartitionInput(NamedTuple):
 
 
 class FoldedPartition(NamedTuple):
-    """The shoppers of one partition who get a page: `keys`, `indices` and `triggers` have one entry for each of them."""
+    """The shoppers of one partition who get a page; `keys`, `indices` and `triggers` have an entry for each."""
 
     keys: list[bytes]
     indices: list[int]  # of each shopper among all shoppers of the partition's input
@@ -128,8 +128,8 @@ def _fold_rows(
 def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_expiry: I64) -> tuple[Rows, Rows, I32]:
     """Give each expired shopper two rows, and return the rows with the row index of each event.
 
-    The shopper's own row is reset and takes the events from `first_after_expiry` on. A copy of the old row, appended behind
-    all others, takes the events before that.
+    The shopper's own row is reset and takes the events from `first_after_expiry` on. A copy of the old row, appended
+    behind all others, takes the events before that.
     """
     expired_rows = np.flatnonzero(first_after_expiry >= 0)
     old_row_of = np.full(len(first_after_expiry), -1, np.int32)
@@ -172,8 +172,8 @@ def is_too_soon(
 ) -> Bools:
     """(S,) True for each shopper who had a page less than `min_interval` s before `now`.
 
-    Never True for a shopper who refused consent, because nothing may be stored about them, not even an event's id. Nor if
-    the event's id is too long to be stored, nor if the clock has been set back.
+    Never True for a shopper who refused consent, because nothing may be stored about them, not even an event's id. Nor
+    if the event's id is too long to be stored, nor if the clock has been set back.
     """
     age = now - serving["paged_at"]
     too_soon: Bools = (age >= 0) & (age < min_interval) & (profiles["consent"] >= 0)

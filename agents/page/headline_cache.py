@@ -53,9 +53,9 @@ MAX_PENDING_REQUESTS = 1024
 # About 200 bytes each; the bound holds for segment headlines and for item headlines apart. If there are more segments
 # (locales x slots x categories), the newest headlines are kept.
 MAX_HEADLINES = 16_384
-# Item headlines are bounded three ways: requests a second of a worker (a setting), requests at one moment, and headlines
-# held. So whatever the number of items, they cost the copywriters of a cluster at most MAX_HEADLINES headlines in COPY_TTL:
-# about eight minutes of one core an hour.
+# Item headlines are bounded three ways: requests a second of a worker (a setting), requests at one moment, and
+# headlines held. So whatever the number of items, they cost the copywriters of a cluster at most MAX_HEADLINES
+# headlines in COPY_TTL: about eight minutes of one core an hour.
 MAX_PENDING_FOR_ITEM_REQUEST = 32  # with more pending requests of either kind, no item headline is requested
 ITEM_REQUEST_BURST = 16
 ITEM_REQUESTS_PER_S = 10.0  # the default
@@ -215,7 +215,7 @@ class HeadlineCache:
     def may_request(self, segment: str, now: float, about_to_request: int = 0) -> bool:
         """True if a missing segment headline may be requested, beside `about_to_request` others.
 
-        False if it was requested within the timeout, or if too many requests are pending: the copywriter is slow or down.
+        False if it was requested within the timeout, or if too many are pending: the copywriter is slow or down.
         """
         return (
             len(self._segment_requests) + about_to_request < MAX_PENDING_REQUESTS
@@ -263,10 +263,10 @@ class HeadlineCache:
         return waiting.triggers
 
     def apply(self, records: Iterable[tuple[bytes, bytes | None]], now: float = 0.0) -> dict[bytes, RefreshRequest]:
-        """Apply records of `copy`. Return a refresh request for each shopper whose page waited for one of these headlines.
+        """Apply records of `copy`. Return a refresh request for each shopper whose page waited for one of them.
 
-        A record that is not a `Headline` is skipped, because a later version of the headline agent may write others. So is
-        a headline that has expired at `now` (s).
+        A record that is not a `Headline` is skipped, because a later version of the headline agent may write others.
+        So is a headline that has expired at `now` (s).
         """
         refreshes: dict[bytes, RefreshRequest] = {}
         for key, value in records:

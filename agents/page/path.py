@@ -1,4 +1,4 @@
-"""The page path: from a run of events to pages. Fold, retrieve, predict, compute features, score, assemble, title, encode.
+"""The page path, from a run of events to pages: fold, retrieve, predict, compute features, score, assemble, encode.
 
 No Kafka, and no clock but a stopwatch. One synchronous call handles all shoppers of a run. The agents call it to serve,
 the simulator to train.
@@ -126,9 +126,9 @@ class PagePath:
 
         generated_at: s since the epoch, written into the pages. Nothing is changed in place: the changelog is the new
         state, and `record_published` notes the headlines requested, so a call may be tried and its result discarded.
-        No page is made if all events of a shopper are duplicates, nor for a refresh request of an unknown shopper. While
-        pages are paced (`degradation`), a page too soon after the previous one is deferred: the shopper's row keeps its
-        trigger until any later page is made.
+        No page is made if all events of a shopper are duplicates, nor for a refresh request of an unknown shopper.
+        While pages are paced (`degradation`), a page too soon after the previous one is deferred: the shopper's row
+        keeps its trigger until any later page is made.
         """
         watch, degradation = _Stopwatch(), self.degradation
         partitions, profiles, serving = fold_partitions(inputs, degradation, self.policy.profile_ttl)
@@ -145,7 +145,7 @@ class PagePath:
         return _split(partitions, is_deferred, pages, changelog, watch.seconds)
 
     def self_test(self, generated_at: float) -> PageResult:
-        """Make pages for events that are known to be good, from the present catalogue: an error is then not an event's."""
+        """Make pages for events known to be good, from the present catalogue: an error is then no fault of an event."""
         events: Any = np.zeros(6, EVENT)
         events["kind"], events["part"] = (HOME, VIEW, CLICK, ADD, BUY, HIDE), 0
         events["id"], events["record"] = np.arange(1, 7), np.arange(6)
@@ -348,7 +348,8 @@ class PagePath:
                 _mode(shown, personal, policy.copy),
             )
             for name, version, trigger, shown, personal in zip(
-                batch.names, batch.serving["version"].tolist(), batch.triggers, counts, batch.personal.tolist(), strict=True
+                batch.names, batch.serving["version"].tolist(), batch.triggers, counts, batch.personal.tolist(),
+                strict=True,
             )
         ]  # fmt: skip
         slot_heads, titles = making.titles.choose(placements, self._interests(batch), batch.locales)
@@ -375,7 +376,7 @@ class PagePath:
         ]  # fmt: skip
 
     def _interests(self, batch: _Batch) -> I32:
-        """(U,) Category key that each page is about, the strongest of the last half hour; 0 if unknown or not personal."""
+        """(U,) The strongest category key of each shopper's last half hour; 0 if unknown or not personal."""
         found = np.empty(len(batch.keys), np.int32)
         interests(batch.profiles, found)
         found *= batch.personal

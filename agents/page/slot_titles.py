@@ -69,8 +69,8 @@ class TitleChooser:
         return list(heads), pages
 
     def _choose_page(
-        self, slots: Iterable[int], category: str, locale_code: int, leading_rows: Sequence[int], heads: dict[bytes, int],
-        segment_heads: dict[tuple[int, int, str], tuple[int, bool]],
+        self, slots: Iterable[int], category: str, locale_code: int, leading_rows: Sequence[int],
+        heads: dict[bytes, int], segment_heads: dict[tuple[int, int, str], tuple[int, bool]],
     ) -> PageTitles:  # fmt: skip
         """Titles of one page. `heads` and `segment_heads` (by locale, slot and category) are shared by the pages."""
         locale = LOCALES[locale_code]

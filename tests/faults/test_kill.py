@@ -86,7 +86,7 @@ def clicks(n: int, seed: int) -> list[tuple[bytes, bytes]]:
 
 
 async def fill(settings: Any, n: int) -> tuple[Counter[bytes], set[bytes]]:
-    """Create the topics, send n clicks and n / 2 purchases. Return the events by key, and the inputs that need an output."""
+    """Create the topics, send n clicks and n / 2 purchases. Return the events by key, and the inputs' outputs."""
     await topics.create(settings)
     counted: Counter[bytes] = Counter()
     inputs = set()

@@ -87,7 +87,7 @@ async def test_7_deferred_pages_survive_a_kill(broker: str, topic_prefix: str) -
 
     with worker(settings) as process:
         await process.ready()
-        # Send events until a page is deferred, however fast the worker is, so that there is a backlog when it is killed.
+        # Send events until a page is deferred, however fast the worker is: it must have a backlog when it is killed.
         while not await deferred_pages():
             assert process.poll() is None, "the worker stopped by itself"
             await send(settings, "clicks", clicks(2_000, SHOPPERS, first=events))

@@ -20,12 +20,17 @@ TIMES = (
 )  # fmt: skip
 # Replacements for a value, written as they are; many are not JSON.
 RAW = (
-    "null", "true", "false", "0", "-0", "-1", "1e308", "1e309", "1e999", "-1e999", "5e-324", "1e-999", "1.7976931348623157e308",
+    "null", "true", "false", "0", "-0", "-1", "1e308", "1e309", "1e999", "-1e999", "5e-324", "1e-999",
+    "1.7976931348623157e308",
     "9007199254740993", "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551616",
-    "2147483648", "30000", "30001", "1" * 400, "0." + "3" * 400, "NaN", "Infinity", "-Infinity", "01", "1.", ".5", "+1", "0x10",
-    '""', '" "', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\uFFFF"', '"\u202e"', '"\\u"', '"\\x41"',
-    '"' + "a" * 257 + '"', '"' + "\\n" * 200 + '"', "[]", "{}", "[null]", "[[]]", "[{}]", '{"item_id":"i1"}', '{"":""}', "undefined",
-    '"1"', '"NaN"', "'single'", '"2026-01-01T00:00:00Z"', '["i1"]', '[{"item_id":"i1"},null]', '{"personalization":"yes"}',
+    "2147483648", "30000", "30001", "1" * 400, "0." + "3" * 400, "NaN", "Infinity", "-Infinity", "01",
+    "1.", ".5", "+1", "0x10",
+    '""', '" "', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\uFFFF"', '"\u202e"',
+    '"\\u"', '"\\x41"',
+    '"' + "a" * 257 + '"', '"' + "\\n" * 200 + '"', "[]", "{}", "[null]", "[[]]", "[{}]", '{"item_id":"i1"}', '{"":""}',
+    "undefined",
+    '"1"', '"NaN"', "'single'", '"2026-01-01T00:00:00Z"', '["i1"]', '[{"item_id":"i1"},null]',
+    '{"personalization":"yes"}',
 )  # fmt: skip
 MAX_DEPTH = 10_000
 
@@ -54,7 +59,8 @@ def mutants(chance: random.Random, n: int, shoppers: int = 20, huge: int = 200_0
             data["consent"] = {"personalization": chance.random() < 0.9}
         elif kind not in ("view_homepage", "identify"):
             data["items"] = [
-                {"item_id": f"i{chance.randrange(60)}", "price": 9.5, "quantity": 2, "item_brand": "b1", "item_category": "c1"}
+                {"item_id": f"i{chance.randrange(60)}", "price": 9.5, "quantity": 2, "item_brand": "b1",
+                 "item_category": "c1"}
                 for _ in range(chance.choice((1, 1, 1, 3)))
             ]  # fmt: skip
         data["attribution"] = {"page_id": "p", "slot": "for_you", "position": 3}

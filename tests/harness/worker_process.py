@@ -36,8 +36,16 @@ Record = tuple[bytes | None, bytes | None]
 
 
 def settings_for(broker: str, prefix: str, **more: Any) -> Settings:
-    values: dict[str, Any] = {"broker": f"kafka://{broker}", "prefix": prefix, "app_id": f"{prefix}app", "partitions": 4,
-                              "session_timeout": 2.0, "heartbeat": 0.3, "web_port": 0, "copy": False}  # fmt: skip
+    values: dict[str, Any] = {
+        "broker": f"kafka://{broker}",
+        "prefix": prefix,
+        "app_id": f"{prefix}app",
+        "partitions": 4,
+        "session_timeout": 2.0,
+        "heartbeat": 0.3,
+        "web_port": 0,
+        "copy": False,
+    }
     return Settings(**(values | more))
 
 
@@ -137,7 +145,7 @@ def worker(settings: Settings, *program: str) -> Iterator[WorkerProcess]:
 
 
 def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50, first: int = 0) -> list[Record]:
-    """n events of the shoppers in turn, a second apart, with distinct ids. `first`: start at this event of a longer log."""
+    """n events of the shoppers in turn, a second apart, with distinct ids; `first`: number of the first event."""
     made: list[Record] = []
     for k in range(first, first + n):
         kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]

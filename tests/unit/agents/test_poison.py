@@ -38,7 +38,7 @@ class Bad(Exception):
 def failing_for(
     bad: set[int], together: Sequence[set[int]] = ()
 ) -> tuple[Callable[[Sequence[int]], list[int]], list[int]]:
-    """Work that fails for any record in `bad`, and for all of a set in `together` at once; and the size of each attempt."""
+    """Work that fails for a record in `bad`, or for all of a set in `together`; and the sizes of its attempts."""
     sizes: list[int] = []
 
     def work(records: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The headline agent: obsolete requests are skipped, and a written headline is remembered for the request timeout only."""
+"""The headline agent: it skips obsolete requests, and remembers a headline for the request timeout only."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""A ranker that returns invalid scores: pages fall back to popularity, and it is reported, until the ranker works again."""
+"""A ranker with invalid scores: pages fall back to popularity, and it is reported, until the ranker works again."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Item headlines: above the slot that the item leads, under its present name, and never at the expense of other headlines."""
+"""Item headlines: above the slot that the item leads, under its present name, and after the segment headlines."""
 
 import json
 from collections.abc import Iterable
@@ -45,8 +45,17 @@ def answer(
     for request in requests:
         named: dict[str, Any] = {"item": request.item, "title": request.titles[0]} if request.item else {}
         text = line.format(request.titles[0]) if named else f"Common {request.slot}"
-        headline = Headline(segment=request.segment, locale=request.locale, slot=request.slot, category=request.category,
-                            text=text, created=at, ttl=HOUR_S, copywriter="sha256:v", **named)  # fmt: skip
+        headline = Headline(
+            segment=request.segment,
+            locale=request.locale,
+            slot=request.slot,
+            category=request.category,
+            text=text,
+            created=at,
+            ttl=HOUR_S,
+            copywriter="sha256:v",
+            **named,
+        )
         refreshes |= cache.apply([(request.segment.encode(), msgspec.json.encode(headline))])
     return refreshes
 

@@ -171,8 +171,8 @@ def test_a_headline_is_requested_once_and_titles_the_next_version() -> None:
 def test_invalid_headlines_are_skipped_and_refused_ones_not_requested_again() -> None:
     cache = HeadlineCache()
     assert cache.apply([(b"x", b"{"), (b"y", None), (b"\xff", b"[]")]) == {}
-    refused = Headline(segment="en|for_you|c", locale="en", slot="for_you", category="c", text=None, created=NOW, ttl=60,
-                       copywriter="v")  # fmt: skip
+    refused = Headline(segment="en|for_you|c", locale="en", slot="for_you", category="c", text=None, created=NOW,
+                       ttl=60, copywriter="v")  # fmt: skip
     cache.add_waiter("en|for_you|c", b"u", ("e", NOW), NOW)
     assert cache.may_request("en|for_you|c", NOW)
     cache.record_request("en|for_you|c", NOW)

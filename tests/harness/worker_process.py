@@ -223,8 +223,8 @@ async def until_counted(settings: Settings, events: int, deadline: float = 60.0)
     Fails if they count more, or if `deadline` s have passed.
     """
     counted, deferred = -1, 0
-    async with asyncio.timeout(deadline):
-        try:
+    try:
+        async with asyncio.timeout(deadline):
             while True:
                 table = await read_table(settings, "profiles")
                 profiles, deferred = _profiles(table), len(owing_pages(table))
@@ -234,10 +234,10 @@ async def until_counted(settings: Settings, events: int, deadline: float = 60.0)
                     if not deferred:
                         return profiles
                 await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(
-                f"{counted} of {events} events counted, {deferred} pages deferred after {deadline} s"
-            ) from None
+    except TimeoutError:
+        raise AssertionError(
+            f"{counted} of {events} events counted, {deferred} pages deferred after {deadline} s"
+        ) from None
 
 
 async def read_all(settings: Settings, topic: str) -> list[Any]:

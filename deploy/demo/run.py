@@ -32,8 +32,8 @@ from deploy.demo.audit import Audit, Readback, accepted_events, audit, click_rat
 from deploy.demo.screen import Screen, View, summary
 from deploy.demo.shop import Item, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed, topic_of
-from deploy.io.clients import sender
 from deploy.io.files import Outgoing
+from deploy.io.send import sender
 from deploy.rate import Rate, wilson
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, connecting

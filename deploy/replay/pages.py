@@ -18,7 +18,7 @@ import numpy as np
 
 from agents.page.headline_cache import HeadlineCache
 from agents.page.path import PagePath, Policy
-from deploy.io.clients import read_log
+from deploy.io.event_log import read_log
 from deploy.io.files import InputError, Outgoing
 from models.history.model import History
 from models.manifest import ManifestError

@@ -42,9 +42,9 @@ def train_on_impressions(
 ) -> Path:
     """Of files where there are some, else of the broker's topics. Raises InputError, BrokerError, NoBroker, LookupError, ValueError."""
     if not data:
-        from deploy.cli.main import connected
+        from deploy.cluster import require_broker
 
-        settings = connected(settings)
+        settings = require_broker(settings)
     folder = out / "ranker"
     inputs = f"impressions {files_hash(data) if data else f'{settings.broker} {settings.prefix}'} {seed}"
 

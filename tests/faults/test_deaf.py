@@ -141,7 +141,7 @@ async def test_a_feed_that_has_gone_deaf_ends_the_worker_with_a_sentence(
 
 WEDGED = """
 import asyncio, os, sys, time
-from deploy.cli import main
+from deploy.cli.main import main
 from stream.kafka import fetch, watch
 
 watch.ORDERLY = 3.0

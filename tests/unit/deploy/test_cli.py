@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deploy.io.clients import clickstream
 
 from deploy.cli.main import main, parser
-from deploy.io.clients import click_record, clickstream
+from deploy.io.event_log import click_record
 from deploy.io.files import InputError, event_records, opened
 from stream.events import decode
 from tests.harness.events import record

@@ -91,7 +91,7 @@ def test_the_command_writes_it_and_says_no_before_the_training(
     given = ["evaluate", "--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--limit", "60"]
     assert main([*given, "--report", str(tmp_path / "none" / "r.html")]) == 1
     told = capsys.readouterr().err
-    assert "none" in told and "folder that is there" in told and "signals" not in told, "nothing was trained"
+    assert "none" in told and "folder that exists" in told and "signals" not in told, "nothing was trained"
     assert main([*given, "--report", str(tmp_path / "r.html")]) == 0
     cells = Read((tmp_path / "r.html").read_text()).cells
     assert cells[cells.index("positions") + 1] == "60"

@@ -109,7 +109,7 @@ def test_a_click_and_the_look_that_follows_it_are_one_choice() -> None:
 
 
 def shopwindow(*arguments: str) -> subprocess.Popen[str]:
-    code = "import sys; from deploy.cli import main; sys.exit(main())"
+    code = "import sys; from deploy.cli.main import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
 
 

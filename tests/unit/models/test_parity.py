@@ -18,7 +18,7 @@ def test_what_ships_gives_what_its_reference_gave(kind: str, capsys: pytest.Capt
     checks = verify(SHIPPED_MODELS / kind)
     assert checks and all(check.good for check in checks), checks
     assert main(["models", "verify", kind]) == 0
-    assert "as its reference" in capsys.readouterr().out
+    assert "matches its reference" in capsys.readouterr().out
 
 
 def test_a_model_that_gives_something_else_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +32,7 @@ def test_a_model_that_gives_something_else_is_found(tmp_path: Path, capsys: pyte
         folder, name=told.name, kind=told.kind, created="", data=told.data, metrics=told.metrics, params=told.params
     )
     assert main(["models", "verify", str(folder)]) == 1
-    assert "NOT as its reference" in capsys.readouterr().out
+    assert "DIFFERS from its reference" in capsys.readouterr().out
 
 
 def test_a_model_without_a_reference_says_what_to_do(tmp_path: Path) -> None:

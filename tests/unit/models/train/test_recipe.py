@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from deploy.cli.main import parser
+from deploy.cli.models import train as train_command
 from deploy.train import recipe
 from deploy.train.simulation import Simulated, simulate
 from models.copywriter.model import TOKENIZER
@@ -47,8 +47,8 @@ def made(kind: str) -> tuple[Manifest, dict[str, Any]]:
 def defaults() -> tuple[int, int, int]:
     """Shoppers, looks and seed of `make models`, which gives none."""
     assert "train all --out models/default\n" in (ROOT / "Makefile").read_text()
-    given = parser().parse_args(["train", "all"])
-    return given.shoppers, given.looks, given.seed
+    given = train_command.make_context("train", ["all"]).params
+    return given["shoppers"], given["looks"], given["seed"]
 
 
 def assert_same(kind: str, told: dict[str, Any], now: dict[str, Any]) -> None:

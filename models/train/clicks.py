@@ -48,7 +48,7 @@ def gather(
     STAGES parts of the newest sessions once they were walked through, as old when it is asked as it will be in serving.
     Raises ValueError where no next click was among the candidates.
     """
-    first = max(clicks.newest(queries), int((1 - NEWEST) * len(clicks.ends)))
+    first = max(clicks.first_of_newest(queries), int((1 - NEWEST) * len(clicks.ends)))
     for _ in walk(shop, clicks, ask=False, learn=True, last=first, progress=of_stretch("sessions learnt", say)):
         pass
     say(f"signals of {first:,} sessions learnt")

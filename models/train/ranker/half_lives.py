@@ -35,7 +35,7 @@ def choose(shop_with: ShopWith, clicks: Clicks | EventLog, say: Say, queries: in
 
     queries: positions of the newest sessions, about, that it is fitted on and judged by.
     """
-    first = clicks.newest(queries)
+    first = clicks.first_of_newest(queries)
     span = float(clicks.time.max() - clicks.time.min()) if len(clicks.time) else 0.0
     if span <= 0.0 or first == 0 or len(clicks.item) - int(clicks.ends[first - 1]) < FEWEST:
         say("half-lives are those of every shop: there are too few clicks to choose by")

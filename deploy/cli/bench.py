@@ -15,8 +15,8 @@ BENCHMARKS = ("stream", "page", "latency", "recovery", "models")
 
 @click.command(cls=Command, example="shopwindow bench page --json")
 @click.argument("benchmark", type=click.Choice(BENCHMARKS))
-@click.option("--seconds", type=SECONDS, metavar="N", help="How long it may take, about. Default: one to five minutes.")
-@click.option("--rounds", type=COUNT, default=5, metavar="N", help="Rounds, whose median counts.")
+@click.option("--seconds", type=SECONDS, metavar="N", help="How long it takes, about. Default: one to five minutes.")
+@click.option("--rounds", type=COUNT, default=5, metavar="N", help="Rounds; the result is their median.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object, the last line of stdout.")
 def bench(settings: Settings, benchmark: str, seconds: float | None, rounds: int, as_json: bool) -> None:
     """Measure speed against a baseline in the same run."""

@@ -48,7 +48,7 @@ async def send(settings: Settings, file: str) -> int:
 
 @click.group(cls=Group, example="shopwindow catalog load items.jsonl")
 def catalog() -> None:
-    """Publish the items of the catalogue."""
+    """Publish items of the catalogue."""
 
 
 @catalog.command("load", example="shopwindow catalog load items.jsonl")
@@ -72,16 +72,17 @@ async def load_catalog(settings: Settings, file: str, skip_bad: bool) -> None:
 )
 @click.argument("file", type=TEXT_FILE)
 @click.option(
-    "--speed", type=SPEED, default=AS_FAST_AS_POSSIBLE, show_default="max", metavar="X|max",
-    help="Factor on the pace of the events' own times.",
+    "--speed", type=SPEED, default=AS_FAST_AS_POSSIBLE, show_default=False, metavar="X|max",
+    help="Times the pace of the events' own times. Default: max.",
 )  # fmt: skip
 @click.option("--limit", type=COUNT, metavar="N", help="Send only the first N events.")
 @click.option("--add-items", is_flag=True, help="Add items that are missing from the catalogue.")
 async def replay(settings: Settings, file: str, speed: float, limit: int | None, add_items: bool) -> None:
-    """Send a clickstream or a log of events, in order of time.
+    """Send a clickstream or a log of events.
 
-    FILE is a clickstream with columns SessionId, ItemId and Time, separated by tabs, commas or semicolons, where each
-    session is a shopper; or JSON lines of events, in their own order. It may be gzipped; `-` reads stdin.
+    FILE is a table with the columns SessionId, ItemId and Time, separated by tabs, commas or semicolons. Its clicks are
+    sent in order of time, and each session is a shopper. Or FILE is JSON lines of events, sent in their own order. It may
+    be gzipped; `-` reads stdin.
     """
     from deploy.cluster import require_broker
     from deploy.io.replay import replay

@@ -55,10 +55,10 @@ EPILOG = """\
 Example:
   shopwindow demo --seconds 30
 
-Shell completion:
-  bash  eval "$(_SHOPWINDOW_COMPLETE=bash_source shopwindow)"    in ~/.bashrc
-  zsh   eval "$(_SHOPWINDOW_COMPLETE=zsh_source shopwindow)"     in ~/.zshrc
-  fish  _SHOPWINDOW_COMPLETE=fish_source shopwindow | source     in ~/.config/fish/config.fish
+Shell completion, a line for the start file of your shell:
+  bash  eval "$(_SHOPWINDOW_COMPLETE=bash_source shopwindow)"
+  zsh   eval "$(_SHOPWINDOW_COMPLETE=zsh_source shopwindow)"
+  fish  _SHOPWINDOW_COMPLETE=fish_source shopwindow | source
 
 `shopwindow COMMAND --help` explains a command and shows an example."""
 
@@ -69,8 +69,6 @@ shopwindow = LazyGroup(
     help="Keep every shopper's homepage personal in real time.",
     epilog=EPILOG,
     no_args_is_help=True,
-    options_metavar="",
-    subcommand_metavar="COMMAND ...",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
     "shopwindow train ranker --impressions --out my-models",
 )
-@click.argument("what", metavar=f"[{'|'.join((*KINDS, 'all'))}]", type=click.Choice((*KINDS, "all")))
+@click.argument("what", type=click.Choice((*KINDS, "all")))
 @click.option(
     "--data", type=FILE, multiple=True, metavar="FILE...",
     help="Clickstreams (SessionId, ItemId, Time) or JSON lines of events, plain or gzip. Without it: simulated shoppers.",
@@ -88,9 +88,19 @@ def export(_: Settings, checkpoint: str, out: Path) -> None:
 
 @click.command(cls=Command, example="shopwindow copy --locale en --interest falconry --items 'Hawk Glove, Field Bag'")
 @click.option("--locale", type=click.Choice(("en", "zh")), default="en", help="Language of the headline.")
-@click.option("--interest", default="", metavar="TEXT", help="What it is about: any words, or a category's id.")
-@click.option("--items", default="", metavar="NAME[,NAME...]", help="Items that it may name, at most three.")
-@click.option("--slot", type=click.Choice(SLOTS[1:]), default="for_you", help="Slot of the page that it is for.")
+@click.option(
+    "--interest", default="", show_default=False, metavar="TEXT", help="Its topic: any words, or a category's id."
+)
+@click.option(
+    "--items", default="", show_default=False, metavar="NAME,...", help="Items that it may name, at most three."
+)
+@click.option(
+    "--slot",
+    type=click.Choice(SLOTS[1:]),
+    default="for_you",
+    metavar="SLOT",
+    help=f"{', '.join(SLOTS[1:-1])} or {SLOTS[-1]}.",
+)
 @click.option("--temperature", type=real(0.05, 5), default=0.9, metavar="T", help="Below 1 favours likely words.")
 @click.option("--top-k", type=whole(1, 50), default=50, metavar="K", help="Sample among the K likeliest tokens.")
 @click.option(
@@ -132,7 +142,10 @@ def models() -> None:
 
 @models.command("list", example="shopwindow models list")
 def list_in_use(settings: Settings) -> None:
-    """List the models in SHOPWINDOW_MODELS_DIR, each with its data and metrics."""
+    """List the models in use, with their data and metrics.
+
+    They are in the folder SHOPWINDOW_MODELS_DIR.
+    """
     for found in list_models(settings.models_dir):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if "/" not in name)
         print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
@@ -211,11 +224,17 @@ def _grouped(metrics: Mapping[str, float]) -> dict[str, str]:
 @click.option("--train", type=FILE, required=True, metavar="FILE", help="SessionId, ItemId, Time; plain or gzip.")
 @click.option("--test", type=FILE, required=True, metavar="FILE", help="The same, of later sessions.")
 @click.option(
-    "--protocol", type=click.Choice(("frozen", "prequential")), default="frozen",
+    "--protocol", type=click.Choice(("frozen", "prequential")), default="frozen", metavar="P",
     help="frozen: signals stay as they are after training. prequential: they learn from each session once it is ranked.",
 )  # fmt: skip
-@click.option("--head", type=click.Choice(HEADS), default="mlp", help="Model that scores the candidates.")
-@click.option("--no-history", "history", is_flag=True, default=True, flag_value=False, help="No history model.")
+@click.option(
+    "--head",
+    type=click.Choice(HEADS),
+    default="mlp",
+    metavar="HEAD",
+    help=f"Model that scores the candidates: {' or '.join(HEADS)}.",
+)
+@click.option("--no-history", is_flag=True, help="Do not train a history model.")
 @click.option("--k", type=COUNT, default=20, metavar="K", help="Cut-off of HR@K and MRR@K.")
 @click.option("--limit", type=COUNT, metavar="N", help="Rank only the first N positions.")
 @click.option("--seed", type=int, default=1, metavar="S", help="Seed of the fit.")
@@ -226,7 +245,7 @@ def _grouped(metrics: Mapping[str, float]) -> dict[str, str]:
 )  # fmt: skip
 @click.pass_context
 def evaluate(
-    context: click.Context, settings: Settings, train: Path, test: Path, protocol: str, head: str, history: bool, k: int,
+    context: click.Context, settings: Settings, train: Path, test: Path, protocol: str, head: str, no_history: bool, k: int,
     limit: int | None, seed: int, as_json: bool, report: Path | None,
 ) -> None:  # fmt: skip
     """Train on a clickstream, predict the clicks of another.
@@ -244,14 +263,14 @@ def evaluate(
     streams = read([train, test])
     measured = measure(
         streams.items, *streams.files, prequential=protocol == "prequential", limit=limit, seed=seed, head=head,
-        history=history, say=say,
+        history=not no_history, say=say,
     )  # fmt: skip
     if report is not None:
         from deploy.train.report import page
 
         facts = {
             "command": context.find_root().obj,
-            "history model": "yes, where torch is installed" if history else "no",
+            "history model": "no" if no_history else "yes, if torch is installed",
             **_facts_of_data({"train": train, "test": test}, streams.files),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -55,7 +55,10 @@ def dead_letters() -> None:
 async def list_dead_letters(
     settings: Settings, reason: str | None, limit: int, with_redriven: bool, as_json: bool
 ) -> None:
-    """List dead letters, newest first, without those that were sent back."""
+    """List dead letters, newest first.
+
+    Those that were sent back are left out, unless --all is given.
+    """
     from deploy.cluster import require_broker
     from deploy.operate.dead_letters import kept, print_letters
 
@@ -65,7 +68,7 @@ async def list_dead_letters(
 @dead_letters.command("show", example="shopwindow dead-letters show 3-17")
 @click.argument("letter_id", metavar="ID")
 async def show_dead_letter(settings: Settings, letter_id: str) -> None:
-    """Show why a record was refused, its headers and its bytes.
+    """Show a record: why it was refused, its headers and its bytes.
 
     ID is PARTITION-OFFSET, as `shopwindow dead-letters list` prints it.
     """

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @click.command("settings", cls=Command, example="shopwindow settings")
-@click.option("--markdown", is_flag=True, help="Print the defaults as a Markdown table, as the documentation has it.")
+@click.option("--markdown", is_flag=True, help="Print the defaults as a Markdown table, for the documentation.")
 def settings(current: Settings, markdown: bool) -> None:
     """Show every setting, its value and where it comes from."""
     if markdown:
@@ -29,7 +29,7 @@ def settings(current: Settings, markdown: bool) -> None:
 
 
 @click.command("metrics", cls=Command, example="shopwindow metrics")
-@click.option("--markdown", is_flag=True, help="Print a Markdown table, as the documentation has it.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table, for the documentation.")
 def metrics(_: Settings, markdown: bool) -> None:
     """List the metrics of a worker, their labels and meaning."""
     from stream.metrics import DESCRIBED

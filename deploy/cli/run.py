@@ -26,7 +26,9 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
 
 
 @click.command(cls=Command, example="shopwindow broker --port 9092")
-@click.option("--port", type=int, default=0, metavar="P", show_default="any free port", help="Port on 127.0.0.1.")
+@click.option(
+    "--port", type=int, default=0, metavar="P", show_default=False, help="Port on 127.0.0.1. Default: any free port."
+)
 @click.option("--data", type=FILE, metavar="DIR", help="Folder of its data. Default: kafka in SHOPWINDOW_DATA_DIR.")
 def broker(settings: Settings, port: int, data: Path | None) -> int:
     """Run the embedded Kafka in the foreground."""

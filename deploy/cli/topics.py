@@ -18,7 +18,7 @@ def topics() -> None:
 async def create(settings: Settings) -> int:
     """Create the topics that are missing, then check all of them.
 
-    The exit status is 1 if a topic has wrong partitions or settings.
+    The exit status is 1 if a topic has other partitions or settings.
     """
     from deploy.cluster import require_broker
     from stream.kafka.topics import create
@@ -31,9 +31,9 @@ async def create(settings: Settings) -> int:
 
 @topics.command(example="shopwindow topics check")
 async def check(settings: Settings) -> int:
-    """Check that every topic exists with the right partitions and settings.
+    """Check that every topic exists and has the right settings.
 
-    The exit status is 1 if one does not.
+    The exit status is 1 if one is missing or has other partitions or settings.
     """
     from deploy.cluster import require_broker
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from deploy.io.files import InputError, Outgoing, event_records, opened
+from deploy.io.files import InputError, Outgoing, event_records, open_text
 from models.data.clickstream import Click, ClickstreamError, parse_clicks
 from stream.events import EARLIEST, LATEST
 
@@ -26,7 +26,7 @@ class ReplayLog(NamedTuple):
 
 def read_log(path: str, limit: int) -> ReplayLog:
     """Read a clickstream or JSON lines of events; limit: number of events, 0 for all. Raises InputError."""
-    with opened(path) as lines:
+    with open_text(path) as lines:
         first = lines.readline()
         if not first.strip():
             raise InputError(

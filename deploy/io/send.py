@@ -12,7 +12,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from deploy.io.files import InputError, Outgoing, event_records, item_records, opened
+from deploy.io.files import InputError, Outgoing, event_records, item_records, open_text
 from stream.kafka.client.connection import client_options, connecting, partition_of
 from stream.settings import Settings
 
@@ -100,7 +100,7 @@ async def _lines(path: str) -> AsyncIterator[str]:
     A live pipe must not delay lines that are already written, and must not block Ctrl-C.
     """
     if path != "-":
-        with opened(path) as file:
+        with open_text(path) as file:
             for line in file:
                 yield line
         return
@@ -127,8 +127,8 @@ async def load_catalog(settings: Settings, path: str, skip_bad: bool) -> tuple[i
     good, problems = item_records(path)
     if problems and not skip_bad:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(f"{path}: {problems[0]}{more}; nothing was loaded, --skip-bad loads the good ones")
+        raise InputError(f"{path}, {problems[0]}{more}; nothing was loaded, --skip-bad loads the good ones")
     async with sender(settings) as client:
         for record in good:
             await client.send(record)
-    return len(good), problems
+    return len(good), [f"{path}, {problem}" for problem in problems]

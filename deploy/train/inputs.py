@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deploy.io.files import InputError, event_records, item_records, opened
+from deploy.io.files import InputError, event_records, item_records, open_text
 from models.data.event_log import distinct, without_erased
 from models.manifest import Source
 from models.train.progress import Say
@@ -39,7 +39,7 @@ def holds(path: Path) -> Holds:
     """By the first line: a JSON object is an event or an impression, all else the header of a clickstream. Raises InputError."""
     if str(path) == "-" or path.is_fifo():
         raise InputError(f"{path} can be read but once, and training reads its data twice; write it to a file first")
-    with opened(str(path)) as lines:
+    with open_text(str(path)) as lines:
         first = next((line for line in lines if line.strip()), "").lstrip()
     if not first:
         raise InputError(f"{path} is empty; expected a clickstream (SessionId, ItemId, Time) or one JSON object a line")
@@ -111,7 +111,7 @@ class Events(NamedTuple):
 
 def numbered(path: Path, say: Say) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, from 1; tells how far it is. Raises InputError."""
-    with opened(str(path)) as lines:
+    with open_text(str(path)) as lines:
         for number, line in enumerate(lines, 1):
             if number % TOLD_EVERY == 0:
                 say(f"{path}: {number:,} lines read")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.data.clickstream import Block
+from models.data.clickstream import EventBlock
 from models.data.replay import bare_items
 from stream.events import BUY, CLICK, CONSENT, ERASE, EVENT, VIEW
 from stream.ids import IdIndex
@@ -113,7 +113,7 @@ class EventLog(NamedTuple):
         rows = rows[counts]
         return rows[np.argsort(self.events["shopper"][rows], kind="stable")]
 
-    def block(self, items: Rows, first: int, last: int) -> Block:
+    def block(self, items: Rows, first: int, last: int) -> EventBlock:
         """Sessions `first` to `last`. items is not asked: events name their items themselves."""
         rows = self._rows(first, last)
         lengths = np.diff(self.ends[first:last], prepend=self.ends[first - 1] if first else 0)
@@ -127,7 +127,7 @@ class EventLog(NamedTuple):
         start = np.searchsorted(who, np.arange(len(shopper)))
         wave = began - began[start][who]
         over = self.shopper[first:last][self.final[first:last]]
-        return Block(
+        return EventBlock(
             shopper, who.astype(np.int32), wave.astype(np.int32), rows, rows_at(self.events, rows), self.choice[rows],
             self.before[rows], ~np.isin(shopper, over),
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.data.clickstream import Block
+from models.data.clickstream import EventBlock
 from models.history.model import History
 from models.ranker.features import NO_HISTORY_SCORES, joint_features
 from stream.ids import key64
@@ -69,7 +69,7 @@ class EventSource(Protocol):
     def item(self) -> npt.NDArray[np.int32]:
         """(n,) the shop's row of each event's item; -1 for none."""
 
-    def block(self, items: Rows, first: int, last: int) -> Block:
+    def block(self, items: Rows, first: int, last: int) -> EventBlock:
         """Sessions `first` to `last`, that one not included. items: (V,) ITEM of the shop."""
 
 
@@ -106,19 +106,21 @@ def walk(
             if (known := shop.shoppers.pop(shopper, None)) is not None:
                 profiles[at] = known
         activity = []
-        order = np.argsort(block.wave, kind="stable")
-        ends = np.cumsum(np.bincount(block.wave)).tolist()
+        order = np.argsort(block.round, kind="stable")
+        ends = np.cumsum(np.bincount(block.round)).tolist()
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             rows = order[begin:end]
-            asked = rows[block.asked[rows]] if ask else rows[:0]
-            asked = asked[profiles["consent"][block.who[asked]] >= 0]
+            asked = rows[block.is_target[rows]] if ask else rows[:0]
+            asked = asked[profiles["consent"][block.shopper_row[asked]] >= 0]
             if len(asked):
-                yield _ask(shop, rows_at(profiles, block.who[asked]), block.number[asked], block.before[asked])
+                yield _ask(
+                    shop, rows_at(profiles, block.shopper_row[asked]), block.number[asked], block.steps_before[asked]
+                )
             events = rows_at(block.events, rows)
             events["record"] = np.arange(len(rows))
-            _, caused = fold_with_activity(profiles, block.who[rows], events, block.number[rows])
+            _, caused = fold_with_activity(profiles, block.shopper_row[rows], events, block.number[rows])
             activity.append(caused)
-        for at in np.flatnonzero(block.again).tolist():
+        for at in np.flatnonzero(block.returns).tolist():
             shop.shoppers[int(block.shopper[at])] = profiles[at : at + 1].copy()
         if learn:
             shop.learn(np.concatenate(activity))

@@ -235,7 +235,7 @@ def test_bad_items_of_a_catalogue_are_told_of(tmp_path: Path) -> None:
     path.write_text('{"item_id":"a","title":"A"}\n{"item_id":"b"}\n')
     said: list[str] = []
     assert len(read_catalog(path, said.append)) == 1
-    assert "item 2" in said[0] and "title" in said[0] and "1 refused" in said[1]
+    assert "line 2" in said[0] and "title" in said[0] and "1 refused" in said[1]
     path.write_text(f'[{{"item_id":"a","title":"A"}}, {{"item_id":"b","title":"B","price":{10**30}}}, 7]')
     assert len(read_catalog(path, said.append)) == 1
     path.write_bytes(record(item="a")[1])

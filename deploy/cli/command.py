@@ -102,7 +102,8 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, example: str, **options: Any) -> None:
-        super().__init__(*args, options_metavar="", subcommand_metavar="COMMAND ...", **options)
+        super().__init__(*args, **options)
+        self.options_metavar, self.subcommand_metavar = "", "COMMAND ..."
         self.example = example
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -116,7 +117,8 @@ class LazyGroup(click.Group):
     """
 
     def __init__(self, package: str, sections: Mapping[str, Mapping[str, str]], **options: Any) -> None:
-        super().__init__(options_metavar="", subcommand_metavar="COMMAND ...", **options)
+        super().__init__(**options)
+        self.options_metavar, self.subcommand_metavar = "", "COMMAND ..."
         self._package, self._sections = package, sections
         self._places = {name: place for commands in sections.values() for name, place in commands.items()}
 

@@ -8,6 +8,9 @@ SECONDS ?=
 SEED ?= 1
 LOCK := deploy/requirements.lock
 TRAIN_LOCK := deploy/requirements-train.lock
+COMPILE := $(BIN)/pip-compile -q --upgrade --strip-extras --generate-hashes --allow-unsafe \
+  --no-emit-index-url --no-emit-find-links --no-emit-options
+FAULTS := tests/faults tests/broker/test_security.py --faults=long -s -v
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup setup-train models demo test unit faults lint lock
@@ -32,7 +35,7 @@ unit: $(VENV)/.ready ## run the fast tests, without a broker
 	@$(BIN)/python -m pytest tests/unit
 
 faults: $(VENV)/.ready ## run the fault tests at length, twenty minutes or more (SEED=1 repeats a run)
-	@$(BIN)/python -m pytest tests/faults tests/broker/test_security.py --faults=long -s -v $(if $(filter command line,$(origin SEED)),--seed $(SEED))
+	@$(BIN)/python -m pytest $(FAULTS) $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
 lint: $(VENV)/.ready ## run ruff and mypy
 	$(BIN)/ruff check .
@@ -40,21 +43,24 @@ lint: $(VENV)/.ready ## run ruff and mypy
 	$(BIN)/mypy
 
 lock: $(VENV)/.ready ## update the pinned versions under deploy/ from pyproject.toml
-	$(BIN)/pip-compile -q --upgrade --strip-extras --extra dev --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-options -o $(LOCK) pyproject.toml
-	$(BIN)/pip-compile -q --upgrade --strip-extras --extra train --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-options -c $(LOCK) -o $(TRAIN_LOCK) pyproject.toml
+	$(COMPILE) --extra dev -o $(LOCK) pyproject.toml
+	$(COMPILE) --extra train -c $(LOCK) -o $(TRAIN_LOCK) pyproject.toml
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "shopwindow: $(PYTHON) is not Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	  echo "shopwindow: $(PYTHON) is not Python 3.11 or newer; install one, or name it:" \
+	    "make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test $$(df -Pk . | awk 'NR == 2 {print $$4}') -ge 2000000 || { \
 	  echo "shopwindow: less than 2 GB are free here; free some, the installation takes 1.5 GB" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "shopwindow: $(PYTHON) cannot create a virtual environment here; on Debian: apt install python3-venv" >&2; exit 1; }
+	  echo "shopwindow: $(PYTHON) cannot create a virtual environment here;" \
+	    "on Debian: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: $(VENV)/bin/python $(LOCK) pyproject.toml
 	@echo "shopwindow: installing Python packages (once; it takes some minutes)"
 	@$(BIN)/python -m pip install --require-hashes --retries 5 -r $(LOCK) || { \
-	  echo "shopwindow: the packages could not be installed; check the network to pypi.org (the first run needs it) and run make again" >&2; exit 1; }
+	  echo "shopwindow: the packages could not be installed; check the network to pypi.org" \
+	    "(the first run needs it) and run make again" >&2; exit 1; }
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 

@@ -47,7 +47,7 @@ def real(low: float, high: float) -> Number:
 
 
 class Command(click.Command):
-    """A command whose help ends with an example, and whose function gets the settings as its first argument.
+    """A command with an example at the end of its help. Its function gets the settings as its first argument.
 
     The function returns the exit status, or None for success. A coroutine function runs in an event loop.
     """
@@ -72,7 +72,7 @@ class Command(click.Command):
 
 
 class FilesCommand(Command):
-    """A command whose option --data takes several files: `--data a.tsv b.tsv`.
+    """A command with an option --data that takes several files: `--data a.tsv b.tsv`.
 
     A click option takes a fixed number of values, so the option is repeated before each file.
     """
@@ -97,7 +97,7 @@ def repeat_option(option: str, arguments: Sequence[str]) -> Iterator[str]:
 
 
 class Group(click.Group):
-    """A group of commands whose help ends with an example."""
+    """A group of commands with an example at the end of its help."""
 
     command_class = Command
 

@@ -81,8 +81,8 @@ async def replay(settings: Settings, file: str, speed: float, limit: int | None,
     """Send a clickstream or a log of events.
 
     FILE is a table with the columns SessionId, ItemId and Time, separated by tabs, commas or semicolons. Its clicks are
-    sent in order of time, and each session is a shopper. Or FILE is JSON lines of events, sent in their own order. It may
-    be gzipped; `-` reads stdin.
+    sent in order of time, and each session is a shopper. Or FILE is JSON lines of events, sent in their own order. It
+    may be gzipped; `-` reads stdin.
     """
     from deploy.cluster import require_broker
     from deploy.io.replay import replay

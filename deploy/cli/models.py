@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 @click.argument("what", type=click.Choice((*KINDS, "all")))
 @click.option(
     "--data", type=FILE, multiple=True, metavar="FILE...",
-    help="Clickstreams (SessionId, ItemId, Time) or JSON lines of events, plain or gzip. Without it: simulated shoppers.",
+    help="Clickstreams (SessionId, ItemId, Time) or JSON lines of events, plain or gzip. "
+    "Without it: simulated shoppers.",
 )  # fmt: skip
 @click.option("--catalog", type=FILE, metavar="FILE", help="Items of the events, as `catalog load` accepts them.")
 @click.option(
     "--impressions", is_flag=True,
-    help="Train the ranker on what pages showed and the clicks on it, from the broker's topics or from JSON lines in --data.",
+    help="Train the ranker on what pages showed and the clicks on it, from the broker's topics "
+    "or from JSON lines in --data.",
 )  # fmt: skip
 @click.option("--out", type=FILE, default=Path("my-models"), metavar="DIR", help="Gets one folder for each kind.")
 @click.option("--shoppers", type=COUNT, default=240, metavar="N", help="Simulated shoppers of a shop.")
@@ -225,7 +227,8 @@ def _grouped(metrics: Mapping[str, float]) -> dict[str, str]:
 @click.option("--test", type=FILE, required=True, metavar="FILE", help="The same, of later sessions.")
 @click.option(
     "--protocol", type=click.Choice(("frozen", "prequential")), default="frozen", metavar="P",
-    help="frozen: signals stay as they are after training. prequential: they learn from each session once it is ranked.",
+    help="frozen: signals stay as they are after training. "
+    "prequential: they learn from each session once it is ranked.",
 )  # fmt: skip
 @click.option(
     "--head",
@@ -245,8 +248,8 @@ def _grouped(metrics: Mapping[str, float]) -> dict[str, str]:
 )  # fmt: skip
 @click.pass_context
 def evaluate(
-    context: click.Context, settings: Settings, train: Path, test: Path, protocol: str, head: str, no_history: bool, k: int,
-    limit: int | None, seed: int, as_json: bool, report: Path | None,
+    context: click.Context, settings: Settings, train: Path, test: Path, protocol: str, head: str, no_history: bool,
+    k: int, limit: int | None, seed: int, as_json: bool, report: Path | None,
 ) -> None:  # fmt: skip
     """Train on a clickstream, predict the clicks of another.
 

@@ -50,7 +50,7 @@ def read_log(path: str, limit: int) -> ReplayLog:
 
 
 def click_record(click: Click) -> Outgoing:
-    """Return a click as an event: a view of the item by a shopper who is the session.
+    """Return a click as an event: a view of the item, with the session as shopper.
 
     The id comes from the content alone, so that a file that is sent twice counts once.
     """
@@ -61,6 +61,11 @@ def click_record(click: Click) -> Outgoing:
         "data": {"user_id": click.session, "session_id": click.session, "items": [{"item_id": click.item}]},
     }  # fmt: skip
     return Outgoing("clicks", click.session.encode(), msgspec.json.encode(event))
+
+
+def invented_item(item: str) -> bytes:
+    """Return an item of schema item/1 of which only the id is known."""
+    return msgspec.json.encode({"item_id": item, "title": item, "category": "replayed"})
 
 
 def _rfc3339(seconds: float) -> str:

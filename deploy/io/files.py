@@ -79,8 +79,8 @@ def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
 def item_records(path: str) -> tuple[list[Outgoing], list[str]]:
     """Read the items of a file, JSON lines or one array.
 
-    Return records of the good items, and for each bad one a message that names its line (or its number in the array), the
-    field and the value. Raises InputError if the file cannot be read.
+    Return records of the good items, and a message for each bad one. The message names its line, or its number in the
+    array, the field and the value. Raises InputError if the file cannot be read.
     """
     with open_text(path) as file:
         text = file.read()

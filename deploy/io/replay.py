@@ -8,15 +8,13 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import msgspec
-
-from deploy.io.event_log import read_log
+from deploy.io.event_log import invented_item, read_log
 from deploy.io.files import Outgoing
 from deploy.io.send import sender
 from stream.kafka.global_topics import read_table
 from stream.settings import Settings
 
-# A long wait is cut into steps, so that Ctrl-C and a clock that is set are noticed.
+# A long wait is cut into steps; after each, the time left is measured again.
 MAX_SLEEP_S = 1.0
 
 
@@ -63,8 +61,3 @@ async def _missing_items(settings: Settings, wanted: Iterable[str]) -> list[Outg
     return [
         Outgoing("catalog", item.encode(), invented_item(item)) for item in dict.fromkeys(wanted) if item not in known
     ]
-
-
-def invented_item(item: str) -> bytes:
-    """Return an item of schema item/1 of which only the id is known."""
-    return msgspec.json.encode({"item_id": item, "title": item, "category": "replayed"})

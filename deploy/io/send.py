@@ -69,7 +69,8 @@ async def _check_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
             raise InputError(f"topic '{name}' is missing; create the topics: shopwindow topics create")
         if count != settings.partitions:
             raise InputError(
-                f"topic '{name}' has {count} partitions, SHOPWINDOW_PARTITIONS is {settings.partitions}; set it to {count}"
+                f"topic '{name}' has {count} partitions, SHOPWINDOW_PARTITIONS is {settings.partitions}; "
+                f"set it to {count}"
             )
 
 

@@ -138,9 +138,17 @@ async def test_a_worker_reports_readiness_and_metrics(broker: str, topic_prefix:
         text = ""
         while 'shopwindow_events_total{kind="view_item",topic="clicks"} 21.0' not in text:
             text = await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics")
-    for name in ("shopwindow_homepage_freshness_seconds_bucket", 'shopwindow_stage_seconds_count{stage="phi"}', "shopwindow_profiles 4.0",
-                 "shopwindow_catalog_items 20.0", "shopwindow_ready 1.0", 'shopwindow_consumer_lag_seconds{topic="clicks"}',
-                 'shopwindow_consumer_lag_records{topic="clicks"}', "shopwindow_recovery_remaining_records 0.0", 'shopwindow_pages_total{mode="cached_copy"}'):  # fmt: skip
+    for name in (
+        "shopwindow_homepage_freshness_seconds_bucket",
+        'shopwindow_stage_seconds_count{stage="phi"}',
+        "shopwindow_profiles 4.0",
+        "shopwindow_catalog_items 20.0",
+        "shopwindow_ready 1.0",
+        'shopwindow_consumer_lag_seconds{topic="clicks"}',
+        'shopwindow_consumer_lag_records{topic="clicks"}',
+        "shopwindow_recovery_remaining_records 0.0",
+        'shopwindow_pages_total{mode="cached_copy"}',
+    ):
         assert name in text, name
     assert set(conditions) == {
         "partitions_assigned_and_tables_recovered",

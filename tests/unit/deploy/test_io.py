@@ -28,8 +28,15 @@ def clicks_of(folder: Path, text: str) -> list[tuple[float, str, str]]:
 
 
 def test_event_lines_find_their_topic_and_key() -> None:
-    lines = [record("purchase", "u1", item="a", transaction_id="t")[1].decode(), record("view_item", "u2", item="a")[1].decode(),
-             "", "{garbage", "[]", '{"type": 7, "data": null}', record("consent", "u3")[1].decode()]  # fmt: skip
+    lines = [
+        record("purchase", "u1", item="a", transaction_id="t")[1].decode(),
+        record("view_item", "u2", item="a")[1].decode(),
+        "",
+        "{garbage",
+        "[]",
+        '{"type": 7, "data": null}',
+        record("consent", "u3")[1].decode(),
+    ]
     assert [(out.topic, out.key) for out in event_records(lines)] == [
         ("purchases", b"u1"),
         ("clicks", b"u2"),
@@ -66,7 +73,8 @@ def test_a_click_becomes_the_record_that_it_always_became(tmp_path: Path) -> Non
         "clicks",
         b"s1",
         b'{"specversion":"1.0","id":"' + id_.encode() + b'","source":"/replay","type":"view_item",'
-        b'"time":"2014-05-13T16:53:20.250000+00:00","data":{"user_id":"s1","session_id":"s1","items":[{"item_id":"a"}]}}',
+        b'"time":"2014-05-13T16:53:20.250000+00:00",'
+        b'"data":{"user_id":"s1","session_id":"s1","items":[{"item_id":"a"}]}}',
     )
 
 

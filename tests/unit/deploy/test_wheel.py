@@ -57,10 +57,15 @@ def test_the_wheel_contains_exactly_the_files_of_the_layers(wheel: Path) -> None
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == {*shipped(), "shopwindow.py"}
     for needed in (
-        "models/default/ranker/mlp.onnx", "models/default/history/history.onnx", "models/default/copywriter/gpt2.onnx",
-        "models/train/copywriter/topics.txt", "models/train/copywriter/shapes.txt", "deploy/broker/server.properties", "deploy/broker/log4j2.xml",
+        "models/default/ranker/mlp.onnx",
+        "models/default/history/history.onnx",
+        "models/default/copywriter/gpt2.onnx",
+        "models/train/copywriter/topics.txt",
+        "models/train/copywriter/shapes.txt",
+        "deploy/broker/server.properties",
+        "deploy/broker/log4j2.xml",
         *(f"{layer}/py.typed" for layer in LAYERS),
-    ):  # fmt: skip
+    ):
         assert needed in names, needed
 
 

@@ -73,7 +73,7 @@ async def load_catalog(settings: Settings, file: str, skip_bad: bool) -> None:
 @click.argument("file", type=TEXT_FILE)
 @click.option(
     "--speed", type=SPEED, default=AS_FAST_AS_POSSIBLE, show_default=False, metavar="X|max",
-    help="Times the pace of the events' own times. Default: max.",
+    help="Speed relative to the events' own times. Default: max.",
 )  # fmt: skip
 @click.option("--limit", type=COUNT, metavar="N", help="Send only the first N events.")
 @click.option("--add-items", is_flag=True, help="Add items that are missing from the catalogue.")

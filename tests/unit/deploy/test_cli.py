@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -17,14 +18,14 @@ from tests.harness.events import record
 from tests.harness.worker_process import ROOT
 
 
-def commands(group: click.Group, path: str = "") -> Iterator[str]:
+def commands(group: Any, path: str = "") -> Iterator[str]:
     """Yield every command with the names of its groups, such as `topics create`."""
     with click.Context(group) as context:
         for name in group.list_commands(context):
             command = group.get_command(context, name)
             assert command is not None
             yield f"{path}{name}"
-            if isinstance(command, click.Group):
+            if hasattr(command, "list_commands"):
                 yield from commands(command, f"{path}{name} ")
 
 

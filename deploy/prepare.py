@@ -1,16 +1,14 @@
-"""The part of the set-up that comes after the packages: Kafka's jars, compiled kernels. Run by `make setup`."""
+"""The last step of `make setup`, after the packages: download Kafka's jars and compile the kernels."""
 
 import sys
 
-from deploy.broker.embedded import BrokerError, prepare
+from deploy.broker.jars import BrokerError, ensure_kafka
+from stream.logs import say
 
 
 def main() -> int:
-    def say(line: str) -> None:
-        print(f"shopwindow: {line}", file=sys.stderr, flush=True)
-
     try:
-        prepare(say)
+        ensure_kafka(say)
     except BrokerError as error:
         say(str(error))
         return 1

@@ -46,7 +46,7 @@ def one_core() -> Iterator[bool]:
 @contextmanager
 def broker_beside() -> Iterator[Broker]:
     """An embedded Kafka that keeps off the core of `one_core`."""
-    broker = Broker(heap_mb=512, lasting=True)
+    broker = Broker(heap_mb=512, optimize_jvm=True)
     try:
         with _only(lambda cores: cores - {max(cores)}):
             broker.start()

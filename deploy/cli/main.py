@@ -34,9 +34,9 @@ def connected(settings: Settings) -> Settings:
     """With a broker: the one that is set, or the embedded one that this user has running. Raises BrokerError."""
     if settings.broker:
         return settings
-    from deploy.broker.embedded import BrokerError, running
+    from deploy.broker.embedded import BrokerError, find_running_broker
 
-    found = running(settings.data_dir)
+    found = find_running_broker(settings.data_dir)
     if found is None:
         raise BrokerError(
             "no broker: start `shopwindow broker` or `shopwindow worker`, or set SHOPWINDOW_BROKER "
@@ -58,11 +58,11 @@ def demo(settings: Settings, given: argparse.Namespace) -> int:
 
 def _embedded(stack: ExitStack, settings: Settings, port: int, data: Path) -> tuple[Broker, Settings]:
     """Kafka with all topics, for as long as the stack lasts."""
-    from deploy.broker.embedded import Broker, announced
+    from deploy.broker.embedded import Broker, announce_broker
     from stream.kafka import topics
 
-    broker = stack.enter_context(Broker(port, data, say, lasting=True))
-    stack.enter_context(announced(broker, settings.data_dir))
+    broker = stack.enter_context(Broker(port, data, say, optimize_jvm=True))
+    stack.enter_context(announce_broker(broker, settings.data_dir))
     settings = _local(settings, broker.bootstrap)
     created = asyncio.run(topics.create(settings))
     if created:
@@ -77,7 +77,7 @@ def broker(settings: Settings, given: argparse.Namespace) -> int:
         print(f"export SHOPWINDOW_BROKER=kafka://{kafka.bootstrap}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            kafka.wait_for_its_end()
+            kafka.wait_until_exit()
         except KeyboardInterrupt:
             return 0
         say(f"Kafka ended by itself; its log: {kafka.log}")
@@ -86,12 +86,12 @@ def broker(settings: Settings, given: argparse.Namespace) -> int:
 
 def worker(settings: Settings, given: argparse.Namespace) -> int:
     from agents.worker import run
-    from deploy.broker.embedded import running
+    from deploy.broker.embedded import find_running_broker
 
     logs.configure(settings)
     with ExitStack() as stack:
         if not settings.broker:
-            found = running(settings.data_dir)
+            found = find_running_broker(settings.data_dir)
             if found:
                 settings = _local(settings, found)
             else:
@@ -191,39 +191,39 @@ def profiles(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def list_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
-    from deploy.operate.dead_letters import kept, print_letters
+    from deploy.operate.dead_letters import list_letters, print_letter_list
 
-    found = asyncio.run(kept(connected(settings), given.reason, given.limit, given.all))
-    print_letters(found, given.json)
+    found = asyncio.run(list_letters(connected(settings), given.reason, given.limit, given.all))
+    print_letter_list(found, given.json)
     return 0
 
 
 def show_dead_letter(settings: Settings, given: argparse.Namespace) -> int:
-    from deploy.operate.dead_letters import show_text
+    from deploy.operate.dead_letters import describe_letter
 
-    print(asyncio.run(show_text(connected(settings), given.id)))
+    print(asyncio.run(describe_letter(connected(settings), given.id)))
     return 0
 
 
 def redrive_dead_letters(settings: Settings, given: argparse.Namespace) -> int:
-    from deploy.operate.dead_letters import redrive_text, send_back
+    from deploy.operate.dead_letters import format_redrive, redrive_letters
 
-    done = asyncio.run(send_back(connected(settings), given.reason, given.ids, given.dry_run, given.force))
-    print(redrive_text(done, given.dry_run))
+    done = asyncio.run(redrive_letters(connected(settings), given.reason, given.ids, given.dry_run, given.force))
+    print(format_redrive(done, given.dry_run))
     return 1 if given.ids and done.left else 0
 
 
 def status(settings: Settings, given: argparse.Namespace) -> int:
-    from deploy.operate.status import look, pages_are_made, status_text
+    from deploy.operate.status import cluster_status, format_status, has_page_worker
 
     settings = connected(settings)
     while True:
-        seen = asyncio.run(look(settings))
+        seen = asyncio.run(cluster_status(settings))
         if given.watch and not given.json and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
-        print(json.dumps(seen) if given.json else status_text(seen), flush=True)
+        print(json.dumps(seen) if given.json else format_status(seen), flush=True)
         if not given.watch:
-            return 0 if pages_are_made(seen) else 1
+            return 0 if has_page_worker(seen) else 1
         time.sleep(WATCH_EVERY)
 
 

@@ -26,7 +26,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents.page.path import popular_group
-from deploy.broker.child_process import leashed, release
+from deploy.broker.child_process import start_child, stop_child
 from deploy.broker.embedded import Broker, BrokerError, free_port
 from deploy.demo.audit import Audit, Readback, accepted_events, audit, click_rates
 from deploy.demo.screen import Screen, View, summary
@@ -128,13 +128,13 @@ class Demo:
             for item in self._shop:
                 await client.send(Outgoing("catalog", item["item_id"].encode(), orjson.dumps(item)))
         with self._log.open("wb") as log:
-            worker = leashed([sys.executable, "-m", "shopwindow", "worker"], log, self._environ())
+            worker = start_child([sys.executable, "-m", "shopwindow", "worker"], log, self._environ())
         try:
             await self._until_ready(worker)
             await self._live(worker)
             await self._settled(worker)
         finally:
-            status = await asyncio.to_thread(release, worker)
+            status = await asyncio.to_thread(stop_child, worker)
         if status:
             raise BrokerError(self._ended(worker))
         return await self._report()
@@ -228,7 +228,7 @@ class Demo:
                         _, number = heapq.heappop(turns)
                         person = self._people[number]
                         at = now
-                        for event in person.look(self._pages.get(person.key), now):
+                        for event in person.visit(self._pages.get(person.key), now):
                             at = _moment(event["time"])
                             counter += 1
                             record = Outgoing(topic_of(event), person.key.encode(), orjson.dumps(event))

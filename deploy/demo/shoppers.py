@@ -89,7 +89,7 @@ class Shopper:
         worth -= PRICE * np.minimum(2.0, np.abs(s.dear[rows] - self._dear)) + TIRED * np.minimum(self._tired[rows], 6)
         return worth - OWNED * self._owned[rows] - RELUCTANCE  # type: ignore[no-any-return]
 
-    def look(self, page: dict[str, Any] | None, time: float) -> list[Event]:
+    def visit(self, page: dict[str, Any] | None, time: float) -> list[Event]:
         """Look at the homepage (None: none was ever published), act on it, browse. -> events in order, from `time` (s) on."""
         rng = self._rng
         self._looks += 1

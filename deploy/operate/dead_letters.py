@@ -27,7 +27,7 @@ REFUSED_AGAIN = "this version refuses it again (--force sends it all the same)"
 
 
 @dataclass(frozen=True)
-class Kept:
+class LetterList:
     """Letters as an operator asked for them."""
 
     letters: list[DeadLetter]  # the newest first
@@ -35,7 +35,7 @@ class Kept:
     done: dict[str, float]  # id -> when it was sent back, s since the epoch
 
 
-async def kept(settings: Settings, reason: str | None, limit: int, redriven: bool) -> Kept:
+async def list_letters(settings: Settings, reason: str | None, limit: int, redriven: bool) -> LetterList:
     """The newest `limit` letters (0: all of them), of one reason or of any; with `redriven` those that went back too."""
     newest: list[tuple[float, str, DeadLetter]] = []
     counted: Counter[str] = Counter()
@@ -53,28 +53,28 @@ async def kept(settings: Settings, reason: str | None, limit: int, redriven: boo
         letters = [letter for _, _, letter in sorted(newest, reverse=True)]
         counted.subtract(letter.error for letter in letters)
         done = {letter.id: at for letter in letters if (at := log.done(letter.id)) is not None}
-    return Kept(letters, +counted, done)
+    return LetterList(letters, +counted, done)
 
 
-def list_text(kept: Kept) -> str:
+def format_letter_list(list_letters: LetterList) -> str:
     """Two lines a letter, at most 80 columns but for the message."""
-    if not kept.letters:
+    if not list_letters.letters:
         return "no dead letters"
     lines = [f"{'REFUSED (UTC)':14}  {'ID':9} {'FROM':24} {'TRIES':>5}  {'REASON':12} FIELD"]
-    for letter in kept.letters:
+    for letter in list_letters.letters:
         lines.append(
             f"{_moment(letter.time)[5:19]:14}  {letter.id:9} {_shown(_origin(letter)):24} {letter.attempts:5d}  "
             f"{_shown(letter.error) or '?':12} {_shown(letter.field)}"
         )
-        if letter.id in kept.done:
-            lines.append(f"    sent back {_moment(kept.done[letter.id])[:19]}")
+        if letter.id in list_letters.done:
+            lines.append(f"    sent back {_moment(list_letters.done[letter.id])[:19]}")
         lines.append(f"    {_shown(letter.message)}")
-    left = f"; {kept.others.total()} more: {_counts(kept.others)}" if kept.others else ""
-    lines.append(f"{_letters(len(kept.letters))}{left}")
+    left = f"; {list_letters.others.total()} more: {_counts(list_letters.others)}" if list_letters.others else ""
+    lines.append(f"{_letters(len(list_letters.letters))}{left}")
     return "\n".join(lines)
 
 
-def as_json(letter: DeadLetter, done: float | None) -> dict[str, Any]:
+def letter_json(letter: DeadLetter, done: float | None) -> dict[str, Any]:
     return {
         "id": letter.id, "time": _moment(letter.time), "topic": letter.topic, "partition": letter.partition,
         "offset": letter.offset, "attempts": letter.attempts, "reason": letter.error, "field": letter.field,
@@ -84,7 +84,7 @@ def as_json(letter: DeadLetter, done: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def show_text(settings: Settings, id: str) -> str:
+async def describe_letter(settings: Settings, id: str) -> str:
     """Everything of one letter, its bytes as text where they are text. Raises InputError where there is none of this id."""
     async with ledger(settings) as log:
         [letter] = [letter async for letter in _asked_for(settings, [id])]
@@ -108,27 +108,27 @@ async def show_text(settings: Settings, id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Redrive:
+class RedriveResult:
     """What came of it, or with a dry run would have come; how many letters of each."""
 
     sent: Counter[tuple[str, str]]  # (topic, reason)
     left: Counter[tuple[str, str]]  # (reason, why it was not sent)
 
 
-async def send_back(
+async def redrive_letters(
     settings: Settings, reason: str | None, ids: Collection[str], dry_run: bool, force: bool
-) -> Redrive:
+) -> RedriveResult:
     """Redrive the letters of a reason, or of these ids, or all; those that can never pass are left where they are.
 
     Raises InputError where an id names no letter, and what `redrive` raises.
     """
-    done = Redrive(Counter(), Counter())
+    done = RedriveResult(Counter(), Counter())
     async with ledger(settings) as log:
         ready: list[DeadLetter] = []
         async for letter in _asked_for(settings, ids):
             if reason not in (None, letter.error) or (not ids and log.done(letter.id) is not None):
                 continue
-            why = _already(log, letter) or hopeless(letter, force)
+            why = _already(log, letter) or refusal_reason(letter, force)
             if why:
                 done.left[letter.error or "?", why] += 1
                 continue
@@ -140,7 +140,7 @@ async def send_back(
     return done
 
 
-async def _send(settings: Settings, letters: list[DeadLetter], log: Ledger, dry_run: bool, done: Redrive) -> None:
+async def _send(settings: Settings, letters: list[DeadLetter], log: Ledger, dry_run: bool, done: RedriveResult) -> None:
     if not letters:
         return
     result = Sent(letters, [], []) if dry_run else await redrive(settings, letters, log)
@@ -152,7 +152,7 @@ async def _send(settings: Settings, letters: list[DeadLetter], log: Ledger, dry_
         done.left.update((letter.error or "?", why) for letter in some)
 
 
-def redrive_text(result: Redrive, dry_run: bool) -> str:
+def format_redrive(result: RedriveResult, dry_run: bool) -> str:
     what = "would be sent back" if dry_run else "sent back"
     lines = [f"{_letters(result.sent.total())} {what}" + (":" if result.sent else "")]
     lines += [f"  {count:7d}  {_shown(why):14} to {topic}" for (topic, why), count in sorted(result.sent.items())]
@@ -167,7 +167,7 @@ def _already(log: Ledger, letter: DeadLetter) -> str:
     return "" if at is None else f"was sent back at {_moment(at)[:19]}, and is not sent twice"
 
 
-def hopeless(letter: DeadLetter, force: bool) -> str:
+def refusal_reason(letter: DeadLetter, force: bool) -> str:
     """Why a letter can never pass; "" where it may. With `force` only where there is nowhere to send it."""
     if letter.cut_from:
         return f"its {letter.cut_from} bytes were too many to be kept whole; its producer must send it again"
@@ -257,9 +257,9 @@ def _body(value: bytes) -> list[str]:
     return lines
 
 
-def print_letters(kept: Kept, as_lines: bool) -> None:
+def print_letter_list(list_letters: LetterList, as_lines: bool) -> None:
     if not as_lines:
-        print(list_text(kept))
+        print(format_letter_list(list_letters))
         return
-    for letter in kept.letters:
-        print(json.dumps(as_json(letter, kept.done.get(letter.id)), ensure_ascii=False))
+    for letter in list_letters.letters:
+        print(json.dumps(letter_json(letter, list_letters.done.get(letter.id)), ensure_ascii=False))

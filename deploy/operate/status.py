@@ -22,7 +22,7 @@ ANSWER = 10.0  # s in which the oldest waiting records are to be read
 WIDTH = 24  # of a worker's name in a table
 
 
-async def look(settings: Settings) -> dict[str, Any]:
+async def cluster_status(settings: Settings) -> dict[str, Any]:
     """The cluster now, as `--json` prints it. Raises NoBroker, LookupError where a topic is missing.
 
     Lag is counted from what the group has committed, so it is known of dead workers too; commits come once a second.
@@ -128,7 +128,7 @@ async def _oldest(
     return since
 
 
-def status_text(seen: Mapping[str, Any]) -> str:
+def format_status(seen: Mapping[str, Any]) -> str:
     """For people, in at most 80 columns."""
     workers: Sequence[Mapping[str, Any]] = seen["workers"]
     lines = [f"group {seen['app_id']} at {','.join(seen['brokers'])}"[:80]]
@@ -145,7 +145,7 @@ def status_text(seen: Mapping[str, Any]) -> str:
         lines.append(
             f"{_name(worker['worker'])} {state:17} {worker['events_per_s']:9,.0f}  {_does(worker):15} {count:10d}"
         )
-    if not pages_are_made(seen):
+    if not has_page_worker(seen):
         lines += [
             "",
             "no worker makes pages: start one with `shopwindow worker`. If one runs, look",
@@ -164,7 +164,7 @@ def status_text(seen: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def pages_are_made(seen: Mapping[str, Any]) -> bool:
+def has_page_worker(seen: Mapping[str, Any]) -> bool:
     """True where a worker is at work that does more than to write headlines."""
     return any(worker["state"] != "silent" and worker["role"] != "copy" for worker in seen["workers"])
 

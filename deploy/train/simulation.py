@@ -115,7 +115,7 @@ def simulate(
         for number, person in enumerate(people):
             key = person.key.encode()
             page, phi = pages.get(key, (None, None))
-            events = person.look(page, now + PAUSE * number / shoppers)
+            events = person.visit(page, now + PAUSE * number / shoppers)
             for event in events:
                 told.append(msgspec.json.encode(event))
                 sent[topic_of(event)].append((key, told[-1], now + PAUSE))

@@ -6,7 +6,7 @@ import json
 import signal
 from typing import Any
 
-from deploy.operate.status import look
+from deploy.operate.status import cluster_status
 from stream.settings import Settings
 from tests.harness.counting import lasting, send
 from tests.harness.worker_process import (
@@ -29,7 +29,7 @@ def workers(broker: str, prefix: str) -> tuple[Settings, Settings]:
 
 async def owners(settings: Settings) -> dict[str, dict[str, list[int]]]:
     """Role of each worker that is heard of -> its partitions, by its process id."""
-    seen = await look(settings)
+    seen = await cluster_status(settings)
     return {
         worker["worker"].rsplit(":", 1)[1]: {"role": worker["role"], **worker["partitions"]}
         for worker in seen["workers"]

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from deploy.operate.dead_letters import send_back
+from deploy.operate.dead_letters import redrive_letters
 from stream.events import Reject
 from stream.kafka import redrive as protocol
 from stream.kafka import topics
@@ -89,7 +89,7 @@ async def test_two_operators_at_once_send_each_letter_once(broker: str, topic_pr
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await refused(settings, clicks(700, 20))
-    done = await asyncio.gather(*(send_back(settings, None, (), False, False) for _ in range(3)))
+    done = await asyncio.gather(*(redrive_letters(settings, None, (), False, False) for _ in range(3)))
     sent = sum(one.sent.total() for one in done)
     assert sent == 700
     values = [record.value for record in await read_all(settings, "clicks")]
@@ -122,11 +122,11 @@ async def test_what_an_operator_who_died_had_sent_is_found_and_what_he_had_not_i
     ids = {x.value: f"{x.partition}-{x.offset}" for x in await read_all(settings, "dead-letters")}
     await claimed(settings, ids[records[0][1]], home, True, records[0][1])
     await claimed(settings, ids[records[1][1]], home, False, records[1][1])
-    early = await send_back(settings, None, (), False, False)
+    early = await redrive_letters(settings, None, (), False, False)
     assert early.sent.total() == 1 and early.left.total() == 2
     assert all("claimed" in why for _, why in early.left), "he may still be at it"
     monkeypatch.setattr(protocol, "EXPIRES", 0.0)
-    late = await send_back(settings, None, (), False, False)
+    late = await redrive_letters(settings, None, (), False, False)
     assert late.sent.total() == 1 and [why for _, why in late.left] == ["an interrupted redrive had sent it already"]
     assert sorted(x.value for x in await read_all(settings, "clicks")) == sorted(value for _, value in records)
-    assert (await send_back(settings, None, (), False, False)).sent.total() == 0
+    assert (await redrive_letters(settings, None, (), False, False)).sent.total() == 0

@@ -61,7 +61,7 @@ def test_shoppers_click_what_they_like_more_than_what_they_do_not() -> None:
         person = Shopper(5, number, SHELVES)
         anything = page_of([SHOP[row]["item_id"] for row in rng.choice(len(SHOP), 36, replace=False)])
         for name, page in (("best", look_at_the_best(person)), ("any", anything)):
-            clicked[name] += any(event["type"] == "select_item" for event in person.look(page, NOW))
+            clicked[name] += any(event["type"] == "select_item" for event in person.visit(page, NOW))
     assert clicked["best"] > 2.5 * clicked["any"]
     assert clicked["any"] > 2
 
@@ -72,7 +72,7 @@ def test_every_event_of_a_shopper_is_valid_ordered_and_its_own() -> None:
         person, time = Shopper(5, number, SHELVES), NOW
         for turn in range(6):
             times = []
-            for event in person.look(look_at_the_best(person) if turn else None, time):
+            for event in person.visit(look_at_the_best(person) if turn else None, time):
                 decoded = decode(json.dumps(event).encode(), person.key.encode(), topic_of(event))
                 times.append(decoded.time.timestamp())
                 ids.add(event["id"])
@@ -114,7 +114,7 @@ def run() -> tuple[Readback, dict[tuple[str, bytes], str]]:
     for turn in range(8):
         for person in people:
             key = person.key.encode()
-            for event in person.look(shown.get(key), NOW + 20 * turn):
+            for event in person.visit(shown.get(key), NOW + 20 * turn):
                 value, topic = json.dumps(event).encode(), topic_of(event)
                 step = path.step(
                     stored, decode_run([value], [key], [NOW + 1000], topic), np.zeros(1, np.int64), NOW + 20 * turn

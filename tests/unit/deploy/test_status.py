@@ -7,7 +7,7 @@ from typing import Any
 from agents import items, shopper
 from agents.headlines import agent as copy
 from agents.health.status_reporter import StatusReporter
-from deploy.operate.status import SOURCES, status_text
+from deploy.operate.status import SOURCES, format_status
 from stream import metrics
 from stream.kafka.worker_status import WorkerStatus, decode, encode
 
@@ -36,7 +36,7 @@ def seen(workers: list[dict[str, Any]], partitions: list[dict[str, Any]]) -> dic
 
 def test_a_table_fits_eighty_columns_whatever_the_names_and_figures() -> None:
     long = "shopwindow-worker-7c9d8f6b5-abcde.shop.svc.cluster.local:12345"
-    text = status_text(
+    text = format_status(
         seen(
             [worker(worker=long), worker(state="recovering", recovery_remaining=5, recovery_share=0.43)],
             [partition(4095, worker=long, lag_records=123_456_789, lag_seconds=99_999.9), partition(1), partition(2)],
@@ -49,22 +49,22 @@ def test_a_table_fits_eighty_columns_whatever_the_names_and_figures() -> None:
 
 def test_the_partition_that_is_furthest_behind_comes_first_and_one_without_a_worker_says_so() -> None:
     rows = [partition(1, lag_records=5, lag_seconds=1.0), partition(2, lag_records=1, lag_seconds=60.0, worker=None)]
-    lines = status_text(seen([worker()], rows)).splitlines()
+    lines = format_status(seen([worker()], rows)).splitlines()
     first, second = (line for line in lines if line.startswith("copy-requests"))
     assert first.split() == ["copy-requests", "2", "1", "60.0", "nobody"] and second.split()[1] == "1"
 
 
 def test_a_worker_that_stopped_telling_is_silent_and_without_any_the_text_says_what_to_do() -> None:
-    text = status_text(seen([worker(state="silent", told_seconds_ago=73.2)], [partition(0)]))
+    text = format_status(seen([worker(state="silent", told_seconds_ago=73.2)], [partition(0)]))
     assert "silent for 73 s" in text and "start one with `shopwindow worker`" in text
-    assert "start one" not in status_text(seen([worker()], []))
-    assert "start one" in status_text(seen([], []))
+    assert "start one" not in format_status(seen([worker()], []))
+    assert "start one" in format_status(seen([], []))
 
 
 def test_a_worker_that_only_writes_headlines_makes_no_pages() -> None:
-    text = status_text(seen([worker(role="copy", partitions={"copy-requests": [0, 1, 2]})], []))
+    text = format_status(seen([worker(role="copy", partitions={"copy-requests": [0, 1, 2]})], []))
     assert "headlines only" in text and "no worker makes pages: start one" in text
-    assert "start one" not in status_text(seen([worker(role="copy"), worker(role="pages")], []))
+    assert "start one" not in format_status(seen([worker(role="copy"), worker(role="pages")], []))
     assert max(map(len, text.splitlines())) <= 80, text
 
 

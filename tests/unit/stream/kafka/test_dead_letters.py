@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from deploy.operate.dead_letters import Kept, Redrive, as_json, hopeless, list_text, redrive_text
+from deploy.operate.dead_letters import (
+    LetterList,
+    RedriveResult,
+    format_letter_list,
+    format_redrive,
+    letter_json,
+    refusal_reason,
+)
 from stream.events import Reject
 from stream.kafka.dead_letters import KEPT, REDRIVEN, DeadLetter, dead_letter, read_letter, redriven
 from stream.kafka.redrive import again, home_of
@@ -67,36 +74,40 @@ def test_a_letter_goes_back_to_the_partition_of_its_key_or_where_it_was_without_
 
 def test_what_can_never_pass_is_left_with_a_sentence() -> None:
     good = record("view_item", "u1", item="a")
-    assert hopeless(letter_of(consumed(*good)), force=False) == ""
-    assert "refuses it again" in hopeless(letter_of(consumed(b"u1", b"{half")), force=False)
-    assert hopeless(letter_of(consumed(b"u1", b"{half")), force=True) == ""
-    assert "'old-clicks', which no worker" in hopeless(letter_of(consumed(*good), "old-clicks"), force=True)
-    assert "does not say which topic" in hopeless(read_letter(consumed(*good)), force=True)
-    assert "counted in order" in hopeless(letter_of(consumed(None, b"x"), "item-activity"), force=True)
-    assert "refuses it again" in hopeless(letter_of(consumed(b"k", None), "copy-requests"), force=False)
+    assert refusal_reason(letter_of(consumed(*good)), force=False) == ""
+    assert "refuses it again" in refusal_reason(letter_of(consumed(b"u1", b"{half")), force=False)
+    assert refusal_reason(letter_of(consumed(b"u1", b"{half")), force=True) == ""
+    assert "'old-clicks', which no worker" in refusal_reason(letter_of(consumed(*good), "old-clicks"), force=True)
+    assert "does not say which topic" in refusal_reason(read_letter(consumed(*good)), force=True)
+    assert "counted in order" in refusal_reason(letter_of(consumed(None, b"x"), "item-activity"), force=True)
+    assert "refuses it again" in refusal_reason(letter_of(consumed(b"k", None), "copy-requests"), force=False)
 
 
 def test_the_list_fits_a_terminal_and_nothing_in_it_steers_one() -> None:
     nasty = letter_of(consumed(b"u1", b"x"), reject=Reject(0, "invalid", "data", "value is \x1b[2J\n: wrong"))
-    told = list_text(Kept([nasty], Counter({"empty": 3}), {nasty.id: NOW}))
+    told = format_letter_list(LetterList([nasty], Counter({"empty": 3}), {nasty.id: NOW}))
     head, row, sent, message, count = told.splitlines()
     assert max(map(len, (head, row, sent))) <= 80
     assert row.split() == ["01-01", "00:00:00", "3-17", "clicks/2/55", "1", "invalid", "data"]
     assert sent.strip() == "sent back 2026-01-01 00:00:00" and message.strip() == r"value is \x1b[2J\n: wrong"
     assert count == "1 dead letter; 3 more: 3 empty"
-    assert as_json(nasty, None)["redriven"] is None and as_json(nasty, NOW)["redriven"].startswith("2026-01-01 00:00")
-    assert list_text(Kept([], Counter(), {})) == "no dead letters"
+    assert letter_json(nasty, None)["redriven"] is None and letter_json(nasty, NOW)["redriven"].startswith(
+        "2026-01-01 00:00"
+    )
+    assert format_letter_list(LetterList([], Counter(), {})) == "no dead letters"
 
 
 def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> None:
-    done = Redrive(Counter({("clicks", "invalid"): 12}), Counter({("not_json", "this version refuses it again"): 3}))
-    assert redrive_text(done, dry_run=True).splitlines() == [
+    done = RedriveResult(
+        Counter({("clicks", "invalid"): 12}), Counter({("not_json", "this version refuses it again"): 3})
+    )
+    assert format_redrive(done, dry_run=True).splitlines() == [
         "12 dead letters would be sent back:",
         "       12  invalid        to clicks",
         "3 left:",
         "        3  not_json       this version refuses it again",
     ]
-    assert redrive_text(Redrive(Counter(), Counter()), dry_run=False) == "0 dead letters sent back"
+    assert format_redrive(RedriveResult(Counter(), Counter()), dry_run=False) == "0 dead letters sent back"
 
 
 def test_a_record_too_large_for_the_topic_is_cut_and_cannot_go_back() -> None:
@@ -104,4 +115,4 @@ def test_a_record_too_large_for_the_topic_is_cut_and_cannot_go_back() -> None:
     assert whole.cut_from == 0 and whole.headers == (("trace", b"t"),)
     cut = letter_of(consumed(b"u1" * 2000, b"x" * 3_000_000, [("trace", b"t")]))
     assert cut.cut_from == 3_000_000 and cut.value is not None and len(cut.key or b"") + len(cut.value) < KEPT
-    assert cut.headers == () and "3000000 bytes were too many" in hopeless(cut, force=True)
+    assert cut.headers == () and "3000000 bytes were too many" in refusal_reason(cut, force=True)

@@ -68,7 +68,7 @@ def test_the_demo_runs_20_seconds_and_every_invariant_holds() -> None:
 def test_a_demo_that_is_killed_or_interrupted_leaves_no_process(how: signal.Signals) -> None:
     mark = f"DEMO_MARK=demo-{how.name}"
     process = demo_at_work(mark)
-    assert len(children_of(mark)) >= 4, "Kafka, the worker and their leashes"
+    assert len(children_of(mark)) >= 4, "Kafka, the worker and their guards"
     process.send_signal(how)
     out, _ = process.communicate(timeout=90)
     if how == signal.SIGINT:
@@ -96,7 +96,7 @@ def test_a_demo_whose_worker_or_broker_dies_says_so_and_leaves_no_process(victim
     mark = f"DEMO_MARK=demo-{victim.split()[-1]}-dies"
     process = demo_at_work(mark)
     for pid, line in children_of(mark).items():
-        if victim in line and "leash" not in line:
+        if victim in line and "child_process" not in line:
             os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1

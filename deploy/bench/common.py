@@ -6,6 +6,7 @@ A benchmark is a module with `SECONDS` (default duration), `measure(settings, pl
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -70,6 +71,20 @@ def _pinned_to(choose: Callable[[set[int]], set[int]]) -> Iterator[bool]:
         yield True
     finally:
         os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def worker_garbage_collection() -> Iterator[None]:
+    """Set Python's garbage collector as a worker does; restore it afterwards."""
+    from stream.kafka.app import settle_garbage
+
+    thresholds = gc.get_threshold()
+    settle_garbage()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def rounded_median(values: Sequence[float], digits: int = 4) -> float:

@@ -6,11 +6,8 @@ so trending items are recomputed as often as at 1,000 pages/s.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import fmean
 from typing import NamedTuple
 
@@ -18,12 +15,11 @@ import numpy as np
 import orjson
 
 from agents.page.path import PagePath, Policy, warm
-from deploy.bench.common import Figures, Plan, one_core, report, rounded_median
+from deploy.bench.common import Figures, Plan, one_core, report, rounded_median, worker_garbage_collection
 from deploy.bench.page_workload import NOW, Crowd, Shop, headlines, history_lengths, shop_of
 from models.history.model import History
 from models.ranker.model import Ranker
 from stream.events import decode_run
-from stream.kafka.app import settle_garbage
 from stream.page.candidates import retrieve
 from stream.profile.codec import decode_records
 from stream.settings import SHIPPED_MODELS, Settings
@@ -35,18 +31,6 @@ BATCHES = (1, 32, 256)
 GROWTH_ITEMS = (1_000, 10_000, 100_000, 1_000_000)
 GROWTH_EVENTS = (1, 10, 100, 10_000)
 GROWTH_BATCH, GROWTH_SHOPPERS = 32, 128
-
-
-@contextmanager
-def _garbage_as_in_a_worker() -> Iterator[None]:
-    """Set the garbage collector as a worker does."""
-    before = gc.get_threshold()
-    settle_garbage()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
 
 
 class Timed(NamedTuple):
@@ -154,7 +138,7 @@ def _batch_rounds(base: Bench, full: Bench, plan: Plan) -> tuple[Rounds, Rounds]
     seconds = plan.round_seconds / 2 / len(BATCHES)
     base_rounds: Rounds = {batch: [] for batch in BATCHES}
     full_rounds: Rounds = {batch: [] for batch in BATCHES}
-    with _garbage_as_in_a_worker():
+    with worker_garbage_collection():
         for bench in (base, full):
             bench.round(max(BATCHES), seconds / 2)
         for _ in range(plan.rounds):
@@ -200,7 +184,7 @@ def _stages_us(rounds: Rounds) -> dict[str, dict[str, float]]:
 def _page_us(benches: dict[int, Bench], seconds: float, rounds: int) -> dict[str, float]:
     """Return microseconds per page of each bench. Rounds alternate, because the machine may be slower in some minutes."""
     pages: dict[int, list[float]] = {n: [] for n in benches}
-    with _garbage_as_in_a_worker():
+    with worker_garbage_collection():
         for bench in benches.values():
             bench.round(GROWTH_BATCH, 0)
         for _ in range(rounds):

@@ -1,8 +1,9 @@
 """`shopwindow bench latency`: time from sending an event to receiving its page, compared with a bare aiokafka echo.
 
-A whole worker and the echo run as processes on the same core and take turns at each rate. The worker runs without GPT-2,
-because no page waits for a headline. Kafka has the other cores; the clients use what is free. Events arrive as a Poisson
-process, so some arrive together. If a page answers several events of a shopper, each is measured from its own sending.
+A whole worker and the echo run as processes on the same core and take turns at each rate. The worker runs without
+GPT-2, because no page waits for a headline. Kafka has the other cores; the clients use what is free. Events arrive as a
+Poisson process, so some arrive together. If a page answers several events of a shopper, each is measured from its own
+sending.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ _EVENT_ID_OF: dict[str, Callable[[bytes], str]] = {
 class _Engine:
     """One engine with its own topics, and the clients that send to it and read from it.
 
-    Pages are read with our `Fetcher`: aiokafka's consumer takes a quarter of a core for 200 pages/s, and the machine may
-    have only two.
+    Pages are read with our `Fetcher`: aiokafka's consumer takes a quarter of a core for 200 pages/s, and the machine
+    may have only two.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """`shopwindow bench models`: GPT-2 and the ranker in ONNX Runtime on one thread, compared with the code they replace.
 
-Texts: tokens/s for GPT-2's smallest shape (124 million random weights) and for the shipped copywriter's shape, in a process
-set up like the copywriter's, compared with `transformers.generate` on the same weights. Candidates: 64 texts scored after
-one prompt. Ranker: a call of the shipped ranker, compared with the same softmax in numpy. Each round runs everything once.
+Texts: tokens/s for GPT-2's smallest shape (124 million random weights) and for the shipped copywriter's shape, in a
+process set up like the copywriter's, compared with `transformers.generate` on the same weights. Candidates: 64 texts
+scored after one prompt. Ranker: a call of the shipped ranker, compared with the same softmax in numpy. Each round runs
+everything once.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def random_weights(config: Mapping[str, Any], seed: int) -> Weights:
 def measure(settings: Settings, plan: Plan, large: Mapping[str, Any] = GPT2_124M) -> Figures:
     """Return tokens/s, candidates/s and microseconds per ranker call, with ratios to the baselines.
 
-    For each shape and batch `tokens_per_s` and `ratio` to transformers; without torch the ratio is null and `note` gives
-    the reason. For each shape `candidates_per_s`. For the ranker `us` per call and `ratio` to numpy.
+    For each shape and batch `tokens_per_s` and `ratio` to transformers; without torch the ratio is null and `note`
+    gives the reason. For each shape `candidates_per_s`. For the ranker `us` per call and `ratio` to numpy.
     """
     torch = importlib.util.find_spec("torch") is not None
     if not torch:
@@ -274,5 +275,7 @@ def _with_ratio(rates: dict[Key, list[float]], at: Key, ours: str, baseline: str
 def _microseconds(rates: dict[Key, list[float]], at: Key) -> Figures:
     rate = _with_ratio(rates, at, "calls_per_s", "numpy_per_s")
     return {
-        "us": rounded_median([1e6 / rate["calls_per_s"]]), "numpy_us": rounded_median([1e6 / rate["numpy_per_s"]]), "ratio": rate["ratio"],
-    }  # fmt: skip
+        "us": rounded_median([1e6 / rate["calls_per_s"]]),
+        "numpy_us": rounded_median([1e6 / rate["numpy_per_s"]]),
+        "ratio": rate["ratio"],
+    }

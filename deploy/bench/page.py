@@ -1,7 +1,7 @@
-"""`shopwindow bench page`: the cost of a page, from the bytes of an event to the bytes of page, impression and changelog.
+"""`shopwindow bench page`: the cost of a page, from the bytes of an event to those of page, impression and changelog.
 
-The unit is one `orjson.loads` of the same events, timed between the pages. Event time advances by a millisecond per page,
-so trending items are recomputed as often as at 1,000 pages/s.
+The unit is one `orjson.loads` of the same events, timed between the pages. Event time advances by a millisecond per
+page, so trending items are recomputed as often as at 1,000 pages/s.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def measure(
     growth_items: tuple[int, ...] = GROWTH_ITEMS,
     growth_events: tuple[int, ...] = GROWTH_EVENTS,
 ) -> Figures:
-    """Return pages/s by batch, the cost of a page in loads, its stages, and how the cost grows with items and history."""
+    """Return pages/s by batch, the cost of a page in loads, its stages, and its growth with items and history."""
     ranker = Ranker(SHIPPED_MODELS / "ranker")
     with one_core() as is_pinned:
         report(f"{items:,} items, {shoppers:,} shoppers" + ("" if is_pinned else ", not pinned to a core"))
@@ -182,7 +182,7 @@ def _stages_us(rounds: Rounds) -> dict[str, dict[str, float]]:
 
 
 def _page_us(benches: dict[int, Bench], seconds: float, rounds: int) -> dict[str, float]:
-    """Return microseconds per page of each bench. Rounds alternate, because the machine may be slower in some minutes."""
+    """Return microseconds per page of each bench. Rounds alternate, because a machine is slower in some minutes."""
     pages: dict[int, list[float]] = {n: [] for n in benches}
     with worker_garbage_collection():
         for bench in benches.values():

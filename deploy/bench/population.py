@@ -19,7 +19,7 @@ SHARES = (0.44, 0.2, 0.12, 0.08, 0.09, 0.02, 0.03, 0.02)
 
 
 def histories(shoppers: int, seed: int) -> I64:
-    """Number of events of each shopper, (shoppers,): log-normal, median 15, mean 27, 10% above 60, at most MAX_EVENTS."""
+    """Number of events of each shopper, (shoppers,): log-normal, median 15, mean 27, 10% above 60, capped."""
     rng = np.random.default_rng(seed)
     return np.clip(np.rint(rng.lognormal(np.log(15.0), 1.08, shoppers)), 1, MAX_EVENTS).astype(np.int64)
 

@@ -30,7 +30,7 @@ MIN_EVENTS, MAX_EVENTS = 2_000, 1_500_000  # of an engine's round; the maximum b
 
 
 def measure(settings: Settings, plan: Plan) -> Figures:
-    """Return events/s and CPU microseconds per event of each engine, and ratios to naive: `count_ratio`, `ratio` (fold)."""
+    """Return events/s and CPU us/event of each engine, and the ratios to naive: `count_ratio`, `ratio` (fold)."""
     estimates = {name: estimate for name, (_, estimate) in ENGINES.items()}
     found: dict[str, list[Figures]] = {name: [] for name in ENGINES}
     with broker_on_other_cores() as broker:

@@ -77,7 +77,7 @@ def _cache_candidates() -> list[Path]:
 
 
 # Not `stream.jit.cache_folder`: that one falls back to other folders, /tmp among them, because kernels can always be
-# recompiled. A download of 43 MB must survive a reboot, and an unwritable SHOPWINDOW_CACHE is reported, not passed over.
+# recompiled. A download of 43 MB must survive a reboot, and an unwritable SHOPWINDOW_CACHE must be reported.
 def _download_folder() -> Path:
     """Return the first writable cache folder. Raises BrokerError if there is none."""
     candidates = _cache_candidates()
@@ -92,7 +92,7 @@ def _download_folder() -> Path:
 
 
 def _cached_jars() -> list[Path]:
-    """Return the complete jars of the first cache that has them, read-only caches included; an empty list if none has."""
+    """Return the jars of the first cache that has all of them, read-only caches included; else an empty list."""
     for base in _cache_candidates():
         index = base / f"kafka-{KAFKA_VERSION}" / "jars.json"
         with suppress(OSError, ValueError):

@@ -39,7 +39,7 @@ class Audit(NamedTuple):
 
 
 def audit(read: Readback, malformed: Mapping[tuple[str, bytes], str]) -> Audit:
-    """Check all invariants. `malformed` maps (topic, value) of each malformed record that was sent to its error code."""
+    """Check all invariants. `malformed` maps (topic, value) of each malformed record to its error code."""
     accepted = accepted_events(read.event_records)
     pages, invalid = _valid_pages(read.homepages)
     found = {

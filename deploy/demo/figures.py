@@ -69,7 +69,7 @@ class DemoFigures:
         user, trigger = page["user_key"], page["trigger"]
         previous = self.newest_page.get(user)
         self.newest_page[user] = page
-        # A page that is regenerated for its new headline has the trigger of the page before; its freshness is not counted.
+        # A page regenerated for a new headline has the trigger of the page before it; its freshness is not counted.
         if self._last_trigger.get(user) != trigger["event_id"]:
             self._last_trigger[user] = trigger["event_id"]
             latency = now - timestamp(trigger["event_time"])

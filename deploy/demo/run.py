@@ -255,10 +255,15 @@ class Demo:
         )
         p50, p99 = np.percentile(figures.latencies, [50, 99]) * 1000 if figures.latencies else (0.0, 0.0)
         result: dict[str, Any] = {
-            "events": found.events, "accepted": found.accepted, "dead_letters": len(read.dead_letters), "pages": len(read.homepages),
-            "shoppers": len(read.profiles), "freshness_p50_ms": round(float(p50), 2), "freshness_p99_ms": round(float(p99), 2),
+            "events": found.events,
+            "accepted": found.accepted,
+            "dead_letters": len(read.dead_letters),
+            "pages": len(read.homepages),
+            "shoppers": len(read.profiles),
+            "freshness_p50_ms": round(float(p50), 2),
+            "freshness_p99_ms": round(float(p99), 2),
             "copies_generated": figures.headlines,
-        }  # fmt: skip
+        }
         for group, rate in rates.items():
             result[f"ctr_{group}"] = round(rate.value, 5)
         for group, rate in rates.items():

@@ -212,8 +212,8 @@ def rfc3339(time: float) -> str:
 def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
     """Return n plausible items of schema item/1, the same for the same arguments.
 
-    Dates are relative to `now` (s since the epoch). A twelfth of the items was added in the last week. About 2% are sold
-    out, 1% have expired and 1% expire within the next ten minutes.
+    Dates are relative to `now` (s since the epoch). A twelfth of the items was added in the last week. About 2% are
+    sold out, 1% have expired and 1% expire within the next ten minutes.
 
     Raises ValueError if n is above 20,000, because titles must be distinct.
     """

@@ -34,7 +34,7 @@ class _Due(NamedTuple):
 
 
 class Traffic:
-    """Simulated shoppers visiting the shop; `malformed` maps (topic, value) of malformed records sent to their error."""
+    """Simulated shoppers visiting the shop. `malformed` maps (topic, value) of malformed records to their error."""
 
     def __init__(self, settings: Settings, seed: int, shoppers: Sequence[Shopper], figures: DemoFigures) -> None:
         self._settings, self._shoppers, self._figures = settings, shoppers, figures

@@ -19,8 +19,8 @@ def test_figures_have_every_batch_and_stage() -> None:
         Settings(), Plan(1.5, rounds=3), items=1000, shoppers=300, growth_items=(1000,), growth_events=(1, 10)
     )
     assert figures.keys() == {
-        "batch", "loads_us", "cost_in_loads", "full", "full_batch", "stages", "full_stages", "pages_bytes", "candidates",
-        "growth",
+        "batch", "loads_us", "cost_in_loads", "full", "full_batch", "stages", "full_stages", "pages_bytes",
+        "candidates", "growth",
     }  # fmt: skip
     for name in ("batch", "cost_in_loads", "stages", "full", "full_batch", "full_stages"):
         assert figures[name].keys() == {"1", "32", "256"}

@@ -210,9 +210,12 @@ def test_shoppers_split_into_groups_by_their_key() -> None:
 
 
 def test_screen_fits_80_columns_and_shows_the_figures() -> None:
-    view = View(elapsed=12, seconds=30, events=1234, pages=1200, events_per_second=99, pages_per_second=98, freshness=(4, 17),
-                dead_letters=7, headlines=3, rates={"personal": Rate(40, 100), "popular": Rate(10, 100)}, shopper="Anna 0000",
-                last_action="select item: " + "Brass Desk Lamp " * 9, page_changes=["+ 复古黄铜台灯 " * 9], headline="为你精选的灯具 " * 20)  # fmt: skip
+    view = View(
+        elapsed=12, seconds=30, events=1234, pages=1200, events_per_second=99, pages_per_second=98, freshness=(4, 17),
+        dead_letters=7, headlines=3, rates={"personal": Rate(40, 100), "popular": Rate(10, 100)}, shopper="Anna 0000",
+        last_action="select item: " + "Brass Desk Lamp " * 9, page_changes=["+ 复古黄铜台灯 " * 9],
+        headline="为你精选的灯具 " * 20,
+    )  # fmt: skip
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(draw(view))
     text = console.export_text()
@@ -222,8 +225,10 @@ def test_screen_fits_80_columns_and_shows_the_figures() -> None:
 
 
 def test_summary_names_the_violated_invariant() -> None:
-    result = {"events": 1, "accepted": 1, "dead_letters": 0, "pages": 1, "shoppers": 1, "freshness_p50_ms": 1.0, "freshness_p99_ms": 2.0,
-              "copies_generated": 0, "ctr_personal": 0.4, "ctr_popular": 0.1, "ctr_personal_ci": [0.3, 0.5], "ctr_popular_ci": [0.0, 0.2],
-              "invariants": {"pages_valid": False}, "ok": False}  # fmt: skip
+    result = {
+        "events": 1, "accepted": 1, "dead_letters": 0, "pages": 1, "shoppers": 1, "freshness_p50_ms": 1.0,
+        "freshness_p99_ms": 2.0, "copies_generated": 0, "ctr_personal": 0.4, "ctr_popular": 0.1,
+        "ctr_personal_ci": [0.3, 0.5], "ctr_popular_ci": [0.0, 0.2], "invariants": {"pages_valid": False}, "ok": False,
+    }  # fmt: skip
     text = summary(result, ["pages_valid: x (1 in all)"])
     assert "NOT  pages valid" in text and "pages_valid: x" in text and "THE DEMO FAILED" in text

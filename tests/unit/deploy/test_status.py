@@ -14,15 +14,17 @@ from stream.kafka.worker_status import WorkerStatus, decode, encode
 
 def worker(**more: Any) -> dict[str, Any]:
     return {
-        "worker": "host:1", "state": "ready", "told_seconds_ago": 1.0, "events_per_s": 81234.5, "rung": "no_exploration",
-        "recovery_remaining": 0, "recovery_share": 1.0, "metrics": "127.0.0.1:6066",
+        "worker": "host:1", "state": "ready", "told_seconds_ago": 1.0, "events_per_s": 81234.5,
+        "rung": "no_exploration", "recovery_remaining": 0, "recovery_share": 1.0, "metrics": "127.0.0.1:6066",
         "partitions": {"clicks": [0, 1], "refreshes": [0, 1]}, "role": "all", **more,
     }  # fmt: skip
 
 
 def partition(number: int, **more: Any) -> dict[str, Any]:
-    return {"topic": "copy-requests", "partition": number, "worker": "host:1", "committed": 0, "end": 0, "lag_records": 0,
-            "lag_seconds": 0.0, **more}  # fmt: skip
+    return {
+        "topic": "copy-requests", "partition": number, "worker": "host:1", "committed": 0, "end": 0, "lag_records": 0,
+        "lag_seconds": 0.0, **more,
+    }  # fmt: skip
 
 
 def status_of(workers: list[dict[str, Any]], partitions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +160,9 @@ def test_sources_are_the_topics_that_workers_read() -> None:
 
 
 def test_status_survives_encoding_and_invalid_values_are_skipped() -> None:
-    status = WorkerStatus(worker="host:1", app_id="a", state="ready", events_per_s=1.0, rung="full", recovery_remaining=0,
-                        recovery_share=1.0, metrics="h:1", partitions={"clicks": [1]})  # fmt: skip
+    status = WorkerStatus(
+        worker="host:1", app_id="a", state="ready", events_per_s=1.0, rung="full", recovery_remaining=0,
+        recovery_share=1.0, metrics="h:1", partitions={"clicks": [1]},
+    )  # fmt: skip
     assert decode(encode(status)) == status
     assert decode(b"{}") is None and decode(b"\xff") is None

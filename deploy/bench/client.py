@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ SECONDS = 30.0
 PARTITIONS = 4
 BACKLOG_EVENTS = 60_000
 BATCH_RECORDS = 4  # of a small batch that is sent
-PRODUCE_TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0  # for one send, or for reading the backlog once
 BUSY_S = 0.001
 MAX_PAUSE_S = 0.02  # before a single record is sent
 PARSED_BATCHES, PARSED_BATCH_RECORDS = 2, 512  # 1 MB, what one fetch brings of a partition
@@ -171,10 +172,9 @@ def _repeated(units: float, work: Callable[[], object]) -> Measurement:
     return lambda seconds: _sample(call, seconds)
 
 
-# Readers: both give the number of records to a callback. `read_from` repositions them on a topic.
-
-
 class Reader(NamedTuple):
+    """A running consumer that passes the number of records of each fetch to a callback."""
+
     read_from: Callable[[dict[TopicPartition, int]], None]
     stop: Callable[[], Awaitable[None]]
 
@@ -248,16 +248,15 @@ def _backlog(settings: Settings, start_reader: StartReader) -> Measurement:
 
         async def call() -> float:
             nonlocal received
-            await all_received.wait()
             received = 0
             all_received.clear()
             reader.read_from(start)
-            await all_received.wait()
+            await asyncio.wait_for(all_received.wait(), TIMEOUT_S)
             return BACKLOG_EVENTS
 
         reader = await start_reader(settings, start, receive)
         try:
-            await all_received.wait()
+            await asyncio.wait_for(all_received.wait(), TIMEOUT_S)
             return await _sample(call, seconds)
         finally:
             await reader.stop()
@@ -266,7 +265,7 @@ def _backlog(settings: Settings, start_reader: StartReader) -> Measurement:
 
 
 def _single(settings: Settings, start_reader: StartReader) -> Measurement:
-    """Send one record, wait until the reader has it, pause, and so on; the pauses are not measured."""
+    """Send one record, wait until the reader has it, pause, and so on. `per_s` is 1 / median wait, without the pauses."""
     rng = random.Random(1)
     topic = settings.prefix + "purchases"
 
@@ -275,16 +274,16 @@ def _single(settings: Settings, start_reader: StartReader) -> Measurement:
         async with AIOKafkaProducer(**client_options(settings), acks="all") as producer:
             reader = await start_reader(settings, await _ends(settings, "purchases"), lambda _: received.set())
             try:
-                waited, count = 0.0, 0
+                waits: list[float] = []
                 cpu_start, deadline = time.process_time(), time.perf_counter() + seconds
-                while not count or time.perf_counter() < deadline:
+                while not waits or time.perf_counter() < deadline:
                     await asyncio.sleep(rng.uniform(0.0, MAX_PAUSE_S))
                     received.clear()
                     start = time.perf_counter()
                     await producer.send(topic, b"x" * 400, partition=rng.randrange(PARTITIONS))
-                    await asyncio.wait_for(received.wait(), PRODUCE_TIMEOUT_S)
-                    waited, count = waited + time.perf_counter() - start, count + 1
-                return Sample(count / waited, (time.process_time() - cpu_start) / count * 1e6)
+                    await asyncio.wait_for(received.wait(), TIMEOUT_S)
+                    waits.append(time.perf_counter() - start)
+                return Sample(1 / median(waits), (time.process_time() - cpu_start) / len(waits) * 1e6)
             finally:
                 await reader.stop()
 
@@ -332,7 +331,7 @@ Send = Callable[[Batch, str, int], Awaitable[Awaitable[Any]]]
 @asynccontextmanager
 async def _our_producer(settings: Settings) -> AsyncIterator[Send]:
     client = await client_of(settings)
-    sender = BatchSender(client, PRODUCE_TIMEOUT_S)
+    sender = BatchSender(client, TIMEOUT_S)
     try:
         await know(client, {settings.prefix + "homepages"})
 

@@ -265,7 +265,7 @@ def _backlog(settings: Settings, start_reader: StartReader) -> Measurement:
 
 
 def _single(settings: Settings, start_reader: StartReader) -> Measurement:
-    """Send one record, wait until the reader has it, pause, and so on. `per_s` is 1 / median wait, without the pauses."""
+    """Send one record, wait until the reader has it, pause, and so on. `per_s` is 1 / median wait, without pauses."""
     rng = random.Random(1)
     topic = settings.prefix + "purchases"
 

@@ -124,7 +124,7 @@ async def describe_letter(settings: Settings, id: str) -> str:
 
 
 @dataclass(frozen=True)
-class RedriveResult:
+class RedriveCounts:
     """How many letters were sent and left; after a dry run, how many would have been."""
 
     sent: Counter[tuple[str, str]]  # (topic, reason)
@@ -133,12 +133,12 @@ class RedriveResult:
 
 async def redrive_letters(
     settings: Settings, reason: str | None, ids: Collection[str], dry_run: bool, force: bool
-) -> RedriveResult:
+) -> RedriveCounts:
     """Send back the letters of a reason, or of these ids, or all; letters that can never pass stay where they are.
 
     Raises InputError if an id names no letter, and the errors of `redrive`.
     """
-    result = RedriveResult(Counter(), Counter())
+    result = RedriveCounts(Counter(), Counter())
     async with ledger(settings) as log:
         batch: list[DeadLetter] = []
         async for letter in _select(settings, ids):
@@ -157,7 +157,7 @@ async def redrive_letters(
 
 
 async def _redrive_batch(
-    settings: Settings, letters: list[DeadLetter], log: Ledger, dry_run: bool, result: RedriveResult
+    settings: Settings, letters: list[DeadLetter], log: Ledger, dry_run: bool, result: RedriveCounts
 ) -> None:
     """Send a batch unless it is a dry run, and add its counts to `result`."""
     if not letters:
@@ -168,7 +168,7 @@ async def _redrive_batch(
     result.left.update((letter.error or "?", SENT_BEFORE_INTERRUPTION) for letter in outcome.found)
 
 
-def format_redrive(result: RedriveResult, dry_run: bool) -> str:
+def format_redrive(result: RedriveCounts, dry_run: bool) -> str:
     verb = "would be sent back" if dry_run else "sent back"
     lines = [f"{_letters_text(result.sent.total())} {verb}" + (":" if result.sent else "")]
     lines += [

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.operate.dead_letters import (
     LetterList,
-    RedriveResult,
+    RedriveCounts,
     format_letter_list,
     format_redrive,
     letter_json,
@@ -98,7 +98,7 @@ def test_the_list_fits_a_terminal_and_nothing_in_it_steers_one() -> None:
 
 
 def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> None:
-    done = RedriveResult(
+    done = RedriveCounts(
         Counter({("clicks", "invalid"): 12}), Counter({("not_json", "this version refuses it again"): 3})
     )
     assert format_redrive(done, dry_run=True).splitlines() == [
@@ -107,7 +107,7 @@ def test_a_redrive_says_what_went_where_and_what_was_left_for_which_reason() -> 
         "3 left:",
         "        3  not_json       this version refuses it again",
     ]
-    assert format_redrive(RedriveResult(Counter(), Counter()), dry_run=False) == "0 dead letters sent back"
+    assert format_redrive(RedriveCounts(Counter(), Counter()), dry_run=False) == "0 dead letters sent back"
 
 
 def test_a_record_too_large_for_the_topic_is_cut_and_cannot_go_back() -> None:

@@ -15,7 +15,8 @@ import msgspec
 
 from agents.headlines.copywriter_process import CopywriterProcess, CopywriterUnavailable
 from agents.page.headline_cache import PATIENCE, TEXTS, Headline, HeadlineRequest
-from models.copywriter.prompt import Facts, spoken_names
+from models.copywriter.facts import Facts
+from models.copywriter.facts import allowed_names
 from stream import logs, metrics
 from stream.events import Reject
 from stream.kafka.commit import Output, Pair
@@ -133,14 +134,14 @@ class HeadlineAgent:
         # A common headline names no item, for it stands on other shoppers' pages too.
         facts = [Facts(r.locale, r.slot, r.category, tuple(_names(r))) for r in requests]
         # What has a name that may not be said need not be tried.
-        tried = [at for at, (r, f) in enumerate(zip(requests, facts, strict=True)) if not r.item or spoken_names(f)]
+        tried = [at for at, (r, f) in enumerate(zip(requests, facts, strict=True)) if not r.item or allowed_names(f)]
         texts: list[tuple[str, float] | None] = [None] * len(requests)
         try:
             if tried:
                 # It depends on nothing but these facts and the hour, and is another once it has expired.
                 seed = int(time.time() // self._settings.copy_ttl)
                 for at, copy in zip(tried, await self._scribe.write([facts[at] for at in tried], seed), strict=True):
-                    if copy is not None and (not requests[at].item or spoken_names(facts[at])[0] in copy.text):
+                    if copy is not None and (not requests[at].item or allowed_names(facts[at])[0] in copy.text):
                         texts[at] = copy.text, copy.logprob
         except CopywriterUnavailable:
             for request in requests:

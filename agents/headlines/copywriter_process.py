@@ -21,7 +21,7 @@ import msgspec
 
 from models import manifest
 from models.copywriter.model import Copy, Copywriter
-from models.copywriter.prompt import Facts
+from models.copywriter.facts import Facts
 from stream import logs, metrics
 from stream.settings import load
 

@@ -12,7 +12,7 @@ from agents.headlines.agent import TOPICS, HeadlineAgent
 from agents.headlines.copywriter_process import CopywriterProcess, CopywriterUnavailable, SamplingSettings
 from agents.health import http as web
 from agents.health.status_reporter import StatusReporter
-from models.copywriter.model import copywriter_of
+from models.copywriter.locate import copywriter_folder_of
 from stream import metrics
 from stream.degradation import FULL
 from stream.kafka.commit import Pair
@@ -26,7 +26,7 @@ def copies_of(settings: Settings) -> tuple[CopywriterProcess, HeadlineAgent]:
     sampling = SamplingSettings(
         settings.copy_temperature, settings.copy_top_k, settings.copy_top_p, settings.copy_max_tokens, settings.copy_samples
     )  # fmt: skip
-    scribe = CopywriterProcess(copywriter_of(settings), sampling)
+    scribe = CopywriterProcess(copywriter_folder_of(settings), sampling)
     return scribe, HeadlineAgent(settings, scribe, Group(settings, TOPICS[0], copy_group(settings)))
 
 

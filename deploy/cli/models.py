@@ -41,11 +41,11 @@ def train(settings: Settings, given: argparse.Namespace) -> int:
 def export(settings: Settings, given: argparse.Namespace) -> int:
     import shutil
 
-    from models.copywriter.checkpoint import copywriter_folder
+    from models.copywriter.checkpoint import checkpoint_folder
 
     if given.out.exists():
         raise ValueError(f"{given.out} exists already; name a folder that does not")
-    shutil.copytree(copywriter_folder(given.checkpoint), given.out)
+    shutil.copytree(checkpoint_folder(given.checkpoint), given.out)
     made = load(given.out, "copywriter")
     print(f"{made.kind:10} {made.version}  {given.out}")
     return 0
@@ -53,11 +53,12 @@ def export(settings: Settings, given: argparse.Namespace) -> int:
 
 def copy(settings: Settings, given: argparse.Namespace) -> int:
     from agents.page.headline_cache import TEMPLATES
-    from models.copywriter.model import Copywriter, copywriter_of
-    from models.copywriter.prompt import Facts
+    from models.copywriter.model import Copywriter
+    from models.copywriter.locate import copywriter_folder_of
+    from models.copywriter.facts import Facts
 
     writer = Copywriter(
-        copywriter_of(settings), temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
+        copywriter_folder_of(settings), temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
         samples=given.samples,
     )  # fmt: skip
     titles = tuple(name.strip() for name in given.items.split(",") if name.strip())

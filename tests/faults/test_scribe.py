@@ -13,7 +13,7 @@ import pytest
 from agents.headlines.copywriter_process import LIVES, CopywriterProcess, CopywriterUnavailable, SamplingSettings
 from agents.worker import Worker
 from models.copywriter.model import Copywriter
-from models.copywriter.prompt import Facts
+from models.copywriter.facts import Facts
 from models.manifest import ManifestError
 from stream import metrics
 from stream.settings import SHIPPED_MODELS

@@ -15,20 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from models.copywriter.prompt import (
-    BANNED,
-    CLUMSY,
-    ENDS_OPEN,
-    GIVEN,
-    ITEMS,
-    LOCALES,
-    SIGNS,
-    TOPIC,
-    TWICE,
-    Lexicon,
-    neighbours,
-    says_again,
-)
+from models.copywriter.facts import BANNED, LOCALES
+from models.copywriter.guard import CLUMSY, DOUBLED, ENDS_OPEN, GIVEN, repeats_word
+from models.copywriter.lexicon import SIGNS, Lexicon, bigrams
+from models.copywriter.prompt import ITEMS, TOPIC
 
 SLOTS = ("for_you", "because_you_viewed", "in_your_categories", "trending", "fresh", "buy_again")
 _OF_A_TOPIC, _OF_ITEMS = frozenset("txnmfa"), "ijk"
@@ -186,7 +176,7 @@ def _forms(like: str) -> list[str]:
 
 
 def turns() -> dict[str, list[str]]:
-    """locale -> the neighbours of all headlines (`headline.neighbours`), sorted."""
+    """locale -> the neighbours of all headlines (`headline.bigrams`), sorted."""
     found = {}
     for locale in LOCALES:
         texts = {
@@ -196,12 +186,12 @@ def turns() -> dict[str, list[str]]:
             for text in _signed(shape.text, locale)
         }
         # What a shape says of itself may be a phrase of some topic too: 心动 is a quality, and a word of headlines.
-        pairs = {pair for text in texts for pair in neighbours(text, locale)}
+        pairs = {pair for text in texts for pair in bigrams(text, locale)}
         for sign, phrase in _all_phrases(locale):
             inside = re.compile(rf"\b{re.escape(phrase)}\b" if locale == "en" else re.escape(phrase), re.I)
             for text in texts:
                 if phrase in text.lower():
-                    pairs.update(neighbours(inside.sub(sign, text), locale))
+                    pairs.update(bigrams(inside.sub(sign, text), locale))
         found[locale] = sorted(pairs)
     return found
 
@@ -332,7 +322,7 @@ def spoken(rng: random.Random, shape: str, locale: str, words: Words) -> str | N
     apart = re.sub(r"\{[afijk]\}", lambda found: put[found[0][1]], apart)
     text = apart.replace(GIVEN, "")
     rest = re.sub(f"{GIVEN}[^{GIVEN}]*{GIVEN}", GIVEN, apart)
-    if says_again(rest, told) or TWICE.search(apart) or CLUMSY.search(text):
+    if repeats_word(rest, told) or DOUBLED.search(apart) or CLUMSY.search(text):
         return None
     return text if text.startswith("<") else text[0].upper() + text[1:]
 
@@ -358,7 +348,7 @@ def invented(rng: random.Random, locale: str) -> str:
             word = f"{word} {head}".strip()
         else:
             word = "".join(rng.sample(_characters(), rng.choice((2, 2, 3, 4))))
-        if BANNED.search(word) is None and not word.endswith(ENDS_OPEN) and lexicon().other(word, locale) is None:
+        if BANNED.search(word) is None and not word.endswith(ENDS_OPEN) and lexicon().other_category(word, locale) is None:
             return word
 
 

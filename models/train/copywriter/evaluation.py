@@ -20,8 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from models.copywriter.facts import BANNED, LOCALES, Facts, allowed_interest, allowed_names
+from models.copywriter.lexicon import Lexicon
 from models.copywriter.model import Copywriter
-from models.copywriter.prompt import BANNED, ITEMS, LOCALES, Facts, Lexicon, spoken_interest, spoken_names
+from models.copywriter.prompt import ITEMS
 from models.train.copywriter.corpus import LIKE, SLOTS, pairs, said, shapes, topics, unseen_slot
 from models.train.progress import Say, of_stretch
 from stream import logs
@@ -131,7 +133,7 @@ def line_of(segment: Segment, text: str | None, first: bool) -> Line:
     facts = segment.facts
     return Line(
         segment, text, first, does_parse(text, facts), is_grammatical(text, facts), is_on_topic(text, facts),
-        does_claim(text, facts), any(name in text for name in spoken_names(facts)),
+        does_claim(text, facts), any(name in text for name in allowed_names(facts)),
     )  # fmt: skip
 
 
@@ -172,7 +174,7 @@ def is_on_topic(text: str, facts: Facts) -> bool:
     """True where it names the interest, a thing of it, or an item that was given; of no interest, always."""
     interest = _interest(facts)
     words = _own(facts.locale, interest, "names") + _own(facts.locale, interest, "nouns")
-    words += [*spoken_names(facts), *([spoken_interest(facts.category, facts.locale)] if interest is None else [])]
+    words += [*allowed_names(facts), *([allowed_interest(facts.category, facts.locale)] if interest is None else [])]
     words = [word for word in words if word]
     return not words or any(word.lower() in text.lower() for word in words)
 
@@ -180,7 +182,7 @@ def is_on_topic(text: str, facts: Facts) -> bool:
 def does_claim(text: str, facts: Facts) -> bool:
     """True where it says a price, offer or claim, or a figure or sign outside the names that were given."""
     rest = text
-    for name in [*spoken_names(facts), spoken_interest(facts.category, facts.locale)]:
+    for name in [*allowed_names(facts), allowed_interest(facts.category, facts.locale)]:
         rest = rest.replace(name, " ") if name else rest
     return BANNED.search(text) is not None or re.search(r"[\d%$€£¥￥]", rest) is not None
 
@@ -205,12 +207,12 @@ def _is_mass(name: str) -> bool:
 
 
 def does_parse(text: str, facts: Facts) -> bool:
-    ways = _readings(text, facts.locale, _interest(facts), spoken_names(facts), _strange(facts))
+    ways = _readings(text, facts.locale, _interest(facts), allowed_names(facts), _strange(facts))
     return any(pattern.fullmatch(way) for way in ways for pattern in _grammar(facts.locale))
 
 
 def sounds_right(text: str, facts: Facts) -> bool:
-    ways = _readings(text, facts.locale, _interest(facts), spoken_names(facts), _strange(facts))
+    ways = _readings(text, facts.locale, _interest(facts), allowed_names(facts), _strange(facts))
     return any(all(window in _windows(facts.locale) for window in _triples(way, facts.locale)) for way in ways)
 
 
@@ -224,7 +226,7 @@ def _interest(facts: Facts) -> str | None:
 
 
 def _strange(facts: Facts) -> str:
-    return spoken_interest(facts.category, facts.locale) if _interest(facts) is None else ""
+    return allowed_interest(facts.category, facts.locale) if _interest(facts) is None else ""
 
 
 def _own(locale: str, category: str | None, part: str) -> list[str]:

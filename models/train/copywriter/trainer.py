@@ -26,8 +26,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from models import manifest
 from models import parity as reference
 from models.copywriter.checkpoint import build
+from models.copywriter.facts import LOCALES
 from models.copywriter.model import GRAPH, TOKENIZER
-from models.copywriter.prompt import END, ITEMS, LOCALES, TOPIC, prefix, prompt
+from models.copywriter.prompt import END, ITEMS, TOPIC, format_prompt, prefix
 from models.train.copywriter import evaluation as judge_copy
 from models.train.copywriter.corpus import SLOTS, Pair, language, pairs, shapes, spoken, texts, topics
 from models.train.progress import Say
@@ -124,7 +125,7 @@ def of_texts(plan: Plan) -> dict[str, Any]:
         for at, locale in enumerate(LOCALES):
             slot = SLOTS[(step + 3 * at) % len(SLOTS)]
             for pair in islice(pairs(_mixed(plan.seed, step), only=(locale, slot)), SOME):
-                lines += [prompt(locale, slot, pair.topic, pair.items), pair.headline]
+                lines += [format_prompt(locale, slot, pair.topic, pair.items), pair.headline]
     shape = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": POSITIONS}
     return ingredients({**plan._asdict(), **shape}, (line.encode() for line in lines))
 
@@ -149,7 +150,7 @@ def _write_reference(out: Path, model: Any, tokenizer: Tokenizer) -> None:
     """What torch makes of a prompt and what may follow it, in 32 bits: the graph in 8 bits is to be near."""
     import torch
 
-    begin = tokenizer.encode(prompt("en", "for_you", "lamps", 1)).ids
+    begin = tokenizer.encode(format_prompt("en", "for_you", "lamps", 1)).ids
     texts = np.random.default_rng(1).integers(1, tokenizer.get_vocab_size(), (4, 6))
     with torch.no_grad():
         whole = torch.tensor([[*begin, *text] for text in texts.tolist()])
@@ -165,7 +166,7 @@ def made_tokenizer(seed: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     words = [" ".join(part) for of in topics()[0].values() for word in of.values() for part in word.parts]
     words += [shape.text for of_slot in shapes().values() for shape in of_slot]
-    words += [prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS]
+    words += [format_prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END],
@@ -311,7 +312,7 @@ def _write(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
 
 def _tokens(tokenizer: Tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     """What follows the prefix in the prompt, and the headline with its end."""
-    whole = prompt(pair.locale, pair.slot, pair.topic, pair.items)
+    whole = format_prompt(pair.locale, pair.slot, pair.topic, pair.items)
     begin = prefix(pair.locale, pair.slot)
     headline = [*tokenizer.encode(pair.headline).ids, _end(tokenizer)]
     return tokenizer.encode(whole[len(begin) :]).ids, headline

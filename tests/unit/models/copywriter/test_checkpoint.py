@@ -10,10 +10,11 @@ import pytest
 
 from models import manifest
 from models import parity as reference
-from models.copywriter.checkpoint import build, copywriter_folder, read_tokenizer
+from models.copywriter.checkpoint import build, checkpoint_folder, read_tokenizer
+from models.copywriter.facts import Facts
 from models.copywriter.gpt2_graph import CheckpointError, build_graph
-from models.copywriter.model import GRAPH, Copywriter, copywriter_of
-from models.copywriter.prompt import Facts
+from models.copywriter.locate import copywriter_folder_of
+from models.copywriter.model import GRAPH, Copywriter
 from models.manifest import ManifestError
 from stream.settings import SHIPPED_MODELS, SettingsError, load
 from tests.harness.gpt2_checkpoints import CONFIG, byte_level, save, weights_of, word_piece
@@ -50,7 +51,7 @@ def test_weights_in_bfloat16_are_read(tmp_path: Path) -> None:
 
 
 def test_what_was_converted_is_compared_with_its_checkpoint_and_has_its_licence(tmp_path: Path) -> None:
-    made = copywriter_folder(str(whole(tmp_path / "tiny")))
+    made = checkpoint_folder(str(whole(tmp_path / "tiny")))
     found = manifest.load(made, "copywriter")
     assert found.licence == "that of the checkpoint"
     (check,) = reference.verify(made)
@@ -97,8 +98,8 @@ def test_a_tokenizer_is_kept_as_it_is_where_it_minds_capitals(tmp_path: Path) ->
 def test_a_checkpoint_is_converted_once_and_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = whole(tmp_path / "tiny")
     with caplog.at_level(logging.WARNING):
-        converted = copywriter_folder(str(folder))
-        assert copywriter_folder(str(folder)) == converted
+        converted = checkpoint_folder(str(folder))
+        assert checkpoint_folder(str(folder)) == converted
     assert [record.message for record in caplog.records if "converting" in record.message] == [
         f"converting {folder} for ONNX Runtime; once, it takes about 10 s for 124 million weights"
     ]
@@ -112,7 +113,7 @@ def test_a_checkpoint_is_converted_once_and_writes(tmp_path: Path, caplog: pytes
 
 
 def test_a_text_of_a_checkpoint_ends_with_its_sentence_or_line(tmp_path: Path) -> None:
-    converted = copywriter_folder(str(whole(tmp_path / "tiny")))
+    converted = checkpoint_folder(str(whole(tmp_path / "tiny")))
     tokenizer = byte_level()
     ends = {
         tokenizer.decode([at], skip_special_tokens=False)
@@ -126,15 +127,15 @@ def test_an_end_token_beyond_the_vocabulary_is_none(tmp_path: Path) -> None:
     """The config of Chinese GPT-2s says 50256, the default, beside 21128 tokens."""
     save(tmp_path, eos_token_id=50256)
     word_piece(tmp_path)
-    ends = manifest.load(copywriter_folder(str(tmp_path)), "copywriter").params["ends"]
+    ends = manifest.load(checkpoint_folder(str(tmp_path)), "copywriter").params["ends"]
     read = read_tokenizer(tmp_path)
     assert ends == [read.token_to_id("[SEP]"), read.token_to_id("。")]
 
 
 def test_another_content_is_another_conversion(tmp_path: Path, cache: Path) -> None:
-    first = copywriter_folder(str(whole(tmp_path / "tiny")))
+    first = checkpoint_folder(str(whole(tmp_path / "tiny")))
     (tmp_path / "tiny" / "config.json").write_text(json.dumps(CONFIG | {"layer_norm_epsilon": 1e-3}))
-    second = copywriter_folder(str(tmp_path / "tiny"))
+    second = checkpoint_folder(str(tmp_path / "tiny"))
     assert {path.name for path in cache.iterdir()} == {first.name, second.name} and first != second
 
 
@@ -150,10 +151,10 @@ def without_manifest(place: Path) -> None:
 @pytest.mark.parametrize("harm", [cut, without_manifest])
 def test_a_damaged_conversion_is_made_again(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     folder = str(whole(tmp_path / "tiny"))
-    place = copywriter_folder(folder)
+    place = checkpoint_folder(folder)
     good = (place / "gpt2.onnx").read_bytes()
     harm(place)
-    assert copywriter_folder(folder) == place
+    assert checkpoint_folder(folder) == place
     assert (place / "gpt2.onnx").read_bytes() == good
     Copywriter(place)
 
@@ -165,21 +166,21 @@ def test_a_conversion_that_is_cut_off_leaves_nothing_that_is_read(
     with monkeypatch.context() as broken:
         broken.setattr(manifest, "write", lambda *_, **__: exit("killed"))
         with pytest.raises(SystemExit):
-            copywriter_folder(folder)
+            checkpoint_folder(folder)
     assert [path for path in cache.iterdir() if not path.name.startswith(".")] == []
     # As kill -9 leaves it: half of a folder, under its passing name.
     (cache / ".making-x" / "half").mkdir(parents=True)
-    Copywriter(copywriter_folder(folder))
+    Copywriter(checkpoint_folder(folder))
 
 
 def test_our_own_folder_is_taken_as_it_is(tmp_path: Path, cache: Path) -> None:
-    place = copywriter_folder(str(whole(tmp_path / "tiny")))
-    assert copywriter_folder(str(place)) == place
+    place = checkpoint_folder(str(whole(tmp_path / "tiny")))
+    assert checkpoint_folder(str(place)) == place
 
 
 def told(folder: Path) -> str:
     with pytest.raises(CheckpointError) as error:
-        copywriter_folder(str(folder))
+        checkpoint_folder(str(folder))
     assert isinstance(error.value, ManifestError), "the worker tells it in a sentence"
     return str(error.value)
 
@@ -230,7 +231,7 @@ def test_a_name_is_had_from_the_local_cache_of_the_hub(tmp_path: Path, monkeypat
     whole(at / "snapshots" / "abc")
     (at / "refs").mkdir()
     (at / "refs" / "main").write_text("abc")
-    assert Copywriter(copywriter_folder("shop/tiny")).manifest.name == "tiny"
+    assert Copywriter(checkpoint_folder("shop/tiny")).manifest.name == "tiny"
 
 
 def test_without_the_hub_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,12 +242,12 @@ def test_without_the_hub_the_error_says_what_to_do(tmp_path: Path, monkeypatch: 
     with pytest.raises(
         CheckpointError, match=r"'gpt2' is no folder here, and could not be had .*hf download gpt2 --local-dir"
     ):
-        copywriter_folder("gpt2")
+        checkpoint_folder("gpt2")
 
 
 def test_a_worker_has_the_copywriter_that_is_set(tmp_path: Path, cache: Path) -> None:
-    assert copywriter_of(load({})) == SHIPPED_MODELS / "copywriter"
+    assert copywriter_folder_of(load({})) == SHIPPED_MODELS / "copywriter"
     folder = str(whole(tmp_path / "tiny"))
-    assert copywriter_of(load({"SHOPWINDOW_COPYWRITER": folder})).parent == cache
+    assert copywriter_folder_of(load({"SHOPWINDOW_COPYWRITER": folder})).parent == cache
     with pytest.raises(SettingsError, match="SHOPWINDOW_COPYWRITER is ' ', expected a folder or a name"):
         load({"SHOPWINDOW_COPYWRITER": " "})

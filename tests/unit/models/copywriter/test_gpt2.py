@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from deploy.bench.models import GPT2_124M, random_weights
-from models.copywriter.gpt2 import DEFAULT, TOGETHER, Gpt2, Sampling, draw
+from models.copywriter.gpt2 import DEFAULT_SAMPLING, MIN_READ_TOKENS, Gpt2, Sampling, draw
 from models.copywriter.gpt2_graph import CheckpointError, build_graph, quantise
 from models.copywriter.gpt2_numpy import log_softmax, logits
 from tests.harness.gpt2_checkpoints import CONFIG, weights_of
@@ -115,7 +115,7 @@ def test_what_was_read_before_changes_nothing(model: Gpt2) -> None:
     """A prompt is read from where it parts from the last one: wherever that is."""
     (prompt, other) = some_prompts(20, 20)
     expected = model.score(prompt, [other])[0].tolist()
-    for common in (0, 1, TOGETHER, 10, 18, 19, 20):
+    for common in (0, 1, MIN_READ_TOKENS, 10, 18, 19, 20):
         model.score(prompt[:common] + other, [other])
         assert model.score(prompt, [other])[0].tolist() == expected, common
         model.score(prompt[: max(1, common)], [other])
@@ -172,7 +172,7 @@ def test_sampling_keeps_to_the_likeliest_and_to_their_shares() -> None:
     assert np.bincount(colder)[0] / len(colder) == pytest.approx(0.25 / (0.25 + 0.0625 + 0.0225 + 0.01), abs=1e-3)
     barred = logits.copy()
     barred[:, 0] = -np.inf
-    assert set(draw(barred, np.array([0.0, *chances[1:-1], 1 - 2**-53]), DEFAULT)[0].tolist()) <= {1, 2, 3}
+    assert set(draw(barred, np.array([0.0, *chances[1:-1], 1 - 2**-53]), DEFAULT_SAMPLING)[0].tolist()) <= {1, 2, 3}
 
 
 @pytest.mark.parametrize(

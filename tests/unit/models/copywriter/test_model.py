@@ -5,8 +5,9 @@ import itertools
 import pytest
 from tokenizers import Tokenizer
 
+from models.copywriter.facts import Facts
+from models.copywriter.guard import guard
 from models.copywriter.model import Copywriter
-from models.copywriter.prompt import Facts, guard
 from models.train.copywriter.corpus import topics
 from stream.settings import SHIPPED_MODELS
 

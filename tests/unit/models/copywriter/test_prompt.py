@@ -2,19 +2,10 @@
 
 import pytest
 
-from models.copywriter.prompt import (
-    ITEMS,
-    TOPIC,
-    Facts,
-    Lexicon,
-    brief,
-    fill,
-    guard,
-    prefix,
-    prompt,
-    spoken_interest,
-    spoken_names,
-)
+from models.copywriter.facts import Facts, allowed_interest, allowed_names
+from models.copywriter.guard import guard
+from models.copywriter.lexicon import Lexicon
+from models.copywriter.prompt import ITEMS, TOPIC, build_prompt, fill, format_prompt, prefix
 
 LEXICON = Lexicon(
     {
@@ -120,7 +111,7 @@ def test_the_guard_lets_through_only_what_was_given(text: str, locale: str, cate
 @pytest.mark.parametrize("locale", ["en", "zh"])
 def test_a_hostile_name_or_interest_changes_nothing(name: str, locale: str) -> None:
     facts = Facts(locale, "for_you", "kitchen", (name, "Oak Bench"))
-    assert brief(facts, LEXICON) == brief(facts._replace(titles=("Oak Bench",)), LEXICON), (
+    assert build_prompt(facts, LEXICON) == build_prompt(facts._replace(titles=("Oak Bench",)), LEXICON), (
         "the model does not hear of it"
     )
     line = f"Start with {name} and kitchenware" if locale == "en" else f"从{name}开始，看看厨具"
@@ -128,9 +119,9 @@ def test_a_hostile_name_or_interest_changes_nothing(name: str, locale: str) -> N
         assert guard(line, facts, LEXICON) is not None, "nor may it be said"
     good = "Kitchenware for home cooking" if locale == "en" else "为家庭聚餐挑选的厨具"
     assert guard(good, facts, LEXICON) is None, "and a headline without it is as good as ever"
-    told = brief(facts._replace(category=name, titles=()), LEXICON)
-    assert name.strip() == "" or name not in told.prompt
-    for text in told.stands_for.values():
+    told = build_prompt(facts._replace(category=name, titles=()), LEXICON)
+    assert name.strip() == "" or name not in told.text
+    for text in told.placeholders.values():
         assert text.isascii()
         assert guard(f"The {text} corner", Facts("en", "for_you", text), LEXICON) is None
 
@@ -151,7 +142,7 @@ def test_an_english_name_is_said_in_chinese_only_where_it_was_given() -> None:
     assert guard("从Paper Sun开始，看看灯具", facts, LEXICON) == "language"
     assert guard("Paper Moon 2", facts, LEXICON) == "language", "a name alone is no Chinese headline"
     chinese = Facts("en", "for_you", "lighting", ("纸月亮",))
-    assert spoken_names(chinese) == [], "whoever reads English cannot read it"
+    assert allowed_names(chinese) == [], "whoever reads English cannot read it"
     assert guard("Start with 纸月亮 and lamps", chinese, LEXICON) == "a name that may not be said"
 
 
@@ -170,26 +161,26 @@ def test_an_interest_is_known_by_its_id_and_by_its_names_in_either_language() ->
 
 
 def test_a_prompt_recommends_the_interest_and_the_items() -> None:
-    told = brief(Facts("en", "for_you", "Pots and Pans", ("Copper Pan", "Oak Spoon")), LEXICON)
-    assert told.prompt == (
+    told = build_prompt(Facts("en", "for_you", "Pots and Pans", ("Copper Pan", "Oak Spoon")), LEXICON)
+    assert told.text == (
         "<for_you>Based on your interests, we recommend the following products: kitchenware; <item1>; <item2>\n"
     )
-    assert told.stands_for == {"<item1>": "Copper Pan", "<item2>": "Oak Spoon"}
-    told = brief(Facts("zh", "fresh", "书法", ("狼毫",)), LEXICON)
-    assert told.prompt == "<fresh>基于你的兴趣，我们推荐以下商品：<topic>；<item1>\n"
-    assert told.stands_for == {TOPIC: "书法", "<item1>": "狼毫"}
+    assert told.placeholders == {"<item1>": "Copper Pan", "<item2>": "Oak Spoon"}
+    told = build_prompt(Facts("zh", "fresh", "书法", ("狼毫",)), LEXICON)
+    assert told.text == "<fresh>基于你的兴趣，我们推荐以下商品：<topic>；<item1>\n"
+    assert told.placeholders == {TOPIC: "书法", "<item1>": "狼毫"}
 
 
 def test_all_prompts_of_a_slot_begin_alike() -> None:
     for locale in ("en", "zh"):
         for topic, items in (("", 0), (TOPIC, 2), ("lamps", 3)):
-            assert prompt(locale, "trending", topic, items).startswith(prefix(locale, "trending"))
+            assert format_prompt(locale, "trending", topic, items).startswith(prefix(locale, "trending"))
 
 
 def test_a_headline_on_an_unknown_interest_speaks_of_it() -> None:
     facts = Facts("en", "for_you", "falconry", ("Leather Glove",))
-    told = brief(facts, LEXICON)
-    line = fill("<topic>, and <item1> to start with", told.stands_for)
+    told = build_prompt(facts, LEXICON)
+    line = fill("<topic>, and <item1> to start with", told.placeholders)
     assert line == "Falconry, and Leather Glove to start with"
     assert guard(line, facts, LEXICON) is None
     assert guard("Lovely things for you", facts, LEXICON) == "off topic"
@@ -223,17 +214,17 @@ def test_what_is_put_in_is_not_read_again() -> None:
     ],
 )
 def test_an_interest_is_said_where_the_reader_of_the_page_can_read_it(category: str, locale: str, said: str) -> None:
-    assert spoken_interest(category, locale) == said
+    assert allowed_interest(category, locale) == said
 
 
 def test_an_interest_in_the_other_language_is_quoted_in_chinese_and_left_out_in_english() -> None:
     facts = Facts("zh", "for_you", "falconry")
-    told = brief(facts, LEXICON)
-    assert told.stands_for == {TOPIC: "falconry"}
-    assert guard(fill("为你推荐：<topic>", told.stands_for), facts, LEXICON) is None
+    told = build_prompt(facts, LEXICON)
+    assert told.placeholders == {TOPIC: "falconry"}
+    assert guard(fill("为你推荐：<topic>", told.placeholders), facts, LEXICON) is None
     assert guard("为你推荐的好物", facts, LEXICON) == "off topic"
     facts = Facts("en", "for_you", "书法")
-    assert TOPIC not in brief(facts, LEXICON).prompt
+    assert TOPIC not in build_prompt(facts, LEXICON).text
     assert guard("Good things picked for you", facts, LEXICON) is None
     assert guard("Good things from the world of 书法", facts, LEXICON) == "language"
 
@@ -271,14 +262,14 @@ SPOKEN = Lexicon(
         ("为汤勺挑选的实用汤勺", "zh", "kitchen", (), "为 <thing>"),
         ("为时光挑选的实用汤勺", "zh", "kitchen", (), "为 时"),
         ("Copper pots and pans for home cooking", "en", "kitchen", (), "copper pots and pans"),
-        ("为下厨时光挑选的汤勺与厨具", "zh", "kitchen", (), "kinds of one another"),
+        ("为下厨时光挑选的汤勺与厨具", "zh", "kitchen", (), "a thing joined with its own kind"),
     ],
 )
 def test_words_stand_side_by_side_only_where_they_did_in_what_was_learnt(
     text: str, locale: str, category: str, titles: tuple[str, ...], odd: str | None
 ) -> None:
-    assert SPOKEN.odd(text, Facts(locale, "for_you", category, titles)) == odd
-    assert LEXICON.odd(text, Facts(locale, "for_you", category, titles)) is None, (
+    assert SPOKEN.unusual_bigram(text, Facts(locale, "for_you", category, titles)) == odd
+    assert LEXICON.unusual_bigram(text, Facts(locale, "for_you", category, titles)) is None, (
         "a model without turns says what it likes"
     )
 

@@ -92,7 +92,7 @@ def strengths(signals: Signals, source: int, j: int, near: int) -> tuple[float, 
     return float(s["near_next"][j] / max(s["next_out"], np.float32(1e-9))), float(strict), float(together)
 
 
-def neighbours(signals: Signals, source: int) -> list[tuple[int, float, float]]:
+def bigrams(signals: Signals, source: int) -> list[tuple[int, float, float]]:
     """Row, share of the transitions, cosine of co-visits, of each neighbour."""
     found = []
     for j, near in enumerate(signals.near_row[source].tolist()):
@@ -119,7 +119,7 @@ def test_candidates_begin_with_the_last_items_and_their_strongest_neighbours(see
         kinds: dict[int, int] = dict.fromkeys(recent, GEN_RECENT)
         sources = [(source, 1 / (a + 1), a == 0, False) for a, source in enumerate(recent)]
         for source, weight, anchor, cart in sources + [(source, 0.5, False, True) for source in carted]:
-            for near, follows, together in neighbours(signals, source):
+            for near, follows, together in bigrams(signals, source):
                 if follows <= 0 and together <= 0:
                     continue
                 bits = (GEN_NEXT if follows > 0 else 0) | (GEN_TOGETHER if together > 0 else 0)
@@ -183,7 +183,7 @@ def phi_in_words(
         x["together_last_support"] = x["together_last"] * log1p(float(last["seen"])) / 5
         if s["item"]:
             x["back_last"] = log1p(shares(signals, r, recent[0])[0] / 3e-4)
-        hops = [(one, follows) for one, follows, _ in neighbours(signals, recent[0]) if follows > 0.02]
+        hops = [(one, follows) for one, follows, _ in bigrams(signals, recent[0]) if follows > 0.02]
         x["two_hop"] = log1p(sum(follows * shares(signals, one, r)[0] for one, follows in hops) / 3e-4)
     if len(recent) > 1:
         x["next_second"], x["together_second"] = log1p(steps[1][0] / 3e-4), log1p(steps[1][2] / 3e-3)

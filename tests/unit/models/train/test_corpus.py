@@ -5,7 +5,9 @@ import random
 
 import pytest
 
-from models.copywriter.prompt import BANNED, ITEMS, LOCALES, TOPIC, Facts, fill, guard
+from models.copywriter.facts import BANNED, LOCALES, Facts
+from models.copywriter.guard import guard
+from models.copywriter.prompt import ITEMS, TOPIC, fill
 from models.train.copywriter.corpus import (
     SLOTS,
     Pair,

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from models.copywriter.prompt import ITEMS, TOPIC, Facts, fill
+from models.copywriter.facts import Facts
+from models.copywriter.prompt import ITEMS, TOPIC, fill
 from models.train.copywriter.corpus import pairs, topics, unseen_slot
 from models.train.copywriter.evaluation import (
     Line,

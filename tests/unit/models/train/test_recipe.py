@@ -14,8 +14,8 @@ import pytest
 from deploy.cli.main import parser
 from deploy.train import recipe
 from deploy.train.simulation import Simulated, simulate
+from models.copywriter.facts import LOCALES
 from models.copywriter.model import TOKENIZER
-from models.copywriter.prompt import LOCALES
 from models.manifest import KINDS, Manifest, load
 from models.ranker.features import FEATURES
 from models.train.copywriter import trainer as copywriter

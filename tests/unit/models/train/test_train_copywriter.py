@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from models import manifest
+from models.copywriter.facts import Facts
 from models.copywriter.model import Copywriter
-from models.copywriter.prompt import END, ITEMS, TOPIC, Facts, prefix, prompt
+from models.copywriter.prompt import END, ITEMS, TOPIC, format_prompt, prefix
 from models.train.copywriter import evaluation as judge_copy
 from models.train.copywriter import trainer as copywriter
 from models.train.copywriter.trainer import Plan, made_tokenizer, train
@@ -42,7 +43,7 @@ def test_text_survives_the_vocabulary_and_no_token_is_half_a_character(
 def test_a_prompt_is_read_alike_whole_and_behind_its_prefix(small: None) -> None:
     tokenizer = made_tokenizer(1)
     for locale, topic in (("en", "lamps"), ("zh", "灯具"), ("en", TOPIC), ("zh", ""), ("en", "")):
-        begin, whole = prefix(locale, "fresh"), prompt(locale, "fresh", topic, 2)
+        begin, whole = prefix(locale, "fresh"), format_prompt(locale, "fresh", topic, 2)
         assert tokenizer.encode(begin).ids + tokenizer.encode(whole[len(begin) :]).ids == tokenizer.encode(whole).ids
 
 

@@ -1,7 +1,8 @@
 """Convert a Hugging Face GPT-2 checkpoint into a copywriter's model folder.
 
-A checkpoint is converted once, into the cache: graph, tokenizer, manifest. The entry's name is a hash of the checkpoint and
-of this code. It is renamed into place when it is complete, so an interrupted conversion leaves nothing readable.
+A checkpoint is converted once, into the cache: graph, tokenizer, manifest. The entry's name is a hash of the
+checkpoint and of this code. It is renamed into place when it is complete, so an interrupted conversion leaves nothing
+readable.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ def _convert(folder: Path, name: str, out: Path) -> None:
     vocabulary = int(config["vocab_size"])
     if tokenizer.get_vocab_size() > vocabulary:
         raise CheckpointError(
-            f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens and the model {vocabulary}; they are not "
+            f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens and the model {vocabulary}; they "
+            f"are not "
             "from the same checkpoint"
         )
     (out / GRAPH).write_bytes(graph)
@@ -222,7 +224,8 @@ def _require(folder: Path) -> None:
     """Raise CheckpointError if the folder is not a complete GPT-2 checkpoint; the message names the missing files."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
-            f"{folder} is not a model: it has neither {manifest.FILE} (a copywriter of `shopwindow train copywriter`) nor "
+            f"{folder} is not a model: it has neither {manifest.FILE} (a copywriter of `shopwindow train "
+            f"copywriter`) nor "
             f"{CONFIG} (a Hugging Face checkpoint); name a folder that has one of them"
         )
     kind = _json(folder / CONFIG).get("model_type")
@@ -277,6 +280,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # the hub, its client and the network raise a dozen kinds without a common base
         raise CheckpointError(
             f"'{name}' is not a folder, and could not be downloaded from the Hugging Face hub "
-            f"({type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0][:120]}); check the name and "
+            f"({type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0][:120]}); "
+            f"check the name and "
             f"the network, or download it elsewhere (hf download {name} --local-dir model) and name that folder"
         ) from None

@@ -14,13 +14,17 @@ MAX_NAME_CHARS = {"en": 40, "zh": 24}  # of an item's name in a headline
 MAX_INTEREST_CHARS = {"en": 30, "zh": 12}
 BANNED = re.compile(
     # Prices and offers.
-    r"\b(?:free|sales?|discount\w*|offers?|offered|cheap\w*|deals?|sav(?:e|es|ed|ing|ings)|off|percent|pric(?:e|es|ed|ing|ey)"
-    r"|now only|limited|bargains?|clearance|coupons?|vouchers?|rebates?|refunds?|bogo|buy one|get one|\d+ for \d+|giveaways?"
+    r"\b(?:free|sales?|discount\w*|offers?|offered|cheap\w*|deals?|sav(?:e|es|ed|ing|ings)|off|percent"
+    r"|pric(?:e|es|ed|ing|ey)"
+    r"|now only|limited|bargains?|clearance|coupons?|vouchers?|rebates?|refunds?|bogo|buy one|get one"
+    r"|\d+ for \d+|giveaways?"
     r"|dollars?|euros?|yuan|usd|eur|gbp|rmb|cny"
     # Claims of rank.
-    r"|best|better than|top.rated|unbeatable|ultimate|number one|no\. ?1|award\w*|exclusive\w*|guarantee\w*|proven|perfect\w*"
+    r"|best|better than|top.rated|unbeatable|ultimate|number one|no\. ?1|award\w*|exclusive\w*"
+    r"|guarantee\w*|proven|perfect\w*"
     # Medical and legal claims.
-    r"|cur(?:e|es|ed|ing)|heal(?:s|ed|ing|thy|thier)?|therap\w*|medic\w*|clinical\w*|doctors?|certified|warrant\w*|legal\w*"
+    r"|cur(?:e|es|ed|ing)|heal(?:s|ed|ing|thy|thier)?|therap\w*|medic\w*|clinical\w*|doctors?|certified"
+    r"|warrant\w*|legal\w*"
     r"|risk.?free|safest|detox\w*|slimming)\b"
     r"|免费|免税|免邮|免单|包邮|打折|折扣|折起|[一二三四五六七八九]折|优惠|特价|特惠|促销|降价|减价|满减|立减|秒杀|清仓|甩卖|券|赠|买.送"
     r"|返现|红包(?!括)|便宜|划算|超值|省钱|低价|价格|原价|现价|(?<!多)元(?![素气旦宵])|块钱|限时|限量"

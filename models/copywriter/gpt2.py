@@ -1,9 +1,10 @@
 """GPT-2 in ONNX Runtime: sample texts after prompts, and score given texts.
 
-It runs any graph of `models.copywriter.gpt2_graph`. Keys and values of a sequence stay in place while it grows. Prompts are
-read one by one in lexicographic order, so that each one only reads the tokens after its common prefix with the previous
-one. All samples of all prompts then advance in one batch; when a sample ends, the next waiting one takes its row. The
-result of a sequence does not depend on the others: a text is the same to the bit alone and in any batch.
+It runs any graph of `models.copywriter.gpt2_graph`. Keys and values of a sequence stay in place while it grows.
+Prompts are read one by one in lexicographic order, so that each one only reads the tokens after its common prefix
+with the previous one. All samples of all prompts then advance in one batch; when a sample ends, the next waiting one
+takes its row. The result of a sequence does not depend on the others: a text is the same to the bit alone and in any
+batch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ CACHE_PAGE_TOKENS = 32  # a cache grows by so many positions
 
 
 class Sampling(NamedTuple):
-    """How to draw a token: keep the `top_k` likeliest, and of these the likeliest up to a total probability of `top_p`."""
+    """How to draw a token.
+
+    Keep the `top_k` likeliest, and of these the likeliest up to a total probability of `top_p`.
+    """
 
     temperature: float = 0.9  # above 0
     top_k: int = 50
@@ -89,8 +93,8 @@ def _copy(source: _Cache, row: int, target: _Cache, rows: slice, tokens: int) ->
 class _Bound:
     """The graph's inputs and outputs bound to fixed arrays, for the first B sequences of a cache and S tokens of each.
 
-    asked: the R positions to return, as b S + s. With targets (R, C) a run returns their log-probabilities; without, the k
-    likeliest tokens of each position.
+    asked: the R positions to return, as b S + s. With targets (R, C) a run returns their log-probabilities; without,
+    the k likeliest tokens of each position.
     """
 
     def __init__(
@@ -186,7 +190,8 @@ class Gpt2:
         shape = self._session.get_modelmeta().custom_metadata_map.get(SHAPE_KEY)
         if shape is None:
             raise ValueError(
-                f"{'the graph' if isinstance(graph, bytes) else graph} is not a GPT-2 of this version; train or build it again"
+                f"{'the graph' if isinstance(graph, bytes) else graph} is not a GPT-2 of this version; train or build "
+                f"it again"
             )
         self.shape = Shape(**json.loads(shape))
         self._cache = _Cache(self.shape)
@@ -328,8 +333,8 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 def draw(logits: F32, uniforms: F64, sampling: Sampling) -> tuple[I64, F64]:
     """Draw one of K tokens for each of n rows by inverting the cumulative distribution at uniforms (n,) in [0, 1).
 
-    logits (n, K), the likeliest first; -inf is never drawn. Returns the columns (n,), and their log-probabilities (n,) under
-    the truncated distribution, in nats.
+    logits (n, K), the likeliest first; -inf is never drawn. Returns the columns (n,), and their log-probabilities
+    (n,) under the truncated distribution, in nats.
     """
     scores = logits.astype(np.float64) / sampling.temperature
     p = np.exp(scores - scores.max(axis=1, keepdims=True))

@@ -1,7 +1,7 @@
 """GPT-2 as an ONNX graph, built node by node from a checkpoint's weights, without torch or tracing.
 
-Weights are int8 with one scale for each output column; activations are uint8 with one scale for each row. With one scale for
-the whole batch, as in DynamicQuantizeMatMul, one text would change another. Attention is ONNX Runtime's
+Weights are int8 with one scale for each output column; activations are uint8 with one scale for each row. With one
+scale for the whole batch, as in DynamicQuantizeMatMul, one text would change another. Attention is ONNX Runtime's
 `GroupQueryAttention`, which appends keys and values in place.
 
 Inputs:
@@ -41,8 +41,12 @@ MICROSOFT = "com.microsoft"
 MAX_GRAPH_BYTES = (1 << 31) - (1 << 20)  # a protobuf message cannot be larger
 # By the names of transformers; all but `gelu` and `relu` are the tanh approximation.
 ACTIVATIONS = {
-    "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "gelu_fast": "FastGelu", "gelu": "BiasGelu", "relu": "Relu",
-}  # fmt: skip
+    "gelu_new": "FastGelu",
+    "gelu_pytorch_tanh": "FastGelu",
+    "gelu_fast": "FastGelu",
+    "gelu": "BiasGelu",
+    "relu": "Relu",
+}
 
 
 class CheckpointError(ManifestError):
@@ -72,11 +76,15 @@ class _Graph:
         return name
 
     def linear(self, x: str, weight: Array, name: str, like: str, out: str = "") -> str:
-        """Add x (N, K) float32 times weight (K, M), without bias: (N, M). All x with the same `like` have the same N."""
+        """Add x (N, K) float32 times weight (K, M), without bias.
+
+        (N, M). All x with the same `like` have the same N.
+        """
         if self.precision == "float32":
             return self.op("MatMul", x, self.const(name + ".weight", weight), out=out)
         quantised, scale = quantise(weight)
-        # Each row spans 127 steps to both sides of the zero point 128. uint8, because int8 activations are 20 times slower.
+        # Each row spans 127 steps to both sides of the zero point 128. uint8, because int8 activations are 20 times
+        # slower.
         peak = self.op("ReduceMax", self.op("Abs", x), self.ints(1), keepdims=1)
         step = self.op("Mul", peak, self.const("1/127", np.float32(1 / 127)))  # (N, 1)
         flat = self.op("Squeeze", step, self.ints(1))
@@ -103,9 +111,9 @@ def quantise(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float3
 def build_graph(config: Mapping[str, Any], weights: Mapping[str, Array], precision: Precision = "int8") -> bytes:
     """Return the graph described above, serialised.
 
-    config: a `transformers.GPT2Config`. weights: those of `GPT2LMHeadModel` or `GPT2Model`, float32, with or without the
-    prefix `transformer.`; without `lm_head.weight`, or if they are tied, the head is the embedding. Raises CheckpointError
-    if it is not a GPT-2 or has an unsupported option.
+    config: a `transformers.GPT2Config`. weights: those of `GPT2LMHeadModel` or `GPT2Model`, float32, with or without
+    the prefix `transformer.`; without `lm_head.weight`, or if they are tied, the head is the embedding. Raises
+    CheckpointError if it is not a GPT-2 or has an unsupported option.
     """
     from onnx import checker
 
@@ -244,7 +252,8 @@ class Shape:
         found = self._weights[name]
         if found.shape != expected:
             raise CheckpointError(
-                f"{name!r} has the shape {found.shape}, config.json expects {expected}; they are not from the same checkpoint"
+                f"{name!r} has the shape {found.shape}, config.json expects {expected}; they are not from the same "
+                f"checkpoint"
             )
         return found.astype(np.float32, copy=False)
 
@@ -283,8 +292,8 @@ def _embedding(g: _Graph, shape: Shape) -> str:
 def _result_branch() -> Any:
     """Return the node that computes logprob if `scoring` is set, else top_logits and top_ids; the others stay empty.
 
-    It is a branch because ONNX Runtime also computes outputs that nobody fetches: a softmax over 50,000 tokens is 1% of a
-    step.
+    It is a branch because ONNX Runtime also computes outputs that nobody fetches: a softmax over 50,000 tokens is 1%
+    of a step.
     """
 
     def branch(name: str, nodes: list[Any], *results: tuple[str, int]) -> Any:

@@ -34,7 +34,8 @@ def guard(text: str, facts: Facts, lexicon: Lexicon) -> str | None:
     """Return None if the headline may be shown, else the reason why not.
 
     A headline may only say the interest, its things and the items' names. It must be a whole sentence in the right
-    language, without a number, price, offer, claim or other interest. Each of its bigrams must occur in the training corpus.
+    language, without a number, price, offer, claim or other interest. Each of its bigrams must occur in the training
+    corpus.
     """
     if not 4 <= len(text) <= MAX_CHARS:
         return "length"

@@ -121,8 +121,8 @@ class Lexicon:
     def _phrase_patterns(self, locale: str, category: str) -> list[list[re.Pattern[str]]]:
         """Return the ways to find a category's phrases; each way is a list of patterns to apply in order.
 
-        A text may have two readings. "Golden honey and syrups" is golden honey, or golden before honey and syrups; 多彩 is
-        not a word of 更多彩蛋.
+        A text may have two readings. "Golden honey and syrups" is golden honey, or golden before honey and syrups; 多彩
+        is not a word of 更多彩蛋.
         """
         at = locale, category
         if at not in self._readings:

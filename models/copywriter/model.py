@@ -80,7 +80,10 @@ class Copywriter:
         return copies
 
     def _prompt(self, facts: Facts) -> Prompt:
-        """A model without placeholder tokens reads the words themselves; the guard checks its headlines all the same."""
+        """A model without placeholder tokens reads the words themselves.
+
+        The guard checks its headlines all the same.
+        """
         prompt = build_prompt(facts, self.lexicon)
         return prompt if self._has_placeholder_tokens else Prompt(fill(prompt.text, prompt.placeholders), {})
 

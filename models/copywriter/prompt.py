@@ -1,8 +1,9 @@
 """The prompt of a headline, built from its facts.
 
 The model never reads the shop's own words. An interest that it has learnt is in the prompt in the model's words. Any
-other interest, and every item name, is a placeholder in the prompt and in the sampled headline; `fill` replaces it. So a
-strange or hostile name cannot steer the model: at worst its headline is refused, and one without the name is kept.
+other interest, and every item name, is a placeholder in the prompt and in the sampled headline; `fill` replaces it.
+So a strange or hostile name cannot steer the model: at worst its headline is refused, and one without the name is
+kept.
 """
 
 import re

@@ -19,7 +19,7 @@ from models.copywriter.model import TOKENIZER
 from models.manifest import KINDS, Manifest, load
 from models.ranker.features import FEATURES
 from models.train.copywriter import trainer as copywriter
-from models.train.copywriter.corpus import said, texts
+from models.train.copywriter.corpus import texts
 from models.train.copywriter.evaluation import GROUPS, SEGMENTS
 from models.train.copywriter.trainer import Plan
 from models.train.recipe import LIBRARIES, processor
@@ -79,9 +79,9 @@ def test_the_copywriter_is_that_of_the_texts() -> None:
     found, told = made("copywriter")
     plan = Plan(**found.params["plan"])
     assert plan == Plan(defaults()[2]), f"it was trained for another number of steps or with another seed; {MODELS}"
-    assert_same("copywriter", told, copywriter.of_texts(plan))
+    assert_same("copywriter", told, copywriter.recipe_of_texts(plan))
     for part in ("names", "nouns"):
-        assert found.params[part] == msgspec.json.decode(msgspec.json.encode(said(part))), (
+        assert found.params[part] == msgspec.json.decode(msgspec.json.encode(words_by_category(part))), (
             f"{part} have changed; {MODELS}"
         )
 
@@ -98,7 +98,7 @@ def test_the_copywriters_headlines_are_what_its_card_must_say_of_them() -> None:
 
 def test_the_copywriters_vocabulary_comes_out_the_same(tmp_path: Path) -> None:
     found = load(SHIPPED_MODELS / "copywriter", "copywriter")
-    copywriter.made_tokenizer(found.params["plan"]["seed"]).save(str(tmp_path / TOKENIZER))
+    copywriter.build_tokenizer(found.params["plan"]["seed"]).save(str(tmp_path / TOKENIZER))
     assert hashlib.sha256((tmp_path / TOKENIZER).read_bytes()).hexdigest() == found.files[TOKENIZER], MODELS
 
 
@@ -112,10 +112,10 @@ def test_the_libraries_are_those_that_it_was_made_with(kind: str) -> None:
 
 def test_another_generator_or_another_phi_is_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(1)
-    before = copywriter.of_texts(plan)
-    assert copywriter.of_texts(plan) == before != copywriter.of_texts(Plan(2))
+    before = copywriter.recipe_of_texts(plan)
+    assert copywriter.recipe_of_texts(plan) == before != copywriter.recipe_of_texts(Plan(2))
     monkeypatch.setattr(copywriter, "texts", lambda seed: (text.replace("the", "a") for text in texts(seed)))
-    assert copywriter.of_texts(plan)["data"] != before["data"]
+    assert copywriter.recipe_of_texts(plan)["data"] != before["data"]
     monkeypatch.setattr(recipe, "SHOPPERS", 6)
     of_history, of_ranker = recipe.of_history(1, 1, 1), recipe.of_ranker(1, 1, 1, None)
     assert recipe.of_history(1, 1, 2)["data"] != of_history["data"]

@@ -1,4 +1,4 @@
-"""Whoever judges headlines must know the good ones, and miss no bad one of the kinds that a small model writes."""
+"""The evaluation of headlines accepts good ones, and finds the errors that a small model makes."""
 
 import itertools
 
@@ -10,25 +10,25 @@ from models.train.copywriter.corpus import pairs, topics, unseen_slot
 from models.train.copywriter.evaluation import (
     Line,
     Segment,
-    counts_a_mass,
-    does_claim,
-    does_parse,
+    counts_mass_noun,
+    evaluate_line,
+    has_known_trigrams,
     is_grammatical,
     is_on_topic,
-    line_of,
+    makes_claim,
     metrics,
+    parses,
     segments,
-    sounds_right,
 )
 
 
-def test_every_shape_parses_the_held_out_ones_too() -> None:
+def test_every_shape_parses_including_held_out_ones() -> None:
     for held_out in (False, True):
         for pair in itertools.islice(pairs(123, held_out=held_out), 400):
             interest = pair.category or pair.topic.replace(TOPIC, "glassblowing" if pair.locale == "en" else "吹玻璃")
             names = ("Trail Shoe 3", "Oak Bench", "Paper Moon")[: pair.items]
             headline = fill(pair.headline, {TOPIC: interest, **dict(zip(ITEMS, names, strict=False))})
-            assert does_parse(headline, Facts(pair.locale, pair.slot, interest, names)), (headline, interest)
+            assert parses(headline, Facts(pair.locale, pair.slot, interest, names)), (headline, interest)
 
 
 @pytest.mark.parametrize(
@@ -46,56 +46,54 @@ def test_every_shape_parses_the_held_out_ones_too() -> None:
         ("Soft for quiet evenings", "en", "lighting"),
     ],
 )
-def test_what_is_not_grammatical_is_not_held_to_be(text: str, locale: str, category: str) -> None:
+def test_ungrammatical_headlines_are_found(text: str, locale: str, category: str) -> None:
     facts = Facts(locale, "for_you", category)
-    assert not does_parse(text, facts)
-    assert not sounds_right(text, facts)
+    assert not parses(text, facts)
+    assert not has_known_trigrams(text, facts)
 
 
-def test_a_new_sentence_of_known_turns_sounds_right() -> None:
+def test_a_new_sentence_of_known_trigrams_is_accepted() -> None:
     text = "Because you viewed lamps: soft floor lamps for quiet evenings"
-    assert sounds_right(text, Facts("en", "because_you_viewed", "lighting"))
+    assert has_known_trigrams(text, Facts("en", "because_you_viewed", "lighting"))
 
 
 @pytest.mark.parametrize(
     ("text", "slot", "category"),
     [
-        (
-            "The talk of the shop: colourful fish tanks",
-            "trending",
-            "aquariums",
-        ),  # though "colourful fish" is what they are for
-        ("New ideas around sundials", "in_your_categories", "sundials"),  # "new ideas" is what notebooks are for
+        # "colourful fish" is also what aquariums are for.
+        ("The talk of the shop: colourful fish tanks", "trending", "aquariums"),
+        # "new ideas" is also what notebooks are for.
+        ("New ideas around sundials", "in_your_categories", "sundials"),
     ],
 )
-def test_a_phrase_is_read_in_each_way_that_it_can_be(text: str, slot: str, category: str) -> None:
+def test_a_headline_is_read_in_each_possible_way(text: str, slot: str, category: str) -> None:
     assert is_grammatical(text, Facts("en", slot, category))
 
 
-def test_topics_and_claims_are_judged_without_the_guard() -> None:
+def test_topic_and_claims_are_evaluated_without_the_guard() -> None:
     facts = Facts("en", "for_you", "lighting", ("Trail Shoe 3", "Half Price Lamp"))
     assert is_on_topic("Soft floor lamps", facts)
     assert is_on_topic("Start with Trail Shoe 3", facts)
     assert not is_on_topic("Soft things", facts)
     assert is_on_topic("Soft things", Facts("en", "for_you", ""))
     assert not is_on_topic("Soft things", Facts("en", "for_you", "falconry"))
-    assert not does_claim("Start with Trail Shoe 3", facts)
-    assert does_claim("Start with Trail Shoe 4", facts)
-    assert does_claim("Start with Half Price Lamp", facts)
+    assert not makes_claim("Start with Trail Shoe 3", facts)
+    assert makes_claim("Start with Trail Shoe 4", facts)
+    assert makes_claim("Start with Half Price Lamp", facts)
 
 
-def test_segments_are_half_of_unknown_interests_and_half_of_topics_where_they_were_never_seen() -> None:
-    asked = segments(1000, 1)
-    assert len(asked) == 2000
+def test_half_of_the_segments_are_unknown_interests_half_unseen_slots() -> None:
+    chosen = segments(1000, 1)
+    assert len(chosen) == 2000
     for locale in ("en", "zh"):
-        mine = [segment for segment in asked if segment.facts.locale == locale]
+        mine = [segment for segment in chosen if segment.facts.locale == locale]
         assert sum(segment.known for segment in mine) == 500
         for segment in mine:
             assert (segment.facts.category in topics()[0]) == segment.known
             assert not segment.known or segment.facts.slot == unseen_slot(segment.facts.category)
 
 
-def test_shares_are_of_the_segments_or_of_the_lines() -> None:
+def test_shares_count_segments_or_headlines() -> None:
     segment = Segment(Facts("en", "for_you", "lighting"), known=True)
     lines = [
         Line(segment, "Soft lamps", True, True, True, True, False),
@@ -112,9 +110,15 @@ def test_shares_are_of_the_segments_or_of_the_lines() -> None:
     assert found["en.with_items/segments"] == found["zh.known/segments"] == 0
 
 
-def test_segments_with_items_are_counted_apart() -> None:
-    bare, told = (Segment(Facts("en", "for_you", "lighting", titles), known=True) for titles in ((), ("Oak Lamp",)))
-    lines = [line_of(bare, "Soft lamps", True), line_of(told, "Start with Oak Lamp", True), line_of(told, None, False)]
+def test_segments_with_items_are_a_group() -> None:
+    bare, with_item = (
+        Segment(Facts("en", "for_you", "lighting", titles), known=True) for titles in ((), ("Oak Lamp",))
+    )
+    lines = [
+        evaluate_line(bare, "Soft lamps", True),
+        evaluate_line(with_item, "Start with Oak Lamp", True),
+        evaluate_line(with_item, None, False),
+    ]
     found = metrics(lines)
     assert (found["en.with_items/segments"], found["en.with_items/passed"], found["en.with_items/named"]) == (2, 0.5, 1)
     assert (found["en.without_items/segments"], found["en.without_items/named"]) == (1, 0)
@@ -128,14 +132,14 @@ def test_segments_with_items_are_counted_apart() -> None:
         ("Those furniture, once again", "furniture", True),
         ("So many honeycombs to discover", "honey", False),
         ("So many lamps to discover", "lighting", False),
-        ("We hope you like these sturdy denim jackets", "denim", False),  # denim is a mass, its jackets are not
+        ("We hope you like these sturdy denim jackets", "denim", False),  # denim is a mass noun, jackets are not
         ("We hope you like these sturdy denim", "denim", True),
         ("Even more golden honey to discover", "honey", False),
     ],
 )
-def test_a_mass_is_not_counted(text: str, category: str, wrong: bool) -> None:
+def test_a_plural_mass_noun_is_an_error(text: str, category: str, wrong: bool) -> None:
     facts = Facts("en", "in_your_categories", category)
-    assert counts_a_mass(text, facts) == wrong
+    assert counts_mass_noun(text, facts) == wrong
     if wrong:
         assert not is_grammatical(text, facts)
 
@@ -150,4 +154,4 @@ def test_a_mass_is_not_counted(text: str, category: str, wrong: bool) -> None:
     ],
 )
 def test_an_adjective_may_be_missing_or_short(text: str, locale: str, category: str) -> None:
-    assert does_parse(text, Facts(locale, "for_you", category))
+    assert parses(text, Facts(locale, "for_you", category))

@@ -1,7 +1,7 @@
 """Replay one log through two versions, and report whether their pages, impressions and profile rows are the same.
 
-A version is a git revision of the project, or a models directory. A revision runs in a git worktree of its own, with this
-interpreter and its own models. A models directory runs with the current code.
+A version is a git revision of the project, or a models directory. A revision runs in a git worktree of its own, with
+this interpreter and its own models. A models directory runs with the current code.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _side(name: str) -> Iterator[Side]:
     if path.is_dir():
         if not (path / "ranker" / "manifest.json").is_file():
             raise InputError(
-                f"'{name}' is a directory without ranker/manifest.json; expected a models directory such as models/default"
+                f"'{name}' is a directory without ranker/manifest.json; expected a models directory such as "
+                "models/default"
             )
         yield Side(name, ROOT, path.resolve())
         return
@@ -124,8 +125,8 @@ def _side(name: str) -> Iterator[Side]:
         try:
             if not any((tree / runner).is_file() for runner in (RUNNER, PAGES_ONLY_RUNNER)):
                 raise InputError(
-                    f"'{name}' has neither {RUNNER} nor {PAGES_ONLY_RUNNER}: it is older than replay-diff, and cannot be "
-                    "compared"
+                    f"'{name}' has neither {RUNNER} nor {PAGES_ONLY_RUNNER}: it is older than replay-diff, and "
+                    "cannot be compared"
                 )
             yield Side(name, tree, None)
         finally:

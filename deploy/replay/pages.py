@@ -3,8 +3,9 @@
 Each version runs its own copy of this module as `python -m deploy.replay.pages LOG --outputs FOLDER`.
 
 The same log gives the same bytes in any process. The clock is the event time, runs are cut by record count, and random
-draws are seeded by shopper and version. GPT-2 would make the result depend on timing, so `--headlines` delivers stand-in
-headlines instead: one for each request, every HEADLINE_RUNS runs, followed by the refresh of the pages that wait for them.
+draws are seeded by shopper and version. GPT-2 would make the result depend on timing, so `--headlines` delivers
+stand-in headlines instead: one for each request, every HEADLINE_RUNS runs, followed by the refresh of the pages that
+wait for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Everything a newcomer needs, each with its set-up. `make` lists the targets.
+# Every target installs what it needs. `make` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 PYTHON ?= python3
@@ -8,6 +8,9 @@ SECONDS ?=
 SEED ?= 1
 LOCK := deploy/requirements.lock
 TRAIN_LOCK := deploy/requirements-train.lock
+COMPILE := $(BIN)/pip-compile -q --upgrade --strip-extras --generate-hashes --allow-unsafe \
+  --no-emit-index-url --no-emit-find-links --no-emit-options
+FAULTS := tests/faults tests/broker/test_connection.py --faults=long -s -v
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup setup-train models demo test unit faults lint lock
@@ -15,14 +18,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.ready ## install everything into .venv, the JRE and Kafka too
+setup: $(VENV)/.ready ## install everything into .venv, including the JRE and Kafka
 
-setup-train: $(VENV)/.ready-train ## the same and torch, for training
+setup-train: $(VENV)/.ready-train ## install torch too, for training
 
-models: $(VENV)/.ready-train ## train anew every model that ships, from nothing and without a network (about an hour)
+models: $(VENV)/.ready-train ## rebuild the shipped models, without a network (about an hour)
 	@$(BIN)/shopwindow train all --out models/default
 
-demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (SECONDS=30 bounds it, SEED=1 varies it)
+demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (SECONDS=30 SEED=1)
 	@$(BIN)/shopwindow demo $(if $(SECONDS),--seconds $(SECONDS)) --seed $(SEED)
 
 test: $(VENV)/.ready ## run every test
@@ -31,30 +34,33 @@ test: $(VENV)/.ready ## run every test
 unit: $(VENV)/.ready ## run the fast tests, without a broker
 	@$(BIN)/python -m pytest tests/unit
 
-faults: $(VENV)/.ready ## kill, stop, starve and poison everything, at length: twenty minutes or more (SEED=1 repeats the chances of a run)
-	@$(BIN)/python -m pytest tests/faults tests/broker/test_security.py --faults=long -s -v $(if $(filter command line,$(origin SEED)),--seed $(SEED))
+faults: $(VENV)/.ready ## run the fault tests at length, twenty minutes or more (SEED=1 repeats a run)
+	@$(BIN)/python -m pytest $(FAULTS) $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
-lint: $(VENV)/.ready ## ruff and strict types
+lint: $(VENV)/.ready ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(VENV)/.ready ## refresh the pinned versions under deploy/ from pyproject.toml
-	$(BIN)/pip-compile -q --upgrade --strip-extras --extra dev --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-options -o $(LOCK) pyproject.toml
-	$(BIN)/pip-compile -q --upgrade --strip-extras --extra train --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-options -c $(LOCK) -o $(TRAIN_LOCK) pyproject.toml
+lock: $(VENV)/.ready ## update the pinned versions under deploy/ from pyproject.toml
+	$(COMPILE) --extra dev -o $(LOCK) pyproject.toml
+	$(COMPILE) --extra train -c $(LOCK) -o $(TRAIN_LOCK) pyproject.toml
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "shopwindow: $(PYTHON) is not Python 3.11 or newer; install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	  echo "shopwindow: $(PYTHON) is not Python 3.11 or newer; install one, or name it:" \
+	    "make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test $$(df -Pk . | awk 'NR == 2 {print $$4}') -ge 2000000 || { \
 	  echo "shopwindow: less than 2 GB are free here; free some, the installation takes 1.5 GB" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "shopwindow: $(PYTHON) cannot make a virtual environment here; on Debian: apt install python3-venv" >&2; exit 1; }
+	  echo "shopwindow: $(PYTHON) cannot create a virtual environment here;" \
+	    "on Debian: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: $(VENV)/bin/python $(LOCK) pyproject.toml
-	@echo "shopwindow: installing Python packages (once; some minutes)"
+	@echo "shopwindow: installing Python packages (once; it takes some minutes)"
 	@$(BIN)/python -m pip install --require-hashes --retries 5 -r $(LOCK) || { \
-	  echo "shopwindow: the packages could not be installed; check the network to pypi.org (the first run needs it) and run make again" >&2; exit 1; }
+	  echo "shopwindow: the packages could not be installed; check the network to pypi.org" \
+	    "(the first run needs it) and run make again" >&2; exit 1; }
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 

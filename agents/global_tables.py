@@ -1,18 +1,17 @@
-"""What every worker holds in full: the catalogue, the items' signals, the headlines; kept current between batches."""
+"""The tables that every worker holds in full: the catalogue, the items' signals, the headlines."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from agents.batcher import OffLoop
-from agents.page.headline_cache import HeadlineCache, Refresh
+from agents.page.headline_cache import HeadlineCache, RefreshRequest
 from stream import metrics
 from stream.items.catalog import Catalog
 from stream.items.signals import HalfLives, Signals
-from stream.kafka.global_topics import GlobalTopics, Stretch
+from stream.kafka.global_topics import GlobalTopics, PartitionRecords
 from stream.settings import Settings
 
 TOPICS = ("catalog", "item-signals", "copy")
@@ -20,51 +19,50 @@ log = logging.getLogger(__name__)
 
 
 class GlobalTables:
-    """Broadcast topics as the domain's tables. They change only in the thread of the batches, between two steps."""
+    """Catalogue, signals and headlines, updated from their topics.
+
+    They change only in the thread that makes pages, between two batches.
+    """
 
     def __init__(self, settings: Settings, half_lives: HalfLives) -> None:
         self.catalog = Catalog()
         self.signals = Signals(self.catalog, half_lives)
-        self.copies = HeadlineCache(settings.copy_items)
-        self._broadcast = GlobalTopics(settings, TOPICS)
+        self.headlines = HeadlineCache(settings.copy_items)
+        self._topics = GlobalTopics(settings, TOPICS)
 
     @property
     def ready(self) -> bool:
-        return self._broadcast.ready
+        return self._topics.ready
 
     async def start(self) -> None:
-        """Return when everything that there was is in the tables. Raises NoBroker, LookupError for a missing topic."""
-        await self._broadcast.start()
-        self.apply(self._broadcast.drain())
+        """Return when every existing record is applied. Raises NoBroker, or LookupError for a missing topic."""
+        await self._topics.start()
+        self.apply(self._topics.drain())
 
-    async def follow(self, off_loop: OffLoop, on_copy: Callable[[dict[bytes, Refresh]], Awaitable[None]]) -> None:
-        """Apply what comes, for ever; `on_copy` gets the shoppers whose headline has come, as refreshes."""
+    async def follow(
+        self, off_loop: OffLoop, on_headlines: Callable[[dict[bytes, RefreshRequest]], Awaitable[None]]
+    ) -> None:
+        """Apply new records, for ever. `on_headlines` gets a refresh request for each page whose headline arrived."""
         while True:
-            await self._broadcast.arrived()
-            news = self._broadcast.drain()
-            served = await off_loop(lambda news=news: self.apply(news))  # type: ignore[misc]
-            if served:
-                await on_copy(served)
+            await self._topics.arrived()
+            received = self._topics.drain()
+            refreshes = await off_loop(lambda received=received: self.apply(received))  # type: ignore[misc]
+            if refreshes:
+                await on_headlines(refreshes)
 
     async def stop(self) -> None:
-        await self._broadcast.stop()
+        await self._topics.stop()
 
-    def apply(self, news: Sequence[Stretch]) -> dict[bytes, Refresh]:
-        served: dict[bytes, Refresh] = {}
-        for topic, records, partition, offsets in news:
+    def apply(self, received: Sequence[PartitionRecords]) -> dict[bytes, RefreshRequest]:
+        refreshes: dict[bytes, RefreshRequest] = {}
+        for topic, records, partition, offsets in received:
             if topic == "catalog":
                 for reject in self.catalog.apply(records):
                     metrics.DEAD_LETTERS.labels("catalog", "invalid").inc()
-                    place = {"topic": topic, "partition": partition, "offset": offsets[reject.record]}
-                    log.warning("an item of the catalogue is left out: %s", reject.message, extra=place)
+                    where = {"topic": topic, "partition": partition, "offset": offsets[reject.record]}
+                    log.warning("an item of the catalogue is invalid and was skipped: %s", reject.message, extra=where)
             elif topic == "item-signals":
                 self.signals.apply(records)
             else:
-                served |= self.copies.apply(records, time.time())
-        return served
-
-
-async def cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel the task and wait for its end."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+                refreshes |= self.headlines.apply(records, time.time())
+        return refreshes

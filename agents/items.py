@@ -1,4 +1,4 @@
-"""The owner of the items' signals: what shoppers did, by item, folded and told to every worker."""
+"""The item agent: fold item activity into the items' signals, and publish them to every worker."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from stream.kafka.dead_letters import dead_letters
 from stream.kafka.run import Run
 
 TOPICS = ("item-activity",)
-# The changelog of a run is one batch of at most 16 MB: so many bytes of activity concern less than 10,000 items, of 1.1 KB.
+# A run's changelog is one batch of at most 16 MB. 400 kB of activity concern fewer than 10,000 items, of 1.1 KB each.
 RUN_RECORDS, RUN_BYTES = 512, 400_000
-# Every click concerns a dozen items in all partitions, so each would cost as many small commits. A partition that keeps
-# up is read again after this time, all of them together; no page waits for signals.
-PACE = 0.25  # s
-Answer = tuple[list[tuple[bytes, bytes | None]], list[Output]]
+# Every click concerns about a dozen items in all partitions, and each would cost as many small commits. So a partition
+# without a backlog is read again after this time, all partitions together; no page waits for signals.
+POLL_INTERVAL_S = 0.25
+Folded = tuple[list[tuple[bytes, bytes | None]], list[Output]]  # changelog, dead letters
 
 
 class ItemTables:
-    """The signals at rest by partition."""
+    """The stored signals by partition."""
 
     def __init__(self, half_lives: HalfLives) -> None:
         self.partitions: dict[int, ItemTable] = defaultdict(lambda: ItemTable(half_lives))
@@ -35,26 +35,27 @@ class ItemTables:
         self.partitions.pop(partition, None)
 
 
-class Items:
-    """The agent of `item-activity`. Its changelog is `item-signals`, which everybody reads."""
+class ItemAgent:
+    """The agent of `item-activity`. Its changelog is `item-signals`, which every worker reads."""
 
     def __init__(self, tables: ItemTables, out: Outputs, off_loop: OffLoop) -> None:
         self._tables, self._out = tables, out
-        self._folded: MicroBatcher[Run, Answer] = MicroBatcher(self._fold_all, off_loop)
+        self._fold: MicroBatcher[Run, Folded] = MicroBatcher(self._fold_all, off_loop)
 
-    async def live(self, runs: AsyncIterator[Run]) -> None:
+    async def handle_runs(self, runs: AsyncIterator[Run]) -> None:
+        """Fold each run into the signals and publish those that changed."""
         async for run in runs:
-            changelog, letters = await self._folded(run)
-            await self._out.commit_run(run, letters, changelog)
+            changelog, rejected = await self._fold(run)
+            await self._out.commit_run(run, rejected, changelog)
 
-    def _fold_all(self, runs: Sequence[Run]) -> list[Answer]:
-        return [self._fold(run) for run in runs]
+    def _fold_all(self, runs: Sequence[Run]) -> list[Folded]:
+        return [self._fold_run(run) for run in runs]
 
-    def _fold(self, run: Run) -> Answer:
+    def _fold_run(self, run: Run) -> Folded:
         table = self._tables.partitions[run.partition]
-        activity, wrong = decode_activities([record.value for record in run.records])
-        rejects = [Reject(at, "invalid", "value", problem) for at, problem in wrong]
-        # A crash sends activity again, with the same offsets: the table knows how far it has counted each source.
+        activity, problems = decode_activities([record.value for record in run.records])
+        rejects = [Reject(index, "invalid", "value", problem) for index, problem in problems]
+        # After a crash, activity is sent again with the same offsets. The table skips what it has already counted.
         changed = table.fold_all(activity)
         if not changed:
             return [], dead_letters(run, rejects)

@@ -1,4 +1,4 @@
-"""A worker: models and shared state loaded, agents declared, run until told to stop."""
+"""A worker: load models and shared state, start the agents, run until stopped."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing import Any
 
 from agents import items, shopper
 from agents.batcher import single_thread_offload
-from agents.global_tables import GlobalTables, cancelled
+from agents.global_tables import GlobalTables
 from agents.headlines.agent import HeadlineAgent
 from agents.headlines.copywriter_process import CopywriterProcess, CopywriterUnavailable
-from agents.headlines.worker import CopyWorker, copies_of, note_lag
-from agents.health import http as web
+from agents.headlines.worker import HeadlineWorker, headline_agent_of, set_lag
+from agents.health import http
 from agents.health.load_shedder import LoadShedder
 from agents.health.status_reporter import StatusReporter
-from agents.page.path import PagePath, Policy, warm
+from agents.page.path import PagePath, Policy, warm_up
+from agents.page_refresher import PageRefresher
 from models.history.model import History
 from models.manifest import ManifestError
 from models.ranker.model import Ranker
 from stream import logs, metrics
 from stream.events import LOCALES
 from stream.items.catalog import Catalog
-from stream.kafka.app import BatchApp, make_app, serve, settle_garbage
+from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.kafka.tables.table import ExactTable
@@ -36,8 +37,9 @@ from stream.page.assembly import PageRules
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
 
-log = logging.getLogger(logs.VOICE)
-SWITCH = 0.0005  # s
+log = logging.getLogger(logs.COMMAND_LOGGER)
+# The page thread and Kafka's share the interpreter. At Python's default, a click would wait 5 ms at each change.
+THREAD_SWITCH_INTERVAL_S = 0.0005
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -52,7 +54,7 @@ def policy_of(settings: Settings) -> Policy:
 
 
 def profiles_of(settings: Settings) -> tuple[MemoryProfileStore | DiskProfileStore, DiskProfileStore | None]:
-    """The store that is set; and once more where it is on a disk."""
+    """The profile store, and again the same store if it is on a disk."""
     if settings.store == "memory":
         return MemoryProfileStore(), None
     disk = DiskProfileStore(settings.data_dir / "profiles" / (settings.prefix + settings.app_id))
@@ -60,59 +62,62 @@ def profiles_of(settings: Settings) -> tuple[MemoryProfileStore | DiskProfileSto
 
 
 def history_of(settings: Settings, catalog: Catalog) -> History | None:
-    """The history model, where one is wanted and there. Raises ManifestError where it must not be served."""
+    """The history model if it is enabled and exists. Raises ManifestError if it must not be served."""
     folder = settings.models_dir / "history"
     return History(folder, catalog) if settings.history and folder.is_dir() else None
 
 
 class Worker:
-    """Everything of one process. Raises ManifestError where a model does not fit this program."""
+    """Everything of one process. Raises ManifestError if a model does not fit this program."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         ranker = Ranker(settings.models_dir / "ranker", settings.head)
-        self.world = GlobalTables(settings, ranker.half_lives)
+        self.tables = GlobalTables(settings, ranker.half_lives)
         self.path = PagePath(
-            self.world.catalog, self.world.signals, ranker, self.world.copies, policy_of(settings),
-            history_of(settings, self.world.catalog),
+            self.tables.catalog, self.tables.signals, ranker, self.tables.headlines, policy_of(settings),
+            history_of(settings, self.tables.catalog),
         )  # fmt: skip
         self.app: BatchApp = make_app(settings)
         self.profiles, disk = profiles_of(settings)
-        # Two at a time would only fight for the same core, and for the tables that they change.
-        self._batches = single_thread_offload("batches")
+        # One thread makes pages: two would compete for one core, and for the tables that they change.
+        self._off_loop = single_thread_offload("batches")
         out = self.app.outputs
-        self.shoppers = shopper.Shoppers(settings, self.path, self.profiles, out, self._batches)
-        self.overload = LoadShedder(settings, self.app, self.path, self.shoppers)
-        table = ExactTable(self.app, "profiles", self.profiles, disk)
-        self.app.listen(shopper.TOPICS, self.shoppers.live, table)
-        tables = items.ItemTables(ranker.half_lives)
-        signals = ExactTable(self.app, "item-signals", tables)
-        self.app.listen(
-            items.TOPICS, items.Items(tables, out, single_thread_offload("items")).live, signals, limit=items.RUN_RECORDS,
-            limit_bytes=items.RUN_BYTES, pace=items.PACE,
-        )  # fmt: skip
-        self.scribe: CopywriterProcess | None = None
-        self.copies: HeadlineAgent | None = None
+        self.refresher = PageRefresher(self.path, self.profiles, out, self._off_loop)
+        self.load_shedder = LoadShedder(settings, self.app, self.path, self.refresher)
+        shoppers = shopper.ShopperAgent(settings, self.path, self.profiles, out, self._off_loop)
+        self.app.listen(shopper.TOPICS, shoppers.handle_runs, ExactTable(self.app, "profiles", self.profiles, disk))
+        self._listen_to_items(ranker)
+        self.copywriter: CopywriterProcess | None = None
+        self.headlines: HeadlineAgent | None = None
         if settings.copy and settings.role == "all":
-            self.scribe, self.copies = copies_of(settings)
-            self.path.copywriter = self.scribe.version
-        self.watch = Watchdog(self.app)
-        self._warm = False
+            self.copywriter, self.headlines = headline_agent_of(settings)
+            self.path.copywriter = self.copywriter.version
+        self.watchdog = Watchdog(self.app)
+        self._is_warm = False
         self._serving: asyncio.Future[Any] | None = None
 
-    def health(self) -> web.Health:
-        return web.Health(self.watch.problem, self.watch.note)
+    def _listen_to_items(self, ranker: Ranker) -> None:
+        tables = items.ItemTables(ranker.half_lives)
+        agent = items.ItemAgent(tables, self.app.outputs, single_thread_offload("items"))
+        self.app.listen(
+            items.TOPICS, agent.handle_runs, ExactTable(self.app, "item-signals", tables), limit=items.RUN_RECORDS,
+            limit_bytes=items.RUN_BYTES, pace=items.POLL_INTERVAL_S,
+        )  # fmt: skip
+
+    def health(self) -> http.Health:
+        return http.Health(self.watchdog.problem, self.watchdog.note)
 
     def conditions(self) -> dict[str, bool]:
-        """What must hold before the worker counts as ready."""
+        """The conditions that must be true before the worker counts as ready."""
         return {
             "partitions_assigned_and_tables_recovered": self.app.ready,
-            "catalogue_and_signals_read": self.world.ready,
-            "models_warmed": self._warm,
+            "catalogue_and_signals_read": self.tables.ready,
+            "models_warmed": self._is_warm,
         }
 
-    def recovered(self) -> dict[str, Any]:
-        """How far each table is read from its changelog; empty before the first assignment."""
+    def recovery_progress(self) -> dict[str, Any]:
+        """Progress of each table's recovery from its changelog; empty before the first assignment."""
         return {
             one.table: {
                 "partitions": one.partitions,
@@ -126,113 +131,128 @@ class Worker:
             for one in self.app.recovery.progress()
         }
 
-    def _serve(self) -> None:
-        """In the thread of the batches, which alone reads and writes what is served."""
-        ours = self.app.partitions("clicks")
-        self._serving = asyncio.ensure_future(self._batches(lambda: self.profiles.serve(ours, time.monotonic())))
+    def _serve_partitions(self) -> None:
+        """Serve the assigned profiles. This runs in the page thread, which alone reads and writes them."""
+        assigned = self.app.partitions("clicks")
+        self._serving = asyncio.ensure_future(self._off_loop(lambda: self.profiles.serve(assigned, time.monotonic())))
 
-    async def _copies_after_pages(self, scribe: CopywriterProcess, copies: HeadlineAgent) -> None:
-        """GPT-2 is loaded once pages go out, with templates for headlines: side by side they would wait for each other."""
+    async def _run_headlines(self, copywriter: CopywriterProcess, headlines: HeadlineAgent) -> None:
+        """Load GPT-2 and write headlines once pages go out: loading both at once would delay the pages."""
         ready = asyncio.Event()
         self.app.when_ready(ready.set)
         await ready.wait()
-        with suppress(CopywriterUnavailable):  # it has said so, and is tried again
-            await scribe.start()
-        await copies.run_beside_pages()
+        with suppress(CopywriterUnavailable):  # it is logged, and tried again
+            await copywriter.start()
+        await headlines.run_beside_pages()
 
     def update_gauges(self) -> None:
-        """Figures that are read when somebody asks."""
+        """Set the gauges that are computed only for a scrape."""
         metrics.PROFILES.set(self.profiles.count())
         metrics.PROFILE_BYTES.set(self.profiles.size())
-        metrics.CATALOG_ITEMS.set(self.world.catalog.showable_count(time.time()))
-        metrics.SIGNAL_ITEMS.set(self.world.signals.count)
-        metrics.COPYWRITER_UP.set(self.scribe is not None and self.scribe.alive)
+        metrics.CATALOG_ITEMS.set(self.tables.catalog.showable_count(time.time()))
+        metrics.SIGNAL_ITEMS.set(self.tables.signals.count)
+        metrics.COPYWRITER_UP.set(self.copywriter is not None and self.copywriter.is_alive)
         metrics.READY.set(all(self.conditions().values()))
         if self.app.started:
-            # Anew each time: a topic whose partitions have all gone elsewhere must not show what it had here.
-            metrics.LAG.clear()
-            metrics.LAG_SECONDS.clear()
-            for (topic, _), records in self.app.lag().items():
-                metrics.LAG.labels(topic).inc(records)
-            oldest: dict[str, float] = {}
-            for (topic, _), age in self.app.lag_seconds(time.time()).items():
-                oldest[topic] = max(age, oldest.get(topic, 0.0))
-            for topic, age in oldest.items():
-                metrics.LAG_SECONDS.labels(topic).set(age)
-            if self.copies is not None:
-                note_lag(self.copies)
+            self._update_lag()
             metrics.RECOVERING.set(self.app.recovery_remaining())
-            metrics.FETCH_SILENCE.set(self.watch.longest)
-            metrics.FETCHED.set(self.app.feed.fetched_at() or 0.0)
+            metrics.FETCH_SILENCE.set(self.watchdog.longest)
+            metrics.FETCHED.set(self.app.batch_consumer.fetched_at() or 0.0)
+
+    def _update_lag(self) -> None:
+        # Clear first: a topic whose partitions have all moved to other workers must not keep its old values.
+        metrics.LAG.clear()
+        metrics.LAG_SECONDS.clear()
+        for (topic, _), records in self.app.lag().items():
+            metrics.LAG.labels(topic).inc(records)
+        oldest: dict[str, float] = {}
+        for (topic, _), age in self.app.lag_seconds(time.time()).items():
+            oldest[topic] = max(age, oldest.get(topic, 0.0))
+        for topic, age in oldest.items():
+            metrics.LAG_SECONDS.labels(topic).set(age)
+        if self.headlines is not None:
+            set_lag(self.headlines)
+
+    async def _warm_up(self) -> None:
+        """Run all kernels once, so that the first click does not wait for the compiler."""
+        await self._off_loop(lambda: warm_up(self.path))
+        await self._off_loop(record_batch.warm)
+        tune_garbage_collection()
+        self._is_warm = True
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
-        """Serve until `stop` is set. Raises what crashed the worker."""
-        endpoint = await web.start(self.settings, self.conditions, self.update_gauges, self.health, self.recovered)
-        tasks = [asyncio.create_task(self.watch.run())]
+        """Serve until `stop` is set. Raises the error of an agent or of a background task."""
+        endpoint = await http.start(
+            self.settings, self.conditions, self.update_gauges, self.health, self.recovery_progress
+        )
+        # Not a TaskGroup: when a task fails, the app must commit and leave its group before the error is raised.
+        tasks = [asyncio.create_task(self.watchdog.run())]
         try:
-            await self.world.start()
-            await self._batches(lambda: warm(self.path))
-            await self._batches(record_batch.warm)
-            settle_garbage()
-            self._warm = True
-            for watch in (self.world.follow(self._batches, self.shoppers.headlines_came), self.overload.watch()):
-                tasks.append(asyncio.create_task(watch))
+            await self.tables.start()
+            await self._warm_up()
+            follow_tables = self.tables.follow(self._off_loop, self.refresher.refresh_for_headlines)
+            tasks += [asyncio.create_task(follow_tables), asyncio.create_task(self.load_shedder.run())]
             address = f"{self.settings.web_host}:{endpoint.port}"
-            telling = StatusReporter(self.app, lambda: self.overload.ladder.rung, address, self.copies)
-            tasks.append(asyncio.create_task(telling.run()))
-            self.app.when_ready(telling.report_now)
+            reporter = StatusReporter(self.app, lambda: self.load_shedder.controller.rung, address, self.headlines)
+            tasks.append(asyncio.create_task(reporter.run()))
+            self.app.when_ready(reporter.report_now)
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
-            self.app.when_ready(self._serve)
-            if self.scribe is not None and self.copies is not None:
-                tasks.append(asyncio.create_task(self._copies_after_pages(self.scribe, self.copies)))
+            self.app.when_ready(self._serve_partitions)
+            if self.copywriter is not None and self.headlines is not None:
+                tasks.append(asyncio.create_task(self._run_headlines(self.copywriter, self.headlines)))
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{address}/metrics")
-            left = asyncio.Event()
-            tasks.append(asyncio.create_task(_leave(stop, telling, left)))
-            await serve(self.app, left)
+            deregistered = asyncio.Event()
+            tasks.append(asyncio.create_task(_deregister_on_stop(stop, reporter, deregistered)))
+            await serve(self.app, deregistered)
             for task in tasks:
                 if task.done():
                     task.result()
         finally:
             for task in tasks:
-                await cancelled(task)
-            await self.world.stop()
-            if self.scribe:
-                await self.scribe.stop()
+                await _cancel(task)
+            await self.tables.stop()
+            if self.copywriter:
+                await self.copywriter.stop()
             await endpoint.stop()
             self.profiles.close()
 
 
-async def _leave(stop: asyncio.Event, telling: StatusReporter, left: asyncio.Event) -> None:
-    """Set `left` after `stop` and a farewell, for which the app must still be there."""
+async def _deregister_on_stop(stop: asyncio.Event, reporter: StatusReporter, deregistered: asyncio.Event) -> None:
+    """After `stop`, deregister, which needs the app, and set `deregistered`, which ends the app."""
     await stop.wait()
     try:
-        await telling.deregister()
+        await reporter.deregister()
     finally:
-        left.set()
+        deregistered.set()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel the task and wait for its end."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def run(settings: Settings) -> int:
-    """A worker as this process, until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
-    # The batches' thread and Kafka's share the interpreter: at its usual 5 ms a click would wait that long at each handover.
-    sys.setswitchinterval(SWITCH)
+    """Run a worker until SIGTERM or SIGINT. Return the exit status: 0, or 1 with a sentence on stderr."""
+    sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
     logs.configure(settings)
 
-    async def until_told() -> None:
-        asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
+    async def serve_until_signal() -> None:
+        asyncio.get_running_loop().set_exception_handler(logs.log_loop_error)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        worker = CopyWorker(settings) if settings.role == "copy" else Worker(settings)
+        worker = HeadlineWorker(settings) if settings.role == "copy" else Worker(settings)
         await worker.run(stop, logs.say)
 
     try:
-        asyncio.run(until_told())
+        asyncio.run(serve_until_signal())
     except ManifestError as error:
         logs.say(str(error))
         return 1
-    except Exception as error:  # the end of the process, whatever it is; nothing goes on after it
-        log.critical("the worker stopped: %s", logs.told(error), exc_info=error)
+    except Exception as error:
+        log.critical("the worker stopped: %s", logs.redacted(error), exc_info=error)
         return 1
     return 0

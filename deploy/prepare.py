@@ -1,22 +1,20 @@
-"""The part of the set-up that comes after the packages: Kafka's jars, compiled kernels. Run by `make setup`."""
+"""The last step of `make setup`, after the packages: download Kafka's jars and compile the kernels."""
 
 import sys
 
-from deploy.broker.embedded import BrokerError, prepare
+from deploy.broker.jars import BrokerError, ensure_kafka
+from stream.logs import say
 
 
 def main() -> int:
-    def say(line: str) -> None:
-        print(f"shopwindow: {line}", file=sys.stderr, flush=True)
-
     try:
-        prepare(say)
+        ensure_kafka(say)
     except BrokerError as error:
         say(str(error))
         return 1
     say("compiling the kernels (once; half a minute)")
     from agents.page.headline_cache import HeadlineCache
-    from agents.page.path import PagePath, Policy, warm
+    from agents.page.path import PagePath, Policy, warm_up
     from models.history.model import History
     from models.ranker.model import Ranker
     from stream.items.catalog import Catalog
@@ -25,7 +23,7 @@ def main() -> int:
 
     catalog = Catalog()
     history = History(SHIPPED_MODELS / "history", catalog)
-    warm(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(), history))
+    warm_up(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(), history))
     return 0
 
 

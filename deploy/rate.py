@@ -1,24 +1,24 @@
-"""A share of looks, and how sure it is."""
+"""A click-through rate with its confidence interval."""
 
 from math import sqrt
 from typing import NamedTuple
 
 
 class Rate(NamedTuple):
-    clicked: int
-    looks: int
+    clicks: int
+    views: int
 
     @property
     def value(self) -> float:
-        return self.clicked / self.looks if self.looks else 0.0
+        return self.clicks / self.views if self.views else 0.0
 
 
 def wilson(rate: Rate, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share (Wilson, 1927)."""
-    n = rate.looks
+    """Return the Wilson score interval (Wilson, 1927) of a rate; the default z gives 95%."""
+    n = rate.views
     if n == 0:
         return 0.0, 1.0
     p = rate.value
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)

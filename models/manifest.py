@@ -1,7 +1,7 @@
-"""What a model's folder says of itself: what it is, what it was trained on, how good it was, and the hash of each file.
+"""The manifest of a model's folder: its kind, its training data, its metrics, and the hash of each file.
 
-A model that was copied half, edited, or made for other features would serve nonsense without any error. So a folder is
-believed only where every hash agrees, and the version that pages carry is the content itself.
+A model that was half copied, edited, or fitted on other features would serve nonsense without an error. So a folder is
+loaded only if every hash matches, and the version that pages carry is a hash of the content.
 """
 
 import hashlib
@@ -14,45 +14,49 @@ FILE = "manifest.json"
 KINDS = ("ranker", "history", "copywriter")
 SCHEMA = 1
 LICENCE = "Apache-2.0"
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 class ManifestError(ValueError):
-    """A model folder that must not be served; the message says what is wrong and what to do."""
+    """A model folder that must not be served. The message states what is wrong and what to do."""
 
 
-class Versioned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a manifest of any schema tells."""
+class ManifestHead(msgspec.Struct, frozen=True, kw_only=True):
+    """The field that manifests of every schema have."""
 
     schema: int = SCHEMA
 
 
-class Manifest(Versioned, frozen=True, kw_only=True):
+class Manifest(ManifestHead, frozen=True, kw_only=True):
+    """Content of manifest.json."""
+
     name: str
     kind: str  # one of KINDS
-    version: str  # "sha256:" + hex, of the files' names and contents and of params: the same model told of otherwise has the same
+    # "sha256:" + hex of the files' names and contents and of params. Equal for models that differ only in other fields.
+    version: str
     created: str  # RFC 3339
     licence: str = LICENCE
     features_hash: str | None = None  # of the features that a ranker was fitted on
-    data: str  # what it was trained on, in a sentence
-    data_hash: str | None = None  # "sha256:" + hex of the data, where it came from files
+    data: str  # the training data, in a sentence
+    data_hash: str | None = None  # "sha256:" + hex of the data, None if it did not come from files
     data_range: tuple[str, str] | None = None  # RFC 3339, of its first and last event
-    metrics: dict[str, float]  # of a group: "group/metric"
-    limits: str = ""  # what it is not good for, in a sentence
+    metrics: dict[str, float]  # metrics of a group are named "group/metric"
+    limits: str = ""  # known limits of the model, in a sentence
     files: dict[str, str]  # name within the folder -> sha256 hex
     params: dict[str, Any]
-    recipe: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # what made it: models.train.recipe; not of every model
-    seal: str = ""  # sha256 hex of all the rest
+    # How to train the model again, see models.train.recipe. Not every model has one.
+    recipe: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    seal: str = ""  # sha256 hex of all other fields
 
 
 class Source(NamedTuple):
-    """Where the data of a training came from."""
+    """Origin of training data: hash of its files, and the times of its first and last event (RFC 3339)."""
 
     hash: str | None = None
     range: tuple[str, str] | None = None
 
 
-UNKNOWN = Source()
+UNKNOWN_SOURCE = Source()
 
 
 def write(
@@ -67,27 +71,39 @@ def write(
     features_hash: str | None = None,
     licence: str = LICENCE,
     limits: str = "",
-    source: Source = UNKNOWN,
+    source: Source = UNKNOWN_SOURCE,
     recipe: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET,
 ) -> Manifest:
-    """Hash every file of `folder` (not of its subfolders) and write manifest.json beside them.
+    """Hash every file of `folder`, without subfolders, and write manifest.json beside them.
 
-    `metrics`, `params` and `recipe` are JSON values. Raises ManifestError for an unknown kind or a folder without files.
+    `metrics`, `params` and `recipe` are JSON values. Raises ManifestError if the kind is unknown or the folder empty.
     """
     if kind not in KINDS:
-        raise ManifestError(f"a model's kind is one of {', '.join(KINDS)}, not {kind!r}")
+        raise ManifestError(f"the kind of a model is one of {', '.join(KINDS)}, not {kind!r}")
     files = {
         path.name: _sha256(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != FILE and not path.name.startswith(".")
     }
     if not files:
-        raise ManifestError(f"{folder} holds no files; write the model's files before its manifest")
+        raise ManifestError(f"{folder} contains no files; write the model's files before its manifest")
     manifest = Manifest(
-        name=name, kind=kind, version=_version(files, params), created=created, licence=licence, features_hash=features_hash, data=data,
-        data_hash=source.hash, data_range=source.range, metrics=metrics, limits=limits, files=files, params=params, recipe=recipe,
-    )  # fmt: skip
-    # As it will be read: a metric that is a whole number is read as 5.0.
+        name=name,
+        kind=kind,
+        version=_version(files, params),
+        created=created,
+        licence=licence,
+        features_hash=features_hash,
+        data=data,
+        data_hash=source.hash,
+        data_range=source.range,
+        metrics=metrics,
+        limits=limits,
+        files=files,
+        params=params,
+        recipe=recipe,
+    )
+    # Seal the manifest as it will be read: the metric 5 is read as 5.0.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
     manifest = msgspec.structs.replace(manifest, seal=_seal(manifest))
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
@@ -96,42 +112,43 @@ def write(
 
 
 def load(folder: Path, kind: str) -> Manifest:
-    """The manifest of `folder`, once every file that it lists has been found and hashed alike.
+    """Return the manifest of `folder` after checking the hash of every file that it lists.
 
-    Raises ManifestError where the folder, its manifest or a file is missing, changed, or of another kind.
+    Raises ManifestError if the folder, its manifest or a file is missing, changed, or of another kind.
     """
     manifest = _read(folder)
     if manifest.kind != kind:
-        raise ManifestError(f"{folder} holds a {manifest.kind}, not a {kind}; point to a folder with a {kind} in it")
-    again = f"train it again or restore the folder from where it was copied ({manifest.name}, {manifest.version[:19]})"
+        raise ManifestError(f"{folder} contains a {manifest.kind}, not a {kind}; name a folder with a {kind}")
+    remedy = f"train it again or restore the folder from its origin ({manifest.name}, {manifest.version[:19]})"
     for name, expected in manifest.files.items():
         if name != Path(name).name or name in ("", ".", ".."):
-            raise ManifestError(f"{folder / FILE} lists {name!r}, which is no plain file name; {again}")
+            raise ManifestError(f"{folder / FILE} lists {name!r}, which is not a plain file name; {remedy}")
         path = folder / name
         if not path.is_file():
-            raise ManifestError(f"{path} is missing, its manifest lists it; {again}")
+            raise ManifestError(f"{path} is missing, although the manifest lists it; {remedy}")
         found = _sha256(path)
         if found != expected:
             raise ManifestError(
-                f"{path} has changed since its manifest was written (sha256 {found[:12]}, expected {expected[:12]}); {again}"
+                f"{path} has changed since its manifest was written (sha256 {found[:12]}, expected {expected[:12]}); "
+                f"{remedy}"
             )
     if manifest.version != _version(manifest.files, manifest.params) or manifest.seal != _seal(manifest):
-        raise ManifestError(f"{folder / FILE} was edited: its version or seal is not that of what it says; {again}")
+        raise ManifestError(f"{folder / FILE} was edited: its version or seal does not match its content; {remedy}")
     return manifest
 
 
 def kind_of(folder: Path) -> str:
-    """What the folder says that it holds. Raises ManifestError where it holds no model."""
+    """Kind of the model in `folder`. Raises ManifestError if there is no model."""
     return _read(folder).kind
 
 
 def list_models(models_dir: Path) -> list[Manifest]:
-    """The verified manifests of the folders right below `models_dir` that have one, sorted by kind and name.
+    """Verified manifests of the folders directly below `models_dir`, sorted by kind and name.
 
-    Raises ManifestError where `models_dir` cannot be read or one of them is broken.
+    Raises ManifestError if `models_dir` is not a folder or one of the models is invalid.
     """
     if not models_dir.is_dir():
-        raise ManifestError(f"{models_dir} is no folder; set SHOPWINDOW_MODELS_DIR to one with models in it")
+        raise ManifestError(f"{models_dir} is not a folder; set SHOPWINDOW_MODELS_DIR to a folder with models")
     folders = [path.parent for path in sorted(models_dir.glob(f"*/{FILE}"))]
     return sorted((load(path, kind_of(path)) for path in folders), key=lambda m: (m.kind, m.name, m.version))
 
@@ -140,27 +157,27 @@ def _read(folder: Path) -> Manifest:
     path = folder / FILE
     try:
         content = path.read_bytes()
-        if (schema := msgspec.json.decode(content, type=Versioned).schema) > SCHEMA:
+        if (schema := msgspec.json.decode(content, type=ManifestHead).schema) > SCHEMA:
             raise ManifestError(
-                f"{path} is of schema {schema}, this program reads up to {SCHEMA}: a newer one wrote it; update"
+                f"{path} has schema {schema}, this program reads up to {SCHEMA}: a newer version wrote it; update"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
     except FileNotFoundError:
         raise ManifestError(
-            f"{folder} holds no model: {FILE} is missing; train one or point to another folder"
+            f"{folder} contains no model: {FILE} is missing; train one or name another folder"
         ) from None
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}; mend its permissions") from None
+        raise ManifestError(f"{path} cannot be read: {error.strerror}; correct its permissions") from None
     except msgspec.DecodeError as error:
         raise ManifestError(f"{path} is not a manifest: {error}; train the model again") from None
     if manifest.kind not in KINDS:
-        raise ManifestError(f"{path} says kind {manifest.kind!r}, expected one of {', '.join(KINDS)}")
+        raise ManifestError(f"{path} has kind {manifest.kind!r}, expected one of {', '.join(KINDS)}")
     return manifest
 
 
 def _seal(manifest: Manifest) -> str:
-    told = msgspec.json.encode(msgspec.structs.replace(manifest, seal=""), order="deterministic")
-    return hashlib.sha256(told).hexdigest()
+    content = msgspec.json.encode(msgspec.structs.replace(manifest, seal=""), order="deterministic")
+    return hashlib.sha256(content).hexdigest()
 
 
 def _version(files: dict[str, str], params: dict[str, Any]) -> str:
@@ -171,6 +188,6 @@ def _version(files: dict[str, str], params: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

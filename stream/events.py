@@ -1,4 +1,4 @@
-"""Events: what a shopper did, from the bytes of a record to rows that kernels read."""
+"""Events of shoppers: from the bytes of a record to the rows that kernels read."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from stream.ids import key32, key64
 
-# Position is the code that rows and profiles store: append only.
+# The position is the code in rows and profiles: append only.
 KINDS = (
     "",
     "view_item",
@@ -28,7 +28,7 @@ KINDS = (
     "identify",
 )
 VIEW, CLICK, HOME, SEARCH, ADD, REMOVE, HIDE, BUY, REFUND, CONSENT, ERASE, IDENTIFY = range(1, len(KINDS))
-LOCALES = ("", "en", "zh")  # "en-GB" is "en"; others are 0, and read the default locale
+LOCALES = ("", "en", "zh")  # "en-GB" is "en"; other locales are 0 and get the default locale
 CHANNELS = ("", "web", "app", "social")
 
 TOPIC_KINDS = {
@@ -37,12 +37,12 @@ TOPIC_KINDS = {
     "privacy": frozenset((CONSENT, ERASE, IDENTIFY)),
 }
 
-# One row for each item (or search word) of an event: `part` counts them; part 0 is the head, the one that is counted.
+# One row per item or search word of an event, numbered by `part`. An event is counted by its part 0.
 EVENT = np.dtype(
     [
         ("shopper", "i8"),  # key64 of the shopper key
         ("id", "i8"),  # key64 of source + "\0" + id
-        ("item", "i8"),  # key64 of the item id; 0 where the event has none
+        ("item", "i8"),  # key64 of the item id; 0 if the event has no items
         ("time", "f8"),  # event time, s since the epoch, clamped to the record's timestamp + 300 s
         ("record", "i4"),  # index of the record in its run
         ("category", "i4"),  # key32 of the event's own item_category; 0 absent
@@ -54,16 +54,16 @@ EVENT = np.dtype(
         ("kind", "i1"),
         ("locale", "i1"),
         ("channel", "i1"),
-        ("consent", "i1"),  # 1 granted, -1 denied, 0 not said
+        ("consent", "i1"),  # 1 granted, -1 refused, 0 not stated
         ("pad", "i2"),
     ]
 )
 _ROW = Struct("=qqqdiiiifihbbbbh")
 assert _ROW.size == EVENT.itemsize
-_row = _ROW.pack  # a third of the time in which numpy makes a row of a tuple
+_row = _ROW.pack  # takes a third of the time of a NumPy row made from a tuple
 
 
-# The types. Names are GA4's e-commerce names in a CloudEvents 1.0 envelope; JSON Schema `event/1` is generated from them.
+# Types of the JSON: GA4's e-commerce names in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is generated from them.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -83,7 +83,7 @@ class Consent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Attribution(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The place on a page that led to the event."""
+    """Position on a page that led to the event."""
 
     page_id: Short | None = None
     slot: Short | None = None
@@ -106,8 +106,6 @@ class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event of one shopper."""
-
     id: Id
     type: Id
     time: Annotated[datetime, msgspec.Meta(tz=True)]
@@ -117,7 +115,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EventError(ValueError):
-    """An event that is refused: a code for metrics, the field, and a message that names field and value."""
+    """A rejected event: a code for metrics, the field, and a message with the field and its value."""
 
     def __init__(self, code: str, field: str, message: str) -> None:
         super().__init__(message)
@@ -125,6 +123,8 @@ class EventError(ValueError):
 
 
 class Reject(NamedTuple):
+    """A rejected record of a run."""
+
     record: int  # index in its run
     code: str
     field: str
@@ -132,16 +132,17 @@ class Reject(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A run of records as rows. The lists have an entry for each record, empty for a reject."""
+    """A run of records as rows. `keys` and `ids` have an entry per record, empty for a rejected one."""
 
-    rows: np.ndarray  # (n,) EVENT in order of record; parts of one record adjacent, part 0 first
-    keys: list[bytes]  # the shopper key, UTF-8
+    rows: np.ndarray  # (n,) EVENT in the order of records; the parts of a record are adjacent, part 0 first
+    keys: list[bytes]  # shopper keys, UTF-8
     ids: list[str]  # CloudEvents id
     rejects: list[Reject]
-    clamped: int  # events from the future
+    clamped: int  # number of events whose time was clamped
 
 
-CODES = (
+# Reasons for a rejection, as metrics and dead letters name them.
+REJECT_CODES = (
     "empty",
     "too_large",
     "not_json",
@@ -152,9 +153,10 @@ CODES = (
     "bad_key",
     "out_of_range",
 )
-MAX_BYTES = 256 * 1024
-FUTURE_TOLERANCE = 300.0  # s
-EARLIEST, LATEST = 946_684_800.0, 2_147_483_000.0  # 2000-01-01; profiles hold whole seconds in 32 bits
+MAX_EVENT_BYTES = 256 * 1024
+FUTURE_TOLERANCE_S = 300.0  # default; SHOPWINDOW_FUTURE_TOLERANCE sets it for a worker
+# Range of event times: from 2000-01-01 to the end of the 32-bit seconds that profiles store.
+EARLIEST_S, LATEST_S = 946_684_800.0, 2_147_483_000.0
 MAX_WORDS = 8
 
 _KIND_OF = {name: code for code, name in enumerate(KINDS) if name}
@@ -168,7 +170,7 @@ _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|[^\W_\u3400-\u4dbf\u4e00-\u9f
 
 
 def words(text: str) -> list[str]:
-    """What a text is about, at most 8: lower-case words; of Chinese, which has no spaces, each pair of characters."""
+    """First MAX_WORDS words of a text, in lower case. Chinese has no spaces: each pair of characters is a word."""
     found: list[str] = []
     for match in re.finditer(_WORD, text.lower()):
         run = match.group()
@@ -187,24 +189,28 @@ def locale_code(locale: str | None) -> int:
 
 
 def shopper_key(event: Event) -> str:
-    """The account where there is one, else the anonymous id."""
+    """Account of the shopper if there is one, else the anonymous id."""
     return event.data.user_id or event.data.anonymous_id or ""
 
 
 def encode(event: Event) -> bytes:
+    """JSON of an event."""
     return msgspec.json.encode(event)
 
 
 def decode(value: bytes | None, key: bytes | None, topic: str) -> Event:
-    """The event in a record of `topic` (one of TOPIC_KINDS). Raises only EventError."""
+    """Event in a record of `topic`, one of TOPIC_KINDS. Raises only EventError."""
     return _decode(value, key, topic)[0]
 
 
 def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, int]:
+    """Event in a record, and the code of its kind. Raises EventError."""
     if value is None:
         raise EventError("empty", "value", "the record has no value; an event was expected")
-    if len(value) > MAX_BYTES:
-        raise EventError("too_large", "value", f"the event has {len(value)} bytes, at most {MAX_BYTES} are allowed")
+    if len(value) > MAX_EVENT_BYTES:
+        raise EventError(
+            "too_large", "value", f"the event has {len(value)} bytes, at most {MAX_EVENT_BYTES} are allowed"
+        )
     try:
         event = _decoder.decode(value)
     except msgspec.ValidationError as error:
@@ -246,10 +252,10 @@ def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, 
 
 
 def _invalid(message: str, value: bytes) -> EventError:
-    """msgspec's message, with the path as the field and the value that was found there."""
+    """Error from msgspec's message: its path is the field, to which the value found there is added."""
     match = _PATH.match(message)
-    what, path = (match.group(1), match.group(2) or "") if match else (message, "")
-    named = _NAMED.search(what)
+    problem, path = (match.group(1), match.group(2) or "") if match else (message, "")
+    named = _NAMED.search(problem)
     field = path.lstrip(".")
     if named:
         field = f"{field}.{named.group(1)}".lstrip(".")
@@ -261,10 +267,11 @@ def _invalid(message: str, value: bytes) -> EventError:
             found = (found[0] if step == "[...]" else found[int(step[1:-1])]) if step.startswith("[") else found[step]
     except (msgspec.DecodeError, LookupError, TypeError, RecursionError, ValueError):
         found = value
-    return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {what}")
+    return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {problem}")
 
 
 def _shown(value: object) -> str:
+    """ASCII text of a value, at most 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -274,12 +281,12 @@ def decode_run(
     keys: Sequence[bytes | None],
     timestamps: Sequence[float],
     topic: str,
-    future_tolerance: float = FUTURE_TOLERANCE,
+    future_tolerance: float = FUTURE_TOLERANCE_S,
 ) -> Decoded:
-    """A run of records of `topic` to rows; `timestamps` are the records' own (s since the epoch).
+    """Decode a run of records of `topic`. timestamps: those of the records, s since the epoch.
 
-    A bad record becomes a reject and leaves its neighbours alone. An event further ahead of its record than
-    `future_tolerance` is clamped to that.
+    A bad record becomes a reject and does not affect the others. The time of an event is clamped to
+    `future_tolerance` seconds after its record's timestamp.
     """
     rows: list[bytes] = []
     shoppers: list[bytes] = [b""] * len(values)
@@ -291,10 +298,10 @@ def decode_run(
             event, kind = _decode(value, keys[i], topic)
             time = event.time.timestamp()
             if time > timestamps[i] + future_tolerance:
-                time, late = timestamps[i] + future_tolerance, 1
+                time, is_clamped = timestamps[i] + future_tolerance, 1
             else:
-                late = 0
-            if not EARLIEST <= time <= LATEST:
+                is_clamped = 0
+            if not EARLIEST_S <= time <= LATEST_S:
                 raise EventError(
                     "out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038"
                 )
@@ -302,10 +309,10 @@ def decode_run(
             rejects.append(Reject(i, error.code, error.field, error.message))
             continue
         except (OverflowError, ValueError) as error:
-            # datetime's own: an offset that leads out of the years 1 to 9999.
+            # From datetime: a zone offset that leaves the years 1 to 9999.
             rejects.append(Reject(i, "out_of_range", "time", f"time cannot be read: {error}"))
             continue
-        clamped += late
+        clamped += is_clamped
         data = event.data
         key = keys[i]
         assert key is not None

@@ -1,9 +1,9 @@
-"""Log lines: text for people or JSON for machines, each error once, nothing secret, and nothing of what shoppers did.
+"""Log lines as text or JSON. Each error is logged once; secrets and shopper data are never logged.
 
-Keys, ids, bodies and search words reach a log by way of values in exceptions' messages and of libraries that log what they
-were given. So of an exception only a message that is known to be a sentence is told: those that our code raised itself, and
-those of the system, of Kafka and of runtime errors. Of any other there is its type and place (`KeyError in fold,
-stream/profile/fold.py:120`). Libraries speak from WARNING on, whatever the level: below that they print records.
+Exception messages may contain keys, ids, bodies and search words; libraries also log the records that they process. An
+exception's message is therefore logged only if it is known to be safe: messages that our own code raised, and those of
+the system, of Kafka and of RuntimeError. Any other exception appears as its type and location (`KeyError in fold,
+stream/profile/fold.py:120`). Libraries log from WARNING up at every level, because below it they print records.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
+
+from stream.times import rfc3339
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,46 +27,47 @@ if TYPE_CHECKING:
     from stream.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("shopwindow", "stream", "models", "agents", "deploy")
-# What is said to whoever started the command: always, and in text without level and name.
-VOICE = "shopwindow"
-ABOUT = ("topic", "partition", "offset")  # what a line may tell of the record that it is about, by `extra`
-AT_ONCE, WINDOW = 5, 60.0  # of lines that differ in their values only, so many in so many seconds
-# aiokafka logs each of its attempts as an error. These end by themselves, while a topic or a coordinator moves.
-PASSING = (
+OURS = ("shopwindow", "stream", "models", "agents", "deploy")  # top-level loggers and packages of this project
+# Logger of messages to the user who ran the command. They are always shown, and in text without level and logger.
+COMMAND_LOGGER = "shopwindow"
+RECORD_FIELDS = ("topic", "partition", "offset")  # `extra` fields that identify the record a line is about
+# At most MAX_SIMILAR lines per WINDOW_S seconds that differ only in their values.
+MAX_SIMILAR, WINDOW_S = 5, 60.0
+# aiokafka logs every attempt as an error. These errors resolve themselves while a topic or coordinator moves.
+TRANSIENT_ERRORS = (
     "NotLeaderForPartition",
     "LeaderNotAvailable",
     "CoordinatorNotAvailable",
     "NotCoordinator",
     "CoordinatorLoad",
 )
-# How Faust's services tell one another of a crash.
-CRASHING = ("Crashed reason", "Error while stopping child")
-_voice = logging.getLogger(VOICE)
+# Messages by which Faust's services report a crash to one another.
+CRASH_MESSAGES = ("Crashed reason", "Error while stopping child")
+_command_log = logging.getLogger(COMMAND_LOGGER)
 
 
 def say(line: str) -> None:
-    """Tell whoever started the command. Before `configure`, or in a command that does not call it, as text."""
-    if any(isinstance(handler.formatter, _Form) for handler in logging.getLogger().handlers):
-        _voice.info("%s", line)
+    """Log a line for the user who ran the command. Before `configure`, or without it, print it to stderr."""
+    if any(isinstance(handler.formatter, _LineFormatter) for handler in logging.getLogger().handlers):
+        _command_log.info("%s", line)
     else:
         print(f"shopwindow: {line}", file=sys.stderr, flush=True)
 
 
-def about(topic: str, record: Any) -> Mapping[str, Any]:
-    """`extra` of a line about an aiokafka record; `topic` is the logical name."""
+def record_fields(topic: str, record: Any) -> Mapping[str, Any]:
+    """`extra` of a line about an aiokafka record. topic: its logical name."""
     return {"topic": topic, "partition": record.partition, "offset": record.offset}
 
 
 def configure(settings: Settings, stream: TextIO | None = None) -> None:
-    """Have everything that this process logs, warns of or dies of go to stderr (or `stream`) as the settings say."""
+    """Send all logs, warnings and uncaught exceptions of this process to `stream` or stderr, as configured."""
     handler = logging.StreamHandler(stream)
     secrets = [settings.sasl_password] if settings.sasl_password else []
-    form = Json if settings.log_format == "json" else Text
-    handler.setFormatter(form(secrets, logging.getLevelName(settings.log_level) <= logging.DEBUG))
-    handler.addFilter(Passing())
-    handler.addFilter(Once())
-    handler.addFilter(Sparing())
+    formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
+    handler.setFormatter(formatter(secrets, logging.getLevelName(settings.log_level) <= logging.DEBUG))
+    handler.addFilter(LibraryFilter())
+    handler.addFilter(RepeatedErrorFilter())
+    handler.addFilter(RateLimitFilter())
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -73,35 +75,41 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     root.setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     for name in OURS:
         logging.getLogger(name).setLevel(settings.log_level)
-    _voice.setLevel(logging.INFO)
+    _command_log.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    sys.excepthook = lambda _, error, __: _voice.critical("%s", told(error), exc_info=error)
-    threading.excepthook = _thread_died
+    sys.excepthook = lambda _, error, __: _command_log.critical("%s", redacted(error), exc_info=error)
+    threading.excepthook = _log_thread_error
 
 
-def _thread_died(died: threading.ExceptHookArgs) -> None:
-    if died.exc_value is not None:
-        name = died.thread.name if died.thread else "?"
-        _voice.critical("thread %s died: %s", name, told(died.exc_value), exc_info=died.exc_value)
+def _log_thread_error(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is not None:
+        name = failure.thread.name if failure.thread else "?"
+        error = failure.exc_value
+        _command_log.critical("thread %s died: %s", name, redacted(error), exc_info=error)
 
 
-def loop_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An exception handler of event loops: asyncio's own prints the task or the callback, with what they hold."""
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Exception handler for event loops. asyncio's own handler prints the task or callback with its contents."""
     error = context.get("exception")
-    what = context.get("message") or "something failed in the event loop"
-    logging.getLogger("asyncio").error("%s", f"{what}: {told(error)}" if error else what, exc_info=error)
+    problem = context.get("message") or "the event loop reported an error"
+    logging.getLogger("asyncio").error("%s", f"{problem}: {redacted(error)}" if error else problem, exc_info=error)
 
 
-def told(error: BaseException) -> str:
-    """What may be said of an exception in one sentence."""
+def redacted(error: BaseException) -> str:
+    """Message of an exception if it is safe to log, else its type and location."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if _path(frame).split("/")[0] in OURS]
-    # A frame whose line is a raise statement is one that chose the words.
-    by_us = bool(frames) and bool(ours) and frames[-1] is ours[-1] and (frames[-1].line or "").startswith("raise ")
-    if by_us or isinstance(error, OSError | RuntimeError) or type(error) is LookupError:
+    our_frames = [frame for frame in frames if _path(frame).split("/")[0] in OURS]
+    # Our code wrote the message if the last frame is ours and its line is a raise statement.
+    is_our_message = (
+        bool(frames)
+        and bool(our_frames)
+        and frames[-1] is our_frames[-1]
+        and (frames[-1].line or "").startswith("raise ")
+    )
+    if is_our_message or isinstance(error, OSError | RuntimeError) or type(error) is LookupError:
         return str(error) or type(error).__name__
-    place = (ours or frames)[-1:]
-    return type(error).__name__ + "".join(f" in {frame.name}, {_path(frame)}:{frame.lineno}" for frame in place)
+    location = (our_frames or frames)[-1:]
+    return type(error).__name__ + "".join(f" in {frame.name}, {_path(frame)}:{frame.lineno}" for frame in location)
 
 
 def _path(frame: traceback.FrameSummary) -> str:
@@ -109,6 +117,7 @@ def _path(frame: traceback.FrameSummary) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, its cause, the cause of that, ..."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -116,45 +125,46 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _frames(error: BaseException) -> list[str]:
-    """The traceback without the messages: the innermost cause last, lines of code but no values."""
+def _traceback_lines(error: BaseException) -> list[str]:
+    """Traceback with redacted messages, the root cause last: lines of code, but no values."""
     lines = []
     for one in _chain(error):
-        lines.append(told(one))
+        lines.append(redacted(one))
         for frame in traceback.extract_tb(one.__traceback__):
             lines.append(f"  {_path(frame)}:{frame.lineno} in {frame.name}: {frame.line}")
     return lines
 
 
-def _ours(record: logging.LogRecord) -> bool:
-    """Whether our code speaks. A Faust service of ours speaks by our name, of what Faust does: `[^Service]: ...`."""
+def _is_ours(record: logging.LogRecord) -> bool:
+    """True if our code wrote the line. Our Faust services log Faust's own lines under our name: `[^Service]: ...`."""
     return record.name.split(".")[0] in OURS and not str(record.msg).startswith("[^")
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message, of foreign lines without what could hold a record."""
-    if _ours(record):
+    """Message of a line. Arguments that could contain a record are removed from lines of libraries."""
+    if _is_ours(record):
         return record.getMessage()
     args = record.args
     if isinstance(args, tuple):
-        record = logging.makeLogRecord({**record.__dict__, "args": tuple(map(_harmless, args))})
+        record = logging.makeLogRecord({**record.__dict__, "args": tuple(map(_without_data, args))})
     elif isinstance(args, Mapping):
-        record = logging.makeLogRecord({**record.__dict__, "args": {k: _harmless(v) for k, v in args.items()}})
+        safe_args = {name: _without_data(value) for name, value in args.items()}
+        record = logging.makeLogRecord({**record.__dict__, "args": safe_args})
     text = record.getMessage()
-    # asyncio's own handler goes on with the task that failed, its arguments and its exception.
+    # On further lines, asyncio's own handler prints the failed task with its arguments and exception.
     return text.splitlines()[0] if text else ""
 
 
-def _harmless(value: object) -> object:
+def _without_data(value: object) -> object:
     if isinstance(value, BaseException):
-        return _Told(told(value))
+        return _Verbatim(redacted(value))
     if isinstance(value, bytes | bytearray | memoryview):
-        return _Told(f"<{len(value)} bytes>")
+        return _Verbatim(f"<{len(value)} bytes>")
     return value
 
 
-class _Told(str):
-    """A text that looks the same by %s and by %r."""
+class _Verbatim(str):
+    """A text without quotes in both %s and %r."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -164,101 +174,110 @@ def _error(record: logging.LogRecord) -> BaseException | None:
     return record.exc_info[1] if isinstance(record.exc_info, tuple) else None
 
 
-class _Form(logging.Formatter, ABC):
+class _LineFormatter(logging.Formatter, ABC):
+    """Base of our formatters: masks secrets."""
+
     def __init__(self, secrets: Iterable[str], tracebacks: bool) -> None:
         super().__init__()
         self._secrets = [secret for secret in secrets if secret]
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self.line(record, _message(record) + getattr(record, "more", ""))
+        line = self.line(record, _message(record) + getattr(record, "suppressed", ""))
         for secret in self._secrets:
             line = line.replace(secret, "***").replace(json.dumps(secret)[1:-1], "***")
         return line
 
     @abstractmethod
     def line(self, record: logging.LogRecord, message: str) -> str:
-        """The record with its message, in one line."""
-
-    def time(self, record: logging.LogRecord) -> str:
-        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        """The record with its message as one line."""
 
 
-class Text(_Form):
-    """A line for people. Where an exception came from is told at DEBUG only."""
+class TextFormatter(_LineFormatter):
+    """A line for people. Tracebacks appear at DEBUG only."""
 
     def line(self, record: logging.LogRecord, message: str) -> str:
         error = _error(record)
-        if record.name == VOICE:
+        if record.name == COMMAND_LOGGER:
             line = f"shopwindow: {message}"
         else:
-            place = "/".join(str(getattr(record, name)) for name in ABOUT if hasattr(record, name))
-            line = f"{self.time(record)} {record.levelname} {record.name} {message}{f' [{place}]' if place else ''}"
-            if error is not None and told(error) not in message:
-                line += f": {told(error)}"
+            about = "/".join(str(getattr(record, name)) for name in RECORD_FIELDS if hasattr(record, name))
+            suffix = f" [{about}]" if about else ""
+            line = f"{rfc3339(record.created)} {record.levelname} {record.name} {message}{suffix}"
+            if error is not None and redacted(error) not in message:
+                line += f": {redacted(error)}"
         if error is not None and self._tracebacks:
-            line = "\n".join([line, *(f"    {frame}" for frame in _frames(error))])
+            line = "\n".join([line, *(f"    {frame}" for frame in _traceback_lines(error))])
         return line
 
 
-class Json(_Form):
-    """An object a line: time, level, logger, message; topic, partition, offset; error with type and traceback."""
+class JsonFormatter(_LineFormatter):
+    """One object per line: time, level, logger, message; topic, partition, offset; error with type and traceback."""
 
     def line(self, record: logging.LogRecord, message: str) -> str:
         fields: dict[str, Any] = {
-            "time": self.time(record), "level": record.levelname, "logger": record.name, "message": message
-        }  # fmt: skip
-        fields |= {name: getattr(record, name) for name in ABOUT if hasattr(record, name)}
+            "time": rfc3339(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": message,
+        }
+        fields |= {name: getattr(record, name) for name in RECORD_FIELDS if hasattr(record, name)}
         error = _error(record)
         if error is not None:
-            fields["error"] = {"type": type(error).__name__, "told": told(error), "traceback": _frames(error)}
+            fields["error"] = {
+                "type": type(error).__name__,
+                "message": redacted(error),
+                "traceback": _traceback_lines(error),
+            }
         return json.dumps(fields, default=str)
 
 
-class Passing(logging.Filter):
-    """Leaves out what libraries say below WARNING, of troubles that pass, and of a crash that we tell ourselves."""
+class LibraryFilter(logging.Filter):
+    """Drops lines of libraries below WARNING, transient errors, and crashes that our code logs itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if _ours(record):
+        if _is_ours(record):
             return True
-        if record.name.startswith("aiokafka") and any(name in record.getMessage() for name in PASSING):
+        if record.name.startswith("aiokafka") and any(name in record.getMessage() for name in TRANSIENT_ERRORS):
             return False
-        return record.levelno >= logging.WARNING and not any(text in str(record.msg) for text in CRASHING)
+        return record.levelno >= logging.WARNING and not any(text in str(record.msg) for text in CRASH_MESSAGES)
 
 
-class Once(logging.Filter):
-    """An exception is told once, whoever else comes upon it."""
+class RepeatedErrorFilter(logging.Filter):
+    """Drops lines about an exception that was logged before."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = _error(record)
         if error is None:
             return True
-        if getattr(error, "_shopwindow_told", False):
+        if getattr(error, "_shopwindow_logged", False):
+            # The final message of a process is always logged, but without the traceback.
             record.exc_info = None
-            return record.name == VOICE  # the last words of a process are said in any case, without the traceback
-        error._shopwindow_told = True  # type: ignore[attr-defined]
+            return record.name == COMMAND_LOGGER
+        error._shopwindow_logged = True  # type: ignore[attr-defined]
         return True
 
 
-class Sparing(logging.Filter):
-    """Of lines that differ in their values only, AT_ONCE in WINDOW seconds; the first one after says how many were not."""
+class RateLimitFilter(logging.Filter):
+    """Drops lines beyond MAX_SIMILAR in WINDOW_S seconds that differ only in values; the next line reports how many."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._said: dict[tuple[str, int, str], list[float]] = {}  # -> [start of the window, lines in it]
+        # (logger, level, format) -> [start of the window, lines in it]
+        self._windows: dict[tuple[str, int, str], list[float]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == VOICE:
+        if record.name == COMMAND_LOGGER:
             return True
         key, now = (record.name, record.levelno, str(record.msg)), self._clock()
-        if len(self._said) > 1000 and key not in self._said:
-            self._said.clear()
-        window = self._said.setdefault(key, [now, 0.0])
-        if now - window[0] >= WINDOW:
-            unsaid = int(window[1]) - AT_ONCE
-            if unsaid > 0:
-                record.more = f" (and {unsaid} more like it since)"
+        if len(self._windows) > 1000 and key not in self._windows:
+            self._windows.clear()
+        window = self._windows.setdefault(key, [now, 0.0])
+        if now - window[0] >= WINDOW_S:
+            dropped = int(window[1]) - MAX_SIMILAR
+            if dropped > 0:
+                record.suppressed = f" ({dropped} similar lines suppressed)"
             window[:] = [now, 0.0]
         window[1] += 1
-        return window[1] <= AT_ONCE
+        return window[1] <= MAX_SIMILAR

@@ -1,4 +1,4 @@
-"""Everything an operator can set: one typed object, read once from SHOPWINDOW_* variables."""
+"""Settings of an operator: one typed object, read once from SHOPWINDOW_* environment variables."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any, NamedTuple
 
 PREFIX = "SHOPWINDOW_"
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models" / "default"
-# Read by other parts before the settings are: where downloads and compiled kernels are kept.
+# Variables that are read before the settings: the folder of downloads and compiled kernels.
 ALSO_KNOWN = frozenset({"SHOPWINDOW_CACHE"})
-
-
-HEADS = ("logit", "mlp")  # what a ranker may score by
+HEADS = ("logit", "mlp")  # heads of the ranker
 
 
 class SettingsError(ValueError):
-    """One line for each variable with a bad value: what it is, what was expected."""
+    """Invalid settings: one line per variable, with its value and what was expected."""
 
 
 class _Kind(NamedTuple):
-    parse: Callable[[str], Any]
-    expected: str
+    """Type of a setting."""
+
+    parse: Callable[[str], Any]  # raises ValueError, KeyError or OverflowError
+    expected: str  # what the parser accepts, in words
 
 
 def _number(parse: Callable[[str], float], low: float, high: float, unit: str) -> _Kind:
-    def read(text: str) -> float:
+    def parse_in_range(text: str) -> float:
         value = parse(text)
         if not low <= value <= high:
             raise ValueError
         return value
 
     name = "a whole number" if parse is int else "a number"
-    return _Kind(read, f"{name} from {low:g} to {high:g}{' ' + unit if unit else ''}")
+    return _Kind(parse_in_range, f"{name} from {low:g} to {high:g}{' ' + unit if unit else ''}")
 
 
 def _whole(low: int, high: int, unit: str = "") -> _Kind:
@@ -47,19 +47,19 @@ def _real(low: float, high: float, unit: str = "") -> _Kind:
 
 
 def _one_of(*values: str) -> _Kind:
-    def read(text: str) -> str:
+    def parse_choice(text: str) -> str:
         if text not in values:
             raise ValueError
         return text
 
-    return _Kind(read, "one of " + ", ".join(values))
+    return _Kind(parse_choice, "one of " + ", ".join(values))
 
 
-def _flag(text: str) -> bool:
+def _parse_flag(text: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
 
 
-def _address(text: str) -> str:
+def _parse_addresses(text: str) -> str:
     for host in text.split(","):
         name, _, port = host.strip().removeprefix("kafka://").partition(":")
         if not name or "/" in name or (port and not 0 < int(port) < 65536):
@@ -67,29 +67,29 @@ def _address(text: str) -> str:
     return text
 
 
-def _topic_part(text: str) -> str:
+def _parse_topic_part(text: str) -> str:
     if len(text) > 100 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in text):
         raise ValueError
     return text
 
 
-def _folder(text: str) -> Path:
+def _parse_folder(text: str) -> Path:
     if not text:
         raise ValueError
     return Path(text).expanduser()
 
 
-def _named(text: str) -> str:
+def _parse_model(text: str) -> str:
     if not text.strip():
         raise ValueError
     return text
 
 
-_BOOL = _Kind(_flag, "true or false")
-_PATH = _Kind(_folder, "a path")
+_BOOL = _Kind(_parse_flag, "true or false")
+_PATH = _Kind(_parse_folder, "a path")
 _TEXT = _Kind(str, "text")
-_MODEL = _Kind(_named, "a folder or a name")
-_TOPIC = _Kind(_topic_part, "letters, digits, '.', '_' and '-', at most 100")
+_MODEL = _Kind(_parse_model, "a folder or a name")
+_TOPIC = _Kind(_parse_topic_part, "letters, digits, '.', '_' and '-', at most 100")
 
 
 def _data_dir() -> Path:
@@ -103,91 +103,105 @@ def _setting(default: Any, kind: _Kind, meaning: str, secret: bool = False) -> A
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """See `describe` for what each one means."""
+    """All settings with their defaults. The metadata of each field has its meaning and its type."""
 
     broker: str | None = _setting(
-        None, _Kind(_address, "kafka://host:port, several with commas between"),
-        "Kafka to use; without it the embedded broker serves",
+        None, _Kind(_parse_addresses, "kafka://host:port, several with commas between"),
+        "Kafka brokers; without it, the embedded broker is used",
     )  # fmt: skip
-    prefix: str = _setting("", _TOPIC, "put before every topic's name")
-    app_id: str = _setting("shopwindow", _TOPIC, "name of the workers' consumer group; that of headlines ends in -copy")
+    prefix: str = _setting("", _TOPIC, "prefix of every topic name")
+    app_id: str = _setting(
+        "shopwindow", _TOPIC, "consumer group of the workers; the group of headline workers ends in -copy"
+    )
     role: str = _setting(
-        "all", _one_of("all", "pages", "copy"), "what a worker makes: pages, their headlines (copy), or both"
+        "all", _one_of("all", "pages", "copy"), "what a worker produces: pages, headlines (copy), or both"
     )
     partitions: int = _setting(8, _whole(1, 4096), "partitions of each topic")
-    replication: int = _setting(1, _whole(1, 15), "replicas of each topic that is created")
+    replication: int = _setting(1, _whole(1, 15), "replicas of each topic that Shopwindow creates")
     security_protocol: str = _setting(
-        "PLAINTEXT", _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"), "how to talk to the brokers"
+        "PLAINTEXT", _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"), "protocol of broker connections"
     )
-    ssl_ca_file: Path | None = _setting(None, _PATH, "PEM file of the authority that signed the brokers' certificates")
-    ssl_cert_file: Path | None = _setting(None, _PATH, "PEM file of our own certificate")
-    ssl_key_file: Path | None = _setting(None, _PATH, "PEM file of its key")
-    sasl_mechanism: str = _setting("PLAIN", _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "how to log in")
-    sasl_username: str | None = _setting(None, _TEXT, "user to log in as")
-    sasl_password: str | None = _setting(None, _TEXT, "password of that user", secret=True)
-    session_timeout: float = _setting(6.0, _real(1, 300, "s"), "a worker silent for this long has lost its partitions")
-    heartbeat: float = _setting(0.5, _real(0.1, 60, "s"), "time between signs of life; a third of the above at most")
+    ssl_ca_file: Path | None = _setting(None, _PATH, "PEM file of the authority that signed the broker certificates")
+    ssl_cert_file: Path | None = _setting(None, _PATH, "PEM file of the client certificate")
+    ssl_key_file: Path | None = _setting(None, _PATH, "PEM file of the client certificate's key")
+    sasl_mechanism: str = _setting("PLAIN", _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "SASL mechanism")
+    sasl_username: str | None = _setting(None, _TEXT, "SASL user")
+    sasl_password: str | None = _setting(None, _TEXT, "password of the SASL user", secret=True)
+    session_timeout: float = _setting(
+        6.0, _real(1, 300, "s"), "a worker without heartbeats for this long loses its partitions"
+    )
+    heartbeat: float = _setting(
+        0.5, _real(0.1, 60, "s"), "interval of heartbeats, at most a third of the session timeout"
+    )
     fetch_timeout: float = _setting(
         60.0,
         _real(1, 3600, "s"),
-        "a worker whose fetches go unanswered for this long, though Kafka answers, ends itself",
+        "a worker exits if its fetches get no answer for this long although Kafka is reachable",
     )
-    store: str = _setting("memory", _one_of("memory", "rocksdb"), "where profiles lie; rocksdb: under the data folder")
-    standbys: int = _setting(
-        1, _whole(0, 2), "other workers that keep a warm copy of each profile, to take over at once"
+    store: str = _setting(
+        "memory", _one_of("memory", "rocksdb"), "where profiles are stored; rocksdb: in the data folder"
     )
-    data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker`, and profiles in RocksDB")
-    models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder with the ranker, the history model and the copywriter")
+    standbys: int = _setting(1, _whole(0, 2), "standby workers that keep a copy of each profile, for fast takeover")
+    data_dir: Path = _setting(_data_dir(), _PATH, "data of `shopwindow broker` and of profiles in RocksDB")
+    models_dir: Path = _setting(SHIPPED_MODELS, _PATH, "folder of the ranker, the history model and the copywriter")
     copywriter: str | None = _setting(
         None,
         _MODEL,
-        "another copywriter: its folder, that of a Hugging Face GPT-2, or the name of one, such as gpt2",
+        "copywriter to use instead: its folder, a Hugging Face GPT-2 folder, or a name such as gpt2",
     )
     web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
-    web_port: int = _setting(6066, _whole(0, 65535), "port of the same; 0 takes a free one")
-    run_records: int = _setting(512, _whole(1, 4096), "records that an agent takes at once, at most")
+    web_port: int = _setting(6066, _whole(0, 65535), "port of these; 0 picks a free one")
+    run_records: int = _setting(512, _whole(1, 4096), "maximum number of records per run")
     overload_lag: float = _setting(
         2.0,
         _real(0.05, 86_400, "s"),
-        "events that wait longer are overload: work is shed, more at twice and at four times",
+        "lag of events at which work is shed; more is shed at two and four times this lag",
     )
     future_tolerance: float = _setting(
-        300.0, _real(0, 86_400, "s"), "an event further ahead of its record's time is clamped to that"
+        300.0, _real(0, 86_400, "s"), "an event time is clamped to at most this long after its record's timestamp"
     )
     profile_ttl: float = _setting(
-        7_776_000.0, _real(0, 315_360_000, "s"), "a profile is forgotten after so long without an event; 0: never"
+        7_776_000.0, _real(0, 315_360_000, "s"), "a profile is deleted after this long without an event; 0: never"
     )
-    default_locale: str = _setting("en", _one_of("en", "zh"), "language for shoppers who said none")
-    page_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a page expires so long after it was generated")
-    brand_cap: int = _setting(2, _whole(1, 40), "items of one brand in a slot, at most")
-    explore: bool = _setting(True, _BOOL, "give one position of each page to an item drawn by chance")
-    popular_share: float = _setting(0.0, _real(0, 1), "share of shoppers who get the popular page, as a control group")
+    default_locale: str = _setting("en", _one_of("en", "zh"), "language for shoppers without a locale")
+    page_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a page expires this long after it was generated")
+    brand_cap: int = _setting(2, _whole(1, 40), "maximum number of items of one brand in a slot")
+    explore: bool = _setting(True, _BOOL, "give one position of each page to a random item")
+    popular_share: float = _setting(
+        0.0, _real(0, 1), "share of shoppers in the control group, which gets the popular page"
+    )
     head: str = _setting(
-        "mlp", _one_of(*HEADS), "what scores candidates: theta . phi, or a small MLP over the same phi"
+        "mlp", _one_of(*HEADS), "head that scores candidates: theta . phi, or a small MLP on the same phi"
     )
     history: bool = _setting(
-        True, _BOOL, "GPT-2 over items proposes candidates and judges them, where the models have one"
+        True, _BOOL, "use the history model (GPT-2 over items), if there is one, to propose and score candidates"
     )
-    copy: bool = _setting(True, _BOOL, "headlines by GPT-2; without it, templates")
+    copy: bool = _setting(True, _BOOL, "headlines by GPT-2; if false, by templates")
     copy_items: float = _setting(
         10.0,
         _real(0, 1000),
-        "headlines that name an item: so many a second are asked for by a worker, at most; 0: none",
+        "maximum number of headlines that name an item, per second and worker; 0: none",
     )
-    copy_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "a generated headline is used for so long")
-    copy_temperature: float = _setting(0.9, _real(0.05, 5), "sampling: below 1 plays safe, above 1 takes risks")
-    copy_top_k: int = _setting(50, _whole(1, 50), "sampling: among so many likeliest tokens")
-    copy_top_p: float = _setting(0.95, _real(0.01, 1), "sampling: among the likeliest tokens of this total probability")
-    copy_max_tokens: int = _setting(50, _whole(4, 64), "length of a headline, at most")
-    copy_samples: int = _setting(8, _whole(1, 16), "headlines drawn, of which the likeliest good one is kept")
-    log_level: str = _setting("WARNING", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "what is logged to stderr")
-    log_format: str = _setting("text", _one_of("text", "json"), "lines for people, or a JSON object a line")
+    copy_ttl: float = _setting(3600.0, _real(1, 2_592_000, "s"), "lifetime of a generated headline")
+    copy_temperature: float = _setting(
+        0.9, _real(0.05, 5), "sampling: below 1 favours likely tokens, above 1 unlikely ones"
+    )
+    copy_top_k: int = _setting(50, _whole(1, 50), "sampling: number of most likely tokens to draw from")
+    copy_top_p: float = _setting(
+        0.95, _real(0.01, 1), "sampling: draw from the most likely tokens with this total probability"
+    )
+    copy_max_tokens: int = _setting(50, _whole(4, 64), "maximum number of tokens in a headline")
+    copy_samples: int = _setting(8, _whole(1, 16), "headlines sampled, of which the most likely valid one is used")
+    log_level: str = _setting(
+        "WARNING", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "minimum level of log lines, which go to stderr"
+    )
+    log_format: str = _setting("text", _one_of("text", "json"), "text lines, or one JSON object per line")
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """The settings of this process.
+    """Settings of this process.
 
-    Raises SettingsError with a line for each variable that is unknown or has a bad value.
+    Raises SettingsError with one line per variable that is unknown, invalid or contradicts another.
     """
     known = {PREFIX + f.name.upper(): f for f in fields(Settings)}
     problems, values = [], {}
@@ -196,8 +210,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             continue
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; `shopwindow settings` lists those there are"
-            problems.append(f"{name} is no setting{hint}")
+            hint = f"; did you mean {near[0]}?" if near else "; `shopwindow settings` lists all settings"
+            problems.append(f"{name} is not a setting{hint}")
             continue
         setting = known[name]
         kind: _Kind = setting.metadata["kind"]
@@ -215,21 +229,22 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def _contradictions(settings: Settings) -> list[str]:
+    """Problems of settings that are valid each but not together."""
     problems = []
     if settings.security_protocol.startswith("SASL") and not (settings.sasl_username and settings.sasl_password):
         problems.append(
             f"SHOPWINDOW_SECURITY_PROTOCOL is {settings.security_protocol}, "
-            "it needs SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD"
+            "which needs SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD"
         )
     if settings.role == "copy" and not settings.copy:
         problems.append(
-            "SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false: a worker that writes nothing but headlines would write "
-            "none; set one of them otherwise"
+            "SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false: a worker that only writes headlines would have "
+            "nothing to do; change one of them"
         )
     for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
-            problems.append(f"{PREFIX}{name.upper()} is '{path}', expected a file that exists")
+            problems.append(f"{PREFIX}{name.upper()} is '{path}', expected an existing file")
     if settings.heartbeat > settings.session_timeout / 3:
         problems.append(
             f"SHOPWINDOW_HEARTBEAT is {settings.heartbeat:g}, expected at most a third of "
@@ -238,21 +253,21 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-class Described(NamedTuple):
+class SettingDescription(NamedTuple):
     name: str  # of the variable
-    value: str  # masked where secret
+    value: str  # *** for a secret
     source: str  # "default" or "environment"
     meaning: str
     expected: str
 
 
-def describe(settings: Settings, environ: Mapping[str, str]) -> list[Described]:
-    """Every setting as text, secrets masked."""
+def describe(settings: Settings, environ: Mapping[str, str]) -> list[SettingDescription]:
+    """All settings as text. Secrets are masked."""
     rows = []
     for f in fields(Settings):
         name = PREFIX + f.name.upper()
         value = getattr(settings, f.name)
         shown = "" if value is None else "***" if f.metadata["secret"] else str(value)
         source = "environment" if name in environ else "default"
-        rows.append(Described(name, shown, source, f.metadata["meaning"], f.metadata["kind"].expected))
+        rows.append(SettingDescription(name, shown, source, f.metadata["meaning"], f.metadata["kind"].expected))
     return rows

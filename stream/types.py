@@ -1,4 +1,4 @@
-"""Aliases for the NumPy arrays that cross function boundaries; shapes stand in the docstrings of those who use them."""
+"""Aliases for the NumPy arrays that functions exchange. Shapes are in the docstrings of those functions."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]  # records of a structured dtype: PROFILE, EVENT, SIGNAL, ...
-Row = Any  # one record of such an array, as a kernel sees it: numba reads its fields as attributes
+Row = Any  # one record of such an array in a kernel: numba reads its fields as attributes
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int8]
+I16 = npt.NDArray[np.int16]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]

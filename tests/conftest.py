@@ -1,4 +1,4 @@
-"""What every test may ask for: one embedded Kafka for the session, and topics of its own."""
+"""Fixtures of all tests: one embedded Kafka per session, fresh topics per test, and options of the fault tests."""
 
 import asyncio
 import random
@@ -17,20 +17,20 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", choices=("short", "long"), default="short", help="how much the fault tests do")
-    parser.addoption("--seed", type=int, help="of the fault tests' random moments; each prints the one it took")
+    parser.addoption("--faults", choices=("short", "long"), default="short", help="how much work the fault tests do")
+    parser.addoption("--seed", type=int, help="seed of the fault tests' random choices; each test prints its seed")
 
 
 @pytest.fixture
 def size(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """Chooses between how much a test does in its short form and in its long one."""
+    """A function that returns its first argument in short runs (--faults=short), and its second in long ones."""
     long = request.config.getoption("--faults") == "long"
     return lambda short, lengthy: lengthy if long else short
 
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
-    """Whatever a test leaves to chance; the seed that it prints does the same again."""
+    """The source of a test's random choices. It prints its seed, with which --seed repeats the run."""
     seed = request.config.getoption("--seed")
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 31)
@@ -40,25 +40,25 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Says how far a long test is; seen at once with -s, and where the test fails."""
+    """A function that prints the progress of a long test: immediately with -s, else if the test fails."""
     start = time.monotonic()
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         print(f"  {time.monotonic() - start:6.1f} s  {line}", file=sys.stderr, flush=True)
 
-    return say
+    return report
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[str]:
-    """`host:port` of a Kafka that lives as long as the tests."""
+    """`host:port` of a Kafka that runs for the whole session."""
     with Broker(heap_mb=384) as kafka:
         yield kafka.bootstrap
 
 
 @pytest.fixture
 def topic_prefix(broker: str) -> Iterator[str]:
-    """Put before the names of a test's topics, which are deleted after it: a broker of this size holds some thousand."""
+    """Prefix of the names of a test's topics. They are deleted afterwards: the broker has room for some thousand."""
     prefix = f"t{uuid.uuid4().hex[:10]}-"
     yield prefix
     asyncio.run(_delete_topics(broker, prefix))

@@ -1,7 +1,7 @@
-"""The copywriter in a process of its own, so that it never keeps the interpreter from a click.
+"""The copywriter in its own process, so that it never holds the interpreter's lock while a click waits.
 
-A thread that yields to everything else would still hold the interpreter's lock while it waits for a processor. Requests and
-answers are lines of JSON on the process's pipes; it ends when its stdin does, however the worker ended.
+A low-priority thread would still hold the lock while it waits for a processor. Requests and answers are lines of JSON
+on the process's pipes. The process ends when its stdin does, however the worker ended.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from typing import TypeVar
 import msgspec
 
 from models import manifest
+from models.copywriter.facts import Facts
 from models.copywriter.model import Copy, Copywriter
-from models.copywriter.prompt import Facts
 from stream import logs, metrics
 from stream.settings import load
 
 NICE = 10
-# Weights in huge pages: each token reads them all, a GPT-2 of 124M in 9.9 ms in place of 10.7.
+# Weights in huge pages: each token reads them all, a GPT-2 of 124M in 9.9 ms instead of 10.7.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-PATIENCE = 60.0  # s for an answer, or to be ready; then it is taken to be stuck
-# A process that ends or hangs so often, with no answer in between, is left alone for a while.
-LIVES = 3
-REST = 300.0  # s
+ANSWER_TIMEOUT_S = 60.0  # also to get ready; a process that takes longer counts as stuck
+# After this many failures without an answer in between, the process is not started for the cooldown.
+MAX_FAILURES = 3
+COOLDOWN_S = 300.0
 LINE_BYTES = 1 << 20
-FAILURES = (EOFError, TimeoutError, OSError, ValueError, msgspec.MsgspecError)  # of a process, its pipes, its answers
+# Errors of the process, its pipes and its answers.
+FAILURES = (EOFError, TimeoutError, OSError, ValueError, msgspec.MsgspecError)
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class SamplingSettings(msgspec.Struct, frozen=True):
-    """As `Copywriter` takes it."""
+    """The sampling arguments of `Copywriter`."""
 
     temperature: float
     top_k: int
@@ -60,79 +61,87 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class CopywriterUnavailable(Exception):
-    """No headlines for now: the process does not stay up. It is tried again after REST seconds."""
+    """No headlines for now: the process keeps failing. It is started again after the cooldown."""
 
 
 class CopywriterProcess:
-    """`Copywriter.write` as an awaitable call. Raises ManifestError where a file of the model is missing or changed."""
+    """`Copywriter.write` as an awaitable call. Raises ManifestError if a file of the model is missing or changed."""
 
-    def __init__(self, folder: Path, sampling: SamplingSettings, rest: float = REST) -> None:
+    def __init__(self, folder: Path, sampling: SamplingSettings, cooldown_s: float = COOLDOWN_S) -> None:
         self.version = manifest.load(folder, "copywriter").version  # `sha256:...`
         self._folder, self._sampling = folder.resolve(), sampling
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
-        self._number = 0
-        self._rest, self._rests_until = rest, 0.0  # s, of the monotonic clock
-        self._failed = 0  # times in a row
+        self._lock = asyncio.Lock()
+        self._number = 0  # of the last request
+        self._cooldown_s, self._unavailable_until = cooldown_s, 0.0  # the latter on the monotonic clock
+        self._failures = 0  # in a row
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """True while the process runs."""
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Return when the model is loaded and warm, so that the first headline need not wait. Raises ScribeRests as `write`."""
+        """Return once the model is loaded and warm, so that the first headline need not wait.
+
+        Raises CopywriterUnavailable, as `write` does.
+        """
 
         async def nothing() -> None: ...
 
-        await self._of_process(nothing)
+        await self._with_process(nothing)
 
     async def _start(self) -> None:
         await self.stop()
+        sampling = msgspec.json.encode(self._sampling).decode()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agents.headlines.copywriter_process", str(self._folder), msgspec.json.encode(self._sampling).decode(),
+            sys.executable, "-m", "agents.headlines.copywriter_process", str(self._folder), sampling,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
             cwd=Path(__file__).resolve().parents[2], env=HUGE_PAGES | os.environ,
         )  # fmt: skip
-        await self._answer(0)
+        await self._read_answer(0)
 
     async def write(self, facts: Sequence[Facts], seed: int) -> list[Copy | None]:
-        """A headline for each, None where there is none. A process that died or hangs is replaced.
+        """A headline for each of the facts, None if none passed the guard.
 
-        Raises ScribeRests where it dies or hangs again and again, and at once until it has rested.
+        A process that died or hangs is replaced. Raises CopywriterUnavailable after MAX_FAILURES failures in a row, and
+        then immediately until the cooldown is over.
         """
-        return await self._of_process(lambda: self._ask(facts, seed))
+        return await self._with_process(lambda: self._ask(facts, seed))
 
-    async def _of_process(self, what: Callable[[], Awaitable[T]]) -> T:
-        """The result of `what`, once a process runs; it is tried again with another where it fails, and not while it rests."""
-        async with self._turn:
-            while monotonic() >= self._rests_until:
+    async def _with_process(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call` while a process runs. After a failure it is tried again with another process."""
+        async with self._lock:
+            while monotonic() >= self._unavailable_until:
                 try:
                     if self._process is not None and self._process.returncode is not None:
                         raise EOFError(f"it ended with status {self._process.returncode}")
                     if self._process is None:
                         await self._start()
-                    came = await what()
+                    result = await call()
                 except FAILURES as error:
                     await self.stop()
-                    self._failed += 1
-                    metrics.COPYWRITER_DEATHS.inc()
-                    if self._failed < LIVES:
-                        log.warning("the copywriter's process is started again: %s", _said(error))
-                        continue
-                    self._rests_until = monotonic() + self._rest
-                    log.error(
-                        "the copywriter's process does not stay up (%s, %d times in a row); pages go out with template "
-                        "headlines, and it is tried again in %.0f s: see what it said above, check SHOPWINDOW_MODELS_DIR, "
-                        "or set SHOPWINDOW_COPY=false",
-                        _said(error), self._failed, self._rest,
-                    )  # fmt: skip
+                    self._record_failure(error)
                 else:
-                    if self._failed >= LIVES:
+                    if self._failures >= MAX_FAILURES:
                         log.warning("the copywriter writes again")
-                    self._failed = 0
-                    return came
+                    self._failures = 0
+                    return result
         raise CopywriterUnavailable
+
+    def _record_failure(self, error: Exception) -> None:
+        self._failures += 1
+        metrics.COPYWRITER_DEATHS.inc()
+        if self._failures < MAX_FAILURES:
+            log.warning("the copywriter's process is started again: %s", _describe(error))
+            return
+        self._unavailable_until = monotonic() + self._cooldown_s
+        log.error(
+            "the copywriter's process keeps failing (%s, %d times in a row); pages go out with template headlines, and "
+            "it is started again in %.0f s: see its output above, check SHOPWINDOW_MODELS_DIR, "
+            "or set SHOPWINDOW_COPY=false",
+            _describe(error), self._failures, self._cooldown_s,
+        )  # fmt: skip
 
     async def stop(self) -> None:
         if self._process is not None:
@@ -146,12 +155,12 @@ class CopywriterProcess:
         self._number += 1
         self._process.stdin.write(msgspec.json.encode(_Request(self._number, list(facts), seed)) + b"\n")
         await self._process.stdin.drain()
-        return await self._answer(self._number)
+        return await self._read_answer(self._number)
 
-    async def _answer(self, number: int) -> list[Copy | None]:
+    async def _read_answer(self, number: int) -> list[Copy | None]:
         assert self._process is not None and self._process.stdout is not None, "start first"
-        async with asyncio.timeout(PATIENCE):
-            # An answer whose caller was cancelled is still to come; it is passed over.
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            # The answer of a cancelled call may still arrive. Skip it.
             while line := await self._process.stdout.readline():
                 answer = msgspec.json.decode(line, type=_Answer)
                 if answer.number == number:
@@ -159,20 +168,20 @@ class CopywriterProcess:
         raise EOFError(f"it ended with status {await self._process.wait()}")
 
 
-def _said(error: Exception) -> str:
-    return f"no answer within {PATIENCE:.0f} s" if isinstance(error, TimeoutError) else str(error)
+def _describe(error: Exception) -> str:
+    return f"no answer within {ANSWER_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else str(error)
 
 
 def main(folder: str, sampling: str) -> None:
-    """In the process: answer requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends us
+    """The process: answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends this process
     logs.configure(load(os.environ))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not come between the answers
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     if sys.platform == "linux":
         os.nice(NICE)
-    writer = Copywriter(Path(folder), **msgspec.to_builtins(msgspec.json.decode(sampling, type=SamplingSettings)))
-    copies = writer.write([Facts("en", "for_you", "")], 0)
+    copywriter = Copywriter(Path(folder), **msgspec.to_builtins(msgspec.json.decode(sampling, type=SamplingSettings)))
+    copies = copywriter.write([Facts("en", "for_you", "")], 0)
     request = _Request(0, [], 0)
     while True:
         answers.write(msgspec.json.encode(_Answer(request.number, copies)) + b"\n")
@@ -181,7 +190,7 @@ def main(folder: str, sampling: str) -> None:
         if not line:
             return
         request = msgspec.json.decode(line, type=_Request)
-        copies = writer.write(request.facts, request.seed)
+        copies = copywriter.write(request.facts, request.seed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a worker tells the outside over HTTP: metrics for Prometheus, health and readiness for its keeper."""
+"""The worker's HTTP endpoint: metrics for Prometheus, health and readiness for its supervisor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stream.metrics import REGISTRY
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-PATIENCE = 1.0  # s that open connections get at the end
+SHUTDOWN_TIMEOUT_S = 1.0  # for open connections
 
 
 class HttpServerError(RuntimeError):
-    """The address cannot be had; the message says which and what to do."""
+    """The address is not available; the message says which, and what to do."""
 
 
 class HttpServer:
-    """A server that listens; made by `start`."""
+    """A server that listens; create it with `start`."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
@@ -33,10 +33,10 @@ class HttpServer:
 
 
 class Health(NamedTuple):
-    """What /healthz says. A problem is one that a restart of the process mends; of others it only takes note."""
+    """The answer of /healthz."""
 
-    problem: str | None = None
-    note: str | None = None
+    problem: str | None = None  # a restart of the process may help
+    note: str | None = None  # a restart would not help
 
 
 async def start(
@@ -46,10 +46,11 @@ async def start(
     health: Callable[[], Health] = Health,
     recovery: Callable[[], Mapping[str, Any]] = dict,
 ) -> HttpServer:
-    """Serve /metrics, /healthz and /readyz on the settings' address; returns when it listens.
+    """Serve /metrics, /healthz and /readyz on the settings' address; returns once the server listens.
 
-    `ready` gives the conditions that must all hold, `recovery` how far the tables are, told beside them;
-    `before_scrape` brings figures up to date that are read only when somebody asks. Raises WebError where the address cannot be had.
+    `ready` gives the conditions that must all be true, and `recovery` the progress of the tables, shown beside them.
+    `before_scrape` updates the gauges that are computed only for a scrape. Raises HttpServerError if the address is not
+    available.
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -70,7 +71,7 @@ async def start(
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=PATIENCE)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.web_host, settings.web_port).start()
@@ -78,8 +79,8 @@ async def start(
         await runner.cleanup()
         if error.errno == errno.EADDRINUSE:
             raise HttpServerError(
-                f"port {settings.web_port} of {settings.web_host} is taken; stop its owner, or set SHOPWINDOW_WEB_PORT "
-                "(0 takes a free one)"
+                f"port {settings.web_port} of {settings.web_host} is taken; stop the process that uses it, or set "
+                "SHOPWINDOW_WEB_PORT (0 takes a free one)"
             ) from None
         raise HttpServerError(
             f"{settings.web_host}:{settings.web_port} cannot be listened on ({error.strerror or error}); "

@@ -1,4 +1,4 @@
-"""The worker watches its own load: it moves the ladder, and sees to it that pages which were put off go out."""
+"""Observe the worker's load, adapt what its pages go without, and request deferred pages when they are due."""
 
 from __future__ import annotations
 
@@ -14,54 +14,55 @@ from stream.degradation import FULL, RUNGS, DegradationController, Load, degrada
 
 if TYPE_CHECKING:
     from agents.page.path import PagePath
-    from agents.shopper import Shoppers
+    from agents.page_refresher import PageRefresher
     from stream.kafka.app import BatchApp
     from stream.settings import Settings
 
-BEAT = 0.1  # s between two looks
-EVENTS = ("clicks", "purchases", "privacy")  # what waits in other topics is our own doing
+CHECK_INTERVAL_S = 0.1
+EVENT_TOPICS = ("clicks", "purchases", "privacy")  # the other topics' backlogs are of our own making
 log = logging.getLogger(__name__)
 
 
 def load_of(app: BatchApp, now: float) -> Load:
-    """What waits for this worker at `now` (s since the epoch)."""
-    waiting = sum(records for (topic, _), records in app.lag().items() if topic in EVENTS)
-    ages = [age for (topic, _), age in app.lag_seconds(now).items() if topic in EVENTS]
+    """The events that wait for this worker at `now` (s since the epoch)."""
+    waiting = sum(records for (topic, _), records in app.lag().items() if topic in EVENT_TOPICS)
+    ages = [age for (topic, _), age in app.lag_seconds(now).items() if topic in EVENT_TOPICS]
     return Load(max(ages, default=0.0), waiting)
 
 
 class LoadShedder:
-    """The ladder of one worker at work."""
+    """Sets the degradation of a page path by the load of its worker."""
 
-    def __init__(self, settings: Settings, app: BatchApp, path: PagePath, shoppers: Shoppers) -> None:
-        self._app, self._path, self._shoppers = app, path, shoppers
-        self.ladder = DegradationController(limits_of(settings.overload_lag, settings.run_records))
+    def __init__(self, settings: Settings, app: BatchApp, path: PagePath, refresher: PageRefresher) -> None:
+        self._app, self._path, self._refresher = app, path, refresher
+        self.controller = DegradationController(limits_of(settings.overload_lag, settings.run_records))
 
-    async def watch(self) -> None:
-        """Until the app stops."""
+    async def run(self) -> None:
+        """Run until the app stops."""
         while not self._app.should_stop:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             if not self._app.ready:
                 continue
-            self.look(load_of(self._app, time.time()), time.monotonic())
+            self.observe(load_of(self._app, time.time()), time.monotonic())
             try:
-                await self._shoppers.pay_pages()
+                await self._refresher.refresh_deferred()
             except KafkaError:
                 if not self._app.should_stop:
                     raise
 
-    def look(self, load: Load, now: float) -> None:
-        """Move the ladder for the load at `now` (s, of a clock that never goes back)."""
-        before, rung = self.ladder.rung, self.ladder.observe(load, now)
-        if rung == before:
+    def observe(self, load: Load, now: float) -> None:
+        """Adapt the degradation to the load at `now` (s, of a monotonic clock)."""
+        previous, rung = self.controller.rung, self.controller.observe(load, now)
+        if rung == previous:
             return
-        self._path.shed = degradation_of(rung, self.ladder.limits)
+        self._path.degradation = degradation_of(rung, self.controller.limits)
         metrics.RUNG.set(rung)
-        metrics.RUNG_MOVES.labels("up" if rung > before else "down").inc()
-        what = (
-            "the worker is overloaded" if rung > before else "the load is less" if rung > FULL else "all is well again"
-        )
+        metrics.RUNG_MOVES.labels("up" if rung > previous else "down").inc()
+        if rung > previous:
+            change = "the worker is overloaded"
+        else:
+            change = "the load has decreased" if rung > FULL else "the load is normal again"
         log.warning(
-            "%s: rung %d (%s) of the ladder; %d events wait, the oldest for %.1f s",
-            what, rung, RUNGS[rung], load.waiting, load.lag,
+            "%s: degradation rung %d (%s); %d events wait, the oldest for %.1f s",
+            change, rung, RUNGS[rung], load.waiting, load.lag,
         )  # fmt: skip

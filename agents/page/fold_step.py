@@ -1,4 +1,4 @@
-"""What a step has to do in a partition, and who gets a page of it: events folded into rows, pages owed, shoppers who lapsed."""
+"""First stage of the page path: fold events into profile rows, and select the shoppers who get a page."""
 
 from __future__ import annotations
 
@@ -6,168 +6,187 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from agents.page.headline_cache import Refresh
+from agents.page.headline_cache import RefreshRequest
 from stream.degradation import Degradation
 from stream.events import EVENT, Decoded
 from stream.items.activity import ACTIVITY, fold_with_activity
 from stream.profile.codec import decode_records
-from stream.profile.exposure import OWED_ID, SERVING, lapses, react, touch
-from stream.profile.fold import PROFILE
+from stream.profile.exposure import OWED_ID_BYTES, SERVING, apply_feedback, expired, touch
+from stream.profile.row import PROFILE
 from stream.row_codec import rows_at
+from stream.types import I32, I64, Bools, Rows
 
-Rows = npt.NDArray[np.void]
 NO_EVENT, NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
 
 
-class Trigger(NamedTuple):
+class PageTrigger(NamedTuple):
+    """The event that a page answers."""
+
     event_id: str
-    event_time: float
+    event_time: float  # s since the epoch
 
 
 class PartitionInput(NamedTuple):
-    """What a step has to do in one partition: a run of events, or pages to make once more."""
+    """The work for one partition: either a run of events, or refresh requests."""
 
     stored: Mapping[bytes, bytes]  # changelog values by shopper key
     decoded: Decoded = Decoded(np.zeros(0, EVENT), [], [], [], 0)
-    offsets: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # (records,)
-    refreshes: Mapping[bytes, Refresh] = {}
-    clock: float = 0.0  # s, the newest event time that the partition has seen before
+    offsets: I64 = np.zeros(0, np.int64)  # (records,)
+    refreshes: Mapping[bytes, RefreshRequest] = {}  # by shopper key
+    clock: float = 0.0  # s, newest event time of the partition before this input
 
 
-class Folded(NamedTuple):
-    """The shoppers of one part who get a page, in parallel."""
+class FoldedPartition(NamedTuple):
+    """The shoppers of one partition who get a page; `keys`, `indices` and `triggers` have an entry for each."""
 
     keys: list[bytes]
-    places: list[int]  # of each among the part's shoppers
-    triggers: list[Trigger]
-    fresh: npt.NDArray[np.bool_]
-    activity: Rows
-    clock: float
-    lapsed: Sequence[bytes] = ()
+    indices: list[int]  # of each shopper among all shoppers of the partition's input
+    triggers: list[PageTrigger]
+    fresh: Bools  # (n,) of the event rows, False for duplicates
+    activity: Rows  # (m,) ACTIVITY
+    clock: float  # s, newest event time of the partition, this input included
+    expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
 
 
-def folded(parts: Sequence[PartitionInput], shed: Degradation, ttl: float) -> tuple[list[Folded], Rows, Rows]:
-    """Who gets a page of each part, and of all of them, part after part, profiles (S,) PROFILE and serving (S,) SERVING.
+def fold_partitions(
+    inputs: Sequence[PartitionInput], degradation: Degradation, profile_ttl: float
+) -> tuple[list[FoldedPartition], Rows, Rows]:
+    """Fold the events of each partition, and return who gets a page, with their profile and exposure rows.
 
-    The rows of all parts lie in common arrays from the start: to join such arrays costs more than to fold.
+    Returns the folded partitions, and for all of their shoppers, partition after partition, profiles (S,) PROFILE and
+    serving (S,) SERVING. The rows of all partitions share one array from the start, because concatenating such arrays
+    costs more than folding.
     """
-    keys = [_shoppers(part) for part in parts]
+    keys = [_shoppers_of(one) for one in inputs]
     profiles, serving = decode_records(
-        [part.stored.get(key) for part, mine in zip(parts, keys, strict=True) for key in mine]
+        [one.stored.get(key) for one, shoppers in zip(inputs, keys, strict=True) for key in shoppers]
     )
-    found: list[Folded] = []
-    places: list[int] = []  # among all
+    folded: list[FoldedPartition] = []
+    indices: list[int] = []  # among the shoppers of all partitions
     start = 0
-    for part, mine in zip(parts, keys, strict=True):
-        these = slice(start, start + len(mine))
-        if part.refreshes:
-            one = _to_refresh(part, mine, serving[these], shed, ttl)
+    for one, shoppers in zip(inputs, keys, strict=True):
+        own = slice(start, start + len(shoppers))
+        if one.refreshes:
+            partition = _select_refreshes(one, shoppers, serving[own], degradation, profile_ttl)
         else:
-            one = _fold(part, mine, profiles[these], serving[these], ttl)
-        found.append(one)
-        places.extend(start + at for at in one.places)
-        start = these.stop
-    if len(places) < start:
-        profiles, serving = rows_at(profiles, places), rows_at(serving, places)
-    return found, profiles, serving
+            partition = _fold_events(one, shoppers, profiles[own], serving[own], profile_ttl)
+        folded.append(partition)
+        indices.extend(start + index for index in partition.indices)
+        start = own.stop
+    if len(indices) < start:
+        profiles, serving = rows_at(profiles, indices), rows_at(serving, indices)
+    return folded, profiles, serving
 
 
-def _shoppers(part: PartitionInput) -> list[bytes]:
-    """Keys whose rows the part needs, each once."""
-    if part.refreshes:
-        return [key for key in part.refreshes if key in part.stored]
-    return [key for key in dict.fromkeys(part.decoded.keys) if key]
+def _shoppers_of(one: PartitionInput) -> list[bytes]:
+    """Distinct keys whose rows the input needs."""
+    if one.refreshes:
+        return [key for key in one.refreshes if key in one.stored]
+    return [key for key in dict.fromkeys(one.decoded.keys) if key]
 
 
-def _fold(part: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, ttl: float) -> Folded:
-    """Fold the part's events into its rows, in place."""
-    decoded, rows = part.decoded, part.decoded.rows
-    place_of = {key: at for at, key in enumerate(keys)}
-    records, times = rows["record"].tolist(), rows["time"]
-    who = np.array([place_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
-    lapsed: list[bytes] = []
-    if ttl:
-        began = lapses(serving["touched"], who, times, part.clock, ttl)
-        lapsed = [key for key, at in zip(keys, began.tolist(), strict=True) if at >= 0]
-    newest = np.empty(len(keys), np.int64)
-    if lapsed:
-        room, room_serving, who = _begun_anew(profiles, serving, who, began)
-        fresh, activity, clock = _fold_into(room, room_serving, who, part, newest)
-        profiles[:], serving[:] = room[: len(keys)], room_serving[: len(keys)]
+def _fold_events(
+    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, profile_ttl: float
+) -> FoldedPartition:
+    """Fold the events of a partition into its rows, in place."""
+    decoded, events = one.decoded, one.decoded.rows
+    index_of = {key: index for index, key in enumerate(keys)}
+    records, times = events["record"].tolist(), events["time"]
+    shopper_of = np.array([index_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
+    expired_keys: list[bytes] = []
+    if profile_ttl:
+        first_after_expiry = expired(serving["touched"], shopper_of, times, one.clock, profile_ttl)
+        expired_keys = [key for key, event in zip(keys, first_after_expiry.tolist(), strict=True) if event >= 0]
+    newest_event = np.empty(len(keys), np.int64)
+    if expired_keys:
+        both, both_serving, shopper_of = _split_expired(profiles, serving, shopper_of, first_after_expiry)
+        fresh, activity, clock = _fold_rows(both, both_serving, shopper_of, one, newest_event)
+        profiles[:], serving[:] = both[: len(keys)], both_serving[: len(keys)]
     else:
-        fresh, activity, clock = _fold_into(profiles, serving, who, part, newest)
-    of = newest.tolist()
-    places = [s for s, at in enumerate(of) if at >= 0]
+        fresh, activity, clock = _fold_rows(profiles, serving, shopper_of, one, newest_event)
+    newest = newest_event.tolist()
+    indices = [index for index, event in enumerate(newest) if event >= 0]
     seconds = times.tolist()
-    triggers = [Trigger(decoded.ids[records[of[s]]], seconds[of[s]]) for s in places]
-    return Folded([keys[s] for s in places], places, triggers, fresh, activity, clock, lapsed)
+    triggers = [PageTrigger(decoded.ids[records[newest[index]]], seconds[newest[index]]) for index in indices]
+    return FoldedPartition([keys[index] for index in indices], indices, triggers, fresh, activity, clock, expired_keys)
 
 
-def _fold_into(
-    profiles: Rows, serving: Rows, who: npt.NDArray[np.int32], part: PartitionInput, newest: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.bool_], Rows, float]:
-    """-> which events were fresh, the items' activity, the partition's clock; `newest` as `touch` fills it."""
-    rows = part.decoded.rows
-    fresh, activity = fold_with_activity(profiles, who, rows, part.offsets)
-    react(serving, who, rows, fresh)
-    return fresh, activity, touch(serving, profiles, who, rows, fresh, part.clock, newest)
+def _fold_rows(
+    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64
+) -> tuple[Bools, Rows, float]:
+    """Fold in place. Return which events were fresh, the items' activity, and the partition's clock.
+
+    `touch` fills `newest_event`.
+    """
+    events = one.decoded.rows
+    fresh, activity = fold_with_activity(profiles, shopper_of, events, one.offsets)
+    apply_feedback(serving, shopper_of, events, fresh)
+    return fresh, activity, touch(serving, profiles, shopper_of, events, fresh, one.clock, newest_event)
 
 
-def _begun_anew(
-    profiles: Rows, serving: Rows, who: npt.NDArray[np.int32], began: npt.NDArray[np.int64]
-) -> tuple[Rows, Rows, npt.NDArray[np.int32]]:
-    """Shoppers with an event `began` >= 0 are blank from it on; her events before it go to a copy, behind all others."""
-    gone = np.flatnonzero(began >= 0)
-    copy_of = np.full(len(began), -1, np.int32)
-    copy_of[gone] = np.arange(len(began), len(began) + len(gone))
-    before = np.arange(len(who)) < began[who]
-    profiles, serving = np.concatenate([profiles, profiles[gone]]), np.concatenate([serving, serving[gone]])
-    profiles[gone], serving[gone] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
-    return profiles, serving, np.where(before, copy_of[who], who).astype(np.int32)
+def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_expiry: I64) -> tuple[Rows, Rows, I32]:
+    """Give each expired shopper two rows, and return the rows with the row index of each event.
+
+    The shopper's own row is reset and takes the events from `first_after_expiry` on. A copy of the old row, appended
+    behind all others, takes the events before that.
+    """
+    expired_rows = np.flatnonzero(first_after_expiry >= 0)
+    old_row_of = np.full(len(first_after_expiry), -1, np.int32)
+    old_row_of[expired_rows] = np.arange(len(first_after_expiry), len(first_after_expiry) + len(expired_rows))
+    is_old = np.arange(len(shopper_of)) < first_after_expiry[shopper_of]
+    profiles = np.concatenate([profiles, profiles[expired_rows]])
+    serving = np.concatenate([serving, serving[expired_rows]])
+    profiles[expired_rows], serving[expired_rows] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
+    return profiles, serving, np.where(is_old, old_row_of[shopper_of], shopper_of).astype(np.int32)
 
 
-def _to_refresh(part: PartitionInput, keys: list[bytes], serving: Rows, shed: Degradation, ttl: float) -> Folded:
-    """Who gets a page of a part of refreshes: to whom one is owed, and who waits for a headline unless copy is shed."""
-    triggers, taken = [], []
-    for at, (key, time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
-        refresh = part.refreshes[key]
-        if refresh.segment and shed.copy:
+def _select_refreshes(
+    one: PartitionInput, keys: list[bytes], serving: Rows, degradation: Degradation, profile_ttl: float
+) -> FoldedPartition:
+    """Select the refresh requests that lead to a page: those of a deferred page, and those of a new headline.
+
+    The latter are skipped while headlines are degraded.
+    """
+    triggers, indices = [], []
+    for index, (key, deferred_time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
+        request = one.refreshes[key]
+        if request.segment and degradation.copy:
             continue
-        if ttl and 0 < serving["touched"][at] < part.clock - ttl:
-            continue  # expired; the sweep has not come by yet
-        if time > 0:
-            event_id = serving["owed_id"][at].tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass")
-            triggers.append(Trigger(event_id, time))
-        elif refresh.segment:
-            triggers.append(Trigger(refresh.event_id, refresh.event_time))
+        # The profile has expired, but the sweep has not reached it yet.
+        if profile_ttl and 0 < serving["touched"][index] < one.clock - profile_ttl:
+            continue
+        if deferred_time > 0:
+            event_id = serving["owed_id"][index].tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass")
+            triggers.append(PageTrigger(event_id, deferred_time))
+        elif request.segment:
+            triggers.append(PageTrigger(request.event_id, request.event_time))
         else:
-            continue  # a later page has settled it
-        taken.append(at)
-    return Folded([keys[at] for at in taken], taken, triggers, NO_EVENT, NO_ACTIVITY, part.clock)
+            continue  # a later page has replaced the deferred one
+        indices.append(index)
+    return FoldedPartition([keys[index] for index in indices], indices, triggers, NO_EVENT, NO_ACTIVITY, one.clock)
 
 
 def is_too_soon(
-    profiles: Rows, serving: Rows, triggers: Sequence[Trigger], now: float, every: float
-) -> npt.NDArray[np.bool_]:
-    """(S,) True for who had a page less than `every` s before `now`.
+    profiles: Rows, serving: Rows, triggers: Sequence[PageTrigger], now: float, min_interval: float
+) -> Bools:
+    """(S,) True for each shopper who had a page less than `min_interval` s before `now`.
 
-    Not who refused consent: nothing is kept of her, not the id of an event either. Nor whose event has an id that is too
-    long to be kept. Where the clock has been set back, the page is made.
+    Never True for a shopper who refused consent, because nothing may be stored about them, not even an event's id. Nor
+    if the event's id is too long to be stored, nor if the clock has been set back.
     """
     age = now - serving["paged_at"]
-    soon: npt.NDArray[np.bool_] = (age >= 0) & (age < every) & (profiles["consent"] >= 0)
-    for at in np.flatnonzero(soon).tolist():
-        name = triggers[at].event_id.encode("utf-8", "surrogatepass")
-        soon[at] = len(name) <= OWED_ID and not name.endswith(b"\0")
-    return soon
+    too_soon: Bools = (age >= 0) & (age < min_interval) & (profiles["consent"] >= 0)
+    for index in np.flatnonzero(too_soon).tolist():
+        name = triggers[index].event_id.encode("utf-8", "surrogatepass")
+        too_soon[index] = len(name) <= OWED_ID_BYTES and not name.endswith(b"\0")
+    return too_soon
 
 
-def defer(serving: Rows, late: Sequence[bool], triggers: Sequence[Trigger]) -> None:
-    """In place: note of whom `late` is true that a page for the newest of her events is owed."""
-    for at, (event_id, time) in enumerate(triggers):
-        if late[at] and time >= serving["owed_time"][at]:
-            serving["owed_time"][at] = time
-            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID, b"\0")
-            serving["owed_id"][at] = np.frombuffer(name, np.int32)
+def defer(serving: Rows, is_deferred: Sequence[bool], triggers: Sequence[PageTrigger]) -> None:
+    """In place: record the trigger of each deferred page. An older deferred page with a newer trigger is kept."""
+    for index, (event_id, time) in enumerate(triggers):
+        if is_deferred[index] and time >= serving["owed_time"][index]:
+            serving["owed_time"][index] = time
+            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID_BYTES, b"\0")
+            serving["owed_id"][index] = np.frombuffer(name, np.int32)

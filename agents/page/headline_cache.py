@@ -1,8 +1,13 @@
-"""The headlines that are there: generated ones by segment, a template where there is none, and who waits for which.
+"""Cache of the generated headlines, of the requests for them, and of the pages that wait for one.
 
-Of a slot there are up to three, the best that is there holds: one that names the item which leads the slot, one of the
-segment (everybody of one language, slot and interest), a template. The first is asked for only where the second is there,
-a few a second, and no page is made anew for it: there are far more items than segments.
+A slot's title is the best of three:
+
+1. an *item headline*, which names the item that leads the slot;
+2. a *segment headline*, shared by all shoppers with the same locale, slot and interest;
+3. a template.
+
+There are far more items than segments. So an item headline is requested only once the segment headline exists, a few a
+second, and no page is regenerated for it.
 """
 
 from __future__ import annotations
@@ -12,65 +17,69 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from stream.codes import AGAIN, BECAUSE, CATEGORIES, FOR_YOU, FRESH, SLOTS, TRENDING
-from stream.page.json_kernels import slot_head
+from stream.codes import SLOT_BECAUSE, SLOT_BUY_AGAIN, SLOT_CATEGORIES, SLOT_FOR_YOU, SLOT_FRESH, SLOT_TRENDING, SLOTS
+from stream.page.encode import slot_head
 
 T = TypeVar("T")
-ABOUT_A_CATEGORY = frozenset((FOR_YOU, BECAUSE, CATEGORIES))  # slots whose headline speaks of the shopper's interest
-# Slots whose headline may name the item that leads them. Who buys again knows what.
-NAMES_ITS_LEAD = frozenset((FOR_YOU, BECAUSE, TRENDING, CATEGORIES, FRESH))
+CATEGORY_SLOTS = frozenset(
+    (SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_CATEGORIES)
+)  # slots whose headline mentions the shopper's interest
+# Slots whose headline may name their leading item. In "buy it again" the shopper knows the item already.
+ITEM_HEADLINE_SLOTS = frozenset((SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH))
 TEMPLATES = {
     "en": {
-        FOR_YOU: "Picked for you",
-        BECAUSE: "Because of what you viewed",
-        TRENDING: "Popular right now",
-        CATEGORIES: "More of what you like",
-        FRESH: "New in the shop",
-        AGAIN: "Buy it again",
+        SLOT_FOR_YOU: "Picked for you",
+        SLOT_BECAUSE: "Because of what you viewed",
+        SLOT_TRENDING: "Popular right now",
+        SLOT_CATEGORIES: "More of what you like",
+        SLOT_FRESH: "New in the shop",
+        SLOT_BUY_AGAIN: "Buy it again",
     },
     "zh": {
-        FOR_YOU: "为你精选",
-        BECAUSE: "看过的人也喜欢",
-        TRENDING: "大家都在看",
-        CATEGORIES: "你感兴趣的好物",
-        FRESH: "新品上架",
-        AGAIN: "再次购买",
+        SLOT_FOR_YOU: "为你精选",
+        SLOT_BECAUSE: "看过的人也喜欢",
+        SLOT_TRENDING: "大家都在看",
+        SLOT_CATEGORIES: "你感兴趣的好物",
+        SLOT_FRESH: "新品上架",
+        SLOT_BUY_AGAIN: "再次购买",
     },
 }
 _TEMPLATE_HEADS = {
-    (locale, slot): slot_head(slot, text, "template") for locale, of in TEMPLATES.items() for slot, text in of.items()
+    (locale, slot): slot_head(slot, text, "template")
+    for locale, templates in TEMPLATES.items()
+    for slot, text in templates.items()
 }
-PATIENCE = 60.0  # s after which an unanswered request is made again
-# At most. A copywriter writes some 34 headlines a second: what it cannot answer within PATIENCE is not asked for.
-UNANSWERED = 1024  # requests
-# At most, of 200 bytes each, and as many that name an item. More segments than that (languages x slots x categories) share
-# the room, the newest texts have it.
-TEXTS = 16_384
-# Headlines that name an item are bounded three ways: so many in a second are asked for by a worker (a setting), so many at
-# once, and none while all that there is room for hold. So whatever the number of items, they cost the copywriters of a
-# cluster TEXTS headlines in COPY_TTL, some eight minutes of one core in an hour.
-NAMING_UNANSWERED = 32  # requests of either kind above which none is made that names an item
-NAMING_BURST = 16  # requests that may come at one moment
-NAMING_RATE = 10.0  # a second, unless set
-# Who waits is a page to be made once more, at a stroke when the headline comes: 2,000 take a worker a second or two.
-WAITERS_OF_ONE = 2048  # pages that wait for one headline; the latest
-WAITERS = 65_536  # pages in all, of some 250 bytes
-WORTH_WAITING = 600.0  # s; a page that is older is left as it is
+REQUEST_TIMEOUT_S = 60.0  # an unanswered headline request is sent again after this
+# A copywriter writes about 34 headlines a second. More than it can answer within the timeout are not requested.
+MAX_PENDING_REQUESTS = 1024
+# About 200 bytes each; the bound holds for segment headlines and for item headlines apart. If there are more segments
+# (locales x slots x categories), the newest headlines are kept.
+MAX_HEADLINES = 16_384
+# Item headlines are bounded three ways: requests a second of a worker (a setting), requests at one moment, and
+# headlines held. So whatever the number of items, they cost the copywriters of a cluster at most MAX_HEADLINES
+# headlines in COPY_TTL: about eight minutes of one core an hour.
+MAX_PENDING_FOR_ITEM_REQUEST = 32  # with more pending requests of either kind, no item headline is requested
+ITEM_REQUEST_BURST = 16
+ITEM_REQUESTS_PER_S = 10.0  # the default
+# All pages that wait for a headline are regenerated at once when it arrives: 2,000 take a worker a second or two.
+MAX_WAITERS_PER_HEADLINE = 2048  # the latest are kept
+MAX_WAITERS = 65_536  # in all, about 250 bytes each
+MAX_WAIT_S = 600.0  # an older page is not regenerated
 
 
 class HeadlineRequest(msgspec.Struct, frozen=True):
-    """What a headline is to be about: the value of `copy-requests`; its key is the segment."""
+    """A request to write a headline: the value of `copy-requests`; its key is the segment."""
 
     segment: str
     locale: str
     slot: str
     category: str
-    titles: list[str]  # what it is to name: the title of `item`, or nothing
-    item: str = ""  # id of the item that leads the slot, where it is to be named
+    titles: list[str]  # the title of `item`, or empty
+    item: str = ""  # id of the slot's leading item, if the headline is to name it
 
 
 class Headline(msgspec.Struct, frozen=True, kw_only=True):
-    """A headline of GPT-2, or the news that none passed the guard (text null): the value of `copy`."""
+    """A generated headline, or the result that none passed the guard (text null): the value of `copy`."""
 
     segment: str
     locale: str
@@ -81,14 +90,14 @@ class Headline(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float  # s
     copywriter: str
     logprob: float | None = None
-    item: str = ""  # id of the item that it names: it may stand above nothing but a slot that this item leads
-    title: str = ""  # of that item, as it is named
+    item: str = ""  # id of the item that it names; it may only title a slot that this item leads
+    title: str = ""  # that item's title when the headline was written
 
 
-class Refresh(msgspec.Struct, frozen=True):
-    """A page to be made once more for the same trigger, its headline has come: the value of `refreshes`.
+class RefreshRequest(msgspec.Struct, frozen=True):
+    """Request to regenerate a page because its headline is now available: the value of `refreshes`.
 
-    Or one that was put off and is due: its segment is empty, its trigger is in the shopper's row.
+    An empty segment asks for a deferred page that is due; its trigger is then in the shopper's row.
     """
 
     segment: str
@@ -97,186 +106,199 @@ class Refresh(msgspec.Struct, frozen=True):
 
 
 def segment_of(locale: str, slot: int, category: str) -> str:
-    """Who shares a headline: readers of one language, of one slot, with one interest."""
-    return f"{locale}|{SLOTS[slot]}|{category if slot in ABOUT_A_CATEGORY else ''}"
+    """Cache key of a segment headline: locale, slot and interest."""
+    return f"{locale}|{SLOTS[slot]}|{category if slot in CATEGORY_SLOTS else ''}"
 
 
-def naming_segment_of(locale: str, slot: int, item: str) -> str:
-    """Who shares a headline that names an item: readers of one language, of one slot that the item leads.
-
-    No segment without an item reads so, whatever its category is called.
-    """
+def item_segment_of(locale: str, slot: int, item: str) -> str:
+    """Cache key of an item headline: locale, slot and leading item. It differs from every `segment_of`."""
     return f"{locale}|{SLOTS[slot]}:{item}"
 
 
-class Title(NamedTuple):
-    head: bytes  # the JSON of the slot up to its items
-    missing: bool  # no headline of GPT-2 is there, and none was found impossible
+class SlotTitle(NamedTuple):
+    """The title of a slot."""
+
+    head: bytes  # JSON of the slot up to its items; empty if there is no such headline
+    is_missing: bool  # True if no headline is known, nor that none can be written
 
 
-NOT_WRITTEN = Title(b"", True)
+NO_HEADLINE = SlotTitle(b"", True)
 
 
-class _Naming(NamedTuple):
-    """A headline that names an item, and what it was written from: where that has changed, it is none."""
+class _ItemHeadline(NamedTuple):
+    """An item headline, and the facts that it was written from: it is void once they change."""
 
-    until: float  # s
-    title: str
+    expires_at: float  # s
+    item_title: str
     category: str
-    found: Title  # its head is empty where none passed the guard
+    title: SlotTitle  # its head is empty if none passed the guard
 
 
-class _Waiting(NamedTuple):
-    """Who waits for the headline of a segment, the latest last."""
+class _Waiters(NamedTuple):
+    """Shoppers whose page waits for a headline, the latest last."""
 
     since: float  # s
-    shoppers: dict[bytes, tuple[str, float]]  # and the trigger of the page that has a template
+    triggers: dict[bytes, tuple[str, float]]  # by shopper key, (event id, event time) of the page that has a template
 
 
 class HeadlineCache:
-    """Headlines by segment, kept as the JSON heads of their slots. Everything that it holds is bounded, see above."""
+    """Headlines by segment, stored as the JSON heads of their slots. Everything in it is bounded, see the constants."""
 
-    def __init__(self, naming_rate: float = NAMING_RATE) -> None:
-        """naming_rate: headlines that name an item asked for in a second, at most; 0: none at all."""
-        self.writer: str | None = None  # version of the copywriter that wrote the newest text
-        # Each in the order of time, the oldest first, so that what is too old or too much is found at its front.
-        self._texts: dict[str, tuple[float, bytes | None]] = {}  # segment -> until when, head (None: template)
-        self._naming: dict[str, _Naming] = {}  # by segment with an item
-        self._asked: dict[str, float] = {}  # segment -> when it was asked for
-        self._asked_naming: dict[str, float] = {}  # the same of segments with an item
-        self._naming_rate, self._burst = naming_rate, float(NAMING_BURST) if naming_rate else 0.0
-        self._allowed, self._allowed_at = self._burst, 0.0  # so many of those requests at that time (s)
-        self._waiting: dict[str, _Waiting] = {}  # by segment
+    def __init__(self, item_requests_per_s: float = ITEM_REQUESTS_PER_S) -> None:
+        """item_requests_per_s: rate limit of item headline requests; 0 disables them."""
+        self.copywriter_version: str | None = None  # of the newest headline
+        # All of these are ordered by time, the oldest first, so that eviction looks at the front only.
+        self._segment_heads: dict[str, tuple[float, bytes | None]] = {}  # segment -> expiry, head (None: none passed)
+        self._item_headlines: dict[str, _ItemHeadline] = {}  # by item segment
+        self._segment_requests: dict[str, float] = {}  # segment -> request time
+        self._item_requests: dict[str, float] = {}  # item segment -> request time
+        # Token bucket of the item requests.
+        self._item_rate, self._item_burst = (
+            item_requests_per_s,
+            float(ITEM_REQUEST_BURST) if item_requests_per_s else 0.0,
+        )
+        self._item_tokens, self._item_tokens_at = self._item_burst, 0.0
+        self._waiting: dict[str, _Waiters] = {}  # by segment
         self._waiters = 0
 
     def __len__(self) -> int:
-        return len(self._texts)
+        """Number of segment headlines."""
+        return len(self._segment_heads)
 
     @property
-    def naming(self) -> int:
-        """Headlines that name an item, and news that there is none."""
-        return len(self._naming)
+    def item_headlines(self) -> int:
+        """Number of item headlines, the items included for which none can be written."""
+        return len(self._item_headlines)
 
     @property
-    def unanswered(self) -> int:
-        """Headlines that were asked for and have not come."""
-        return len(self._asked) + len(self._asked_naming)
+    def pending_requests(self) -> int:
+        """Number of requests without an answer so far."""
+        return len(self._segment_requests) + len(self._item_requests)
 
     @property
     def waiters(self) -> int:
-        """Pages that wait for a headline."""
+        """Number of pages that wait for a headline."""
         return self._waiters
 
-    def title(self, locale: str, slot: int, category: str, now: float) -> Title:
-        """The best headline there is at `now` (s): of GPT-2 for the segment, else a template."""
-        until, head = self._texts.get(segment_of(locale, slot, category), (0.0, None))
-        if now < until and head is not None:
-            return Title(head, False)
-        return Title(_TEMPLATE_HEADS[locale, slot], now >= until)
+    def segment_title(self, locale: str, slot: int, category: str, now: float) -> SlotTitle:
+        """The segment headline at `now` (s), or else the template."""
+        expires_at, head = self._segment_heads.get(segment_of(locale, slot, category), (0.0, None))
+        if now < expires_at and head is not None:
+            return SlotTitle(head, False)
+        return SlotTitle(_TEMPLATE_HEADS[locale, slot], now >= expires_at)
 
-    def naming_title(self, segment: str, category: str, title: str, now: float) -> Title:
-        """The headline of a segment with an item that names it by `title`, and speaks of `category`, at `now` (s).
+    def item_title(self, segment: str, category: str, item_title: str, now: float) -> SlotTitle:
+        """The item headline written for `item_title` and `category` at `now` (s); its head is empty if there is none.
 
-        Its head is empty where there is none. Whoever asks sees to it that the item leads the slot.
+        The caller ensures that the item leads the slot.
         """
-        naming = self._naming.get(segment)
-        if naming is None or naming.title != title or naming.category != category or now >= naming.until:
-            return NOT_WRITTEN
-        return naming.found
+        found = self._item_headlines.get(segment)
+        if found is None or found.item_title != item_title or found.category != category or now >= found.expires_at:
+            return NO_HEADLINE
+        return found.title
 
-    def naming_room(self, now: float) -> int:
-        """How many headlines that name an item may be asked for at `now` (s); none where too many are unanswered."""
-        free = min(NAMING_UNANSWERED - self.unanswered, TEXTS - len(self._naming), int(self._allowance(now)))
-        return max(0, free)
+    def item_request_quota(self, now: float) -> int:
+        """Number of item headlines that may be requested at `now` (s)."""
+        quota = min(
+            MAX_PENDING_FOR_ITEM_REQUEST - self.pending_requests,
+            MAX_HEADLINES - len(self._item_headlines),
+            int(self._tokens(now)),
+        )
+        return max(0, quota)
 
-    def _allowance(self, now: float) -> float:
-        # Where the clock has been set back, it begins anew there.
-        return min(self._burst, self._allowed + max(0.0, now - self._allowed_at) * self._naming_rate)
+    def _tokens(self, now: float) -> float:
+        # If the clock has been set back, no token is lost.
+        return min(self._item_burst, self._item_tokens + max(0.0, now - self._item_tokens_at) * self._item_rate)
 
-    def wants_naming(self, segment: str, now: float) -> bool:
-        """True where a headline that names an item has not been asked for a while ago."""
-        return not 0 <= now - self._asked_naming.get(segment, -PATIENCE) < PATIENCE
+    def may_request_item(self, segment: str, now: float) -> bool:
+        """True unless the item headline was requested within the timeout."""
+        return not 0 <= now - self._item_requests.get(segment, -REQUEST_TIMEOUT_S) < REQUEST_TIMEOUT_S
 
-    def wants(self, segment: str, now: float, more: int = 0) -> bool:
-        """True where a headline that is missing is to be asked for; `more` are about to be.
+    def may_request(self, segment: str, now: float, about_to_request: int = 0) -> bool:
+        """True if a missing segment headline may be requested, beside `about_to_request` others.
 
-        Not where it has been asked for a while ago, nor where too many are unanswered: the copywriter is slow, or gone.
+        False if it was requested within the timeout, or if too many are pending: the copywriter is slow or down.
         """
-        return len(self._asked) + more < UNANSWERED and not 0 <= now - self._asked.get(segment, -PATIENCE) < PATIENCE
+        return (
+            len(self._segment_requests) + about_to_request < MAX_PENDING_REQUESTS
+            and not 0 <= now - self._segment_requests.get(segment, -REQUEST_TIMEOUT_S) < REQUEST_TIMEOUT_S
+        )
 
-    def asked(self, segment: str, now: float, naming: bool = False) -> None:
-        """Note that the segment has been asked for; `naming`: that it has an item."""
-        asked = self._asked_naming if naming else self._asked
-        if naming:
-            self._allowed, self._allowed_at = self._allowance(now) - 1.0, now
-        asked.pop(segment, None)
-        asked[segment] = now
+    def record_request(self, segment: str, now: float, for_item: bool = False) -> None:
+        """Record that the headline was requested at `now` (s)."""
+        requests = self._item_requests if for_item else self._segment_requests
+        if for_item:
+            self._item_tokens, self._item_tokens_at = self._tokens(now) - 1.0, now
+        requests.pop(segment, None)
+        requests[segment] = now
 
-    def waits(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> None:
-        """Note that a shopper's page, made for `trigger`, has a template for want of a headline."""
+    def add_waiter(self, segment: str, shopper: bytes, trigger: tuple[str, float], now: float) -> None:
+        """Record that a shopper's page, made for `trigger`, has a template because the headline is missing."""
         waiting = self._waiting.get(segment)
         if waiting is None:
-            waiting = self._waiting[segment] = _Waiting(now, {})
-        before = len(waiting.shoppers)
-        waiting.shoppers.pop(shopper, None)
-        waiting.shoppers[shopper] = trigger
-        if len(waiting.shoppers) > WAITERS_OF_ONE:
-            del waiting.shoppers[next(iter(waiting.shoppers))]
-        self._waiters += len(waiting.shoppers) - before
+            waiting = self._waiting[segment] = _Waiters(now, {})
+        size_before = len(waiting.triggers)
+        waiting.triggers.pop(shopper, None)
+        waiting.triggers[shopper] = trigger
+        if len(waiting.triggers) > MAX_WAITERS_PER_HEADLINE:
+            del waiting.triggers[next(iter(waiting.triggers))]
+        self._waiters += len(waiting.triggers) - size_before
 
-    def forget(self, now: float) -> None:
-        """Drop what is too old at `now` (s), or too much: requests nobody answered, pages that waited in vain, old texts."""
-        for asked in (self._asked, self._asked_naming):
-            # A clock that has been set back leaves times that are yet to come: they are too old as well.
-            _drop_first(asked, lambda since: not 0 <= now - since < PATIENCE)
+    def evict(self, now: float) -> None:
+        """Drop what is too old at `now` (s) or over its bound: unanswered requests, waiters and expired headlines."""
+        for requests in (self._segment_requests, self._item_requests):
+            # After the clock has been set back, request times may be in the future. Drop those too.
+            _drop_oldest(requests, lambda since: not 0 <= now - since < REQUEST_TIMEOUT_S)
         while self._waiting and (
-            self._waiters > WAITERS or not 0 <= now - self._waiting[next(iter(self._waiting))].since < WORTH_WAITING
+            self._waiters > MAX_WAITERS or not 0 <= now - self._waiting[next(iter(self._waiting))].since < MAX_WAIT_S
         ):
-            self._served(next(iter(self._waiting)))
-        _drop_first(self._texts, lambda text: now >= text[0])
-        _drop_first(self._naming, lambda naming: now >= naming.until)
+            self._remove_waiters(next(iter(self._waiting)))
+        _drop_oldest(self._segment_heads, lambda entry: now >= entry[0])
+        _drop_oldest(self._item_headlines, lambda entry: now >= entry.expires_at)
 
-    def _served(self, segment: str) -> dict[bytes, tuple[str, float]]:
-        """Who waited for the segment, who does no more."""
+    def _remove_waiters(self, segment: str) -> dict[bytes, tuple[str, float]]:
+        """Remove the waiters of a segment and return their triggers by shopper key."""
         waiting = self._waiting.pop(segment, None)
         if waiting is None:
             return {}
-        self._waiters -= len(waiting.shoppers)
-        return waiting.shoppers
+        self._waiters -= len(waiting.triggers)
+        return waiting.triggers
 
-    def apply(self, records: Iterable[tuple[bytes, bytes | None]], now: float = 0.0) -> dict[bytes, Refresh]:
-        """Take in records of `copy`. -> of the shoppers who waited for a text that has come, what is to be refreshed.
+    def apply(self, records: Iterable[tuple[bytes, bytes | None]], now: float = 0.0) -> dict[bytes, RefreshRequest]:
+        """Apply records of `copy`. Return a refresh request for each shopper whose page waited for one of them.
 
-        A record that is no CopyText is left out, for another version of the copy agent may write more; so is a text whose
-        time is over at `now` (s).
+        A record that is not a `Headline` is skipped, because a later version of the headline agent may write others.
+        So is a headline that has expired at `now` (s).
         """
-        served: dict[bytes, Refresh] = {}
+        refreshes: dict[bytes, RefreshRequest] = {}
         for key, value in records:
             segment = key.decode("utf-8", "replace")
             try:
-                copy = msgspec.json.decode(value, type=Headline) if value is not None else None
-                slot = SLOTS.index(copy.slot) if copy is not None else 0
+                headline = msgspec.json.decode(value, type=Headline) if value is not None else None
+                slot = SLOTS.index(headline.slot) if headline is not None else 0
             except (msgspec.MsgspecError, ValueError):
                 continue
-            for texts in (self._asked, self._asked_naming, self._texts, self._naming):
-                texts.pop(segment, None)
-            waiting = self._served(segment)
-            if copy is None or copy.created + copy.ttl <= now:
+            for entries in (self._segment_requests, self._item_requests, self._segment_heads, self._item_headlines):
+                entries.pop(segment, None)
+            waiting = self._remove_waiters(segment)
+            if headline is None or headline.created + headline.ttl <= now:
                 continue
-            self.writer = copy.copywriter
-            until, head = copy.created + copy.ttl, None if copy.text is None else slot_head(slot, copy.text, "gpt2")
-            if copy.item:
-                self._naming[segment] = _Naming(until, copy.title, copy.category, Title(head or b"", False))
-                _drop_first(self._naming, lambda _: len(self._naming) > TEXTS)
+            self.copywriter_version = headline.copywriter
+            expires_at = headline.created + headline.ttl
+            head = None if headline.text is None else slot_head(slot, headline.text, "gpt2")
+            if headline.item:
+                title = SlotTitle(head or b"", False)
+                self._item_headlines[segment] = _ItemHeadline(expires_at, headline.title, headline.category, title)
+                _drop_oldest(self._item_headlines, lambda _: len(self._item_headlines) > MAX_HEADLINES)
                 continue
-            self._texts[segment] = until, head
-            _drop_first(self._texts, lambda _: len(self._texts) > TEXTS)
+            self._segment_heads[segment] = expires_at, head
+            _drop_oldest(self._segment_heads, lambda _: len(self._segment_heads) > MAX_HEADLINES)
             if head is not None:
-                served.update((shopper, Refresh(segment, *trigger)) for shopper, trigger in waiting.items())
-        return served
+                refreshes.update((shopper, RefreshRequest(segment, *trigger)) for shopper, trigger in waiting.items())
+        return refreshes
 
 
-def _drop_first(held: dict[str, T], over: Callable[[T], bool]) -> None:
-    """Drop the first of `held`, the oldest, while it is `over`."""
-    while held and over(held[first := next(iter(held))]):
-        del held[first]
+def _drop_oldest(entries: dict[str, T], is_over: Callable[[T], bool]) -> None:
+    """Drop the first entry while `is_over` holds for it."""
+    while entries and is_over(entries[first := next(iter(entries))]):
+        del entries[first]

@@ -1,319 +1,329 @@
-"""The way from a run of events to pages: fold, retrieve, phi, score, assemble, encode. No Kafka, no clock but a stopwatch.
+"""The page path, from a run of events to pages: fold, retrieve, predict, compute features, score, assemble, encode.
 
-A run takes one synchronous step over all of its shoppers. Serving calls it from the agents, training from the simulator.
+No Kafka, and no clock but a stopwatch. One synchronous call handles all shoppers of a run. The agents call it to serve,
+the simulator to train.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from agents.page.fold_step import NO_ACTIVITY, NO_EVENT, PartitionInput, Trigger, defer, folded, is_too_soon
-from agents.page.headline_cache import (
-    ABOUT_A_CATEGORY,
-    NAMES_ITS_LEAD,
-    HeadlineCache,
-    HeadlineRequest,
-    Refresh,
-    naming_segment_of,
-    segment_of,
+from agents.page.fold_step import (
+    FoldedPartition,
+    PageTrigger,
+    PartitionInput,
+    defer,
+    fold_partitions,
+    is_too_soon,
 )
+from agents.page.headline_cache import HeadlineCache, HeadlineRequest, RefreshRequest
+from agents.page.slot_titles import TitleChooser
 from models.history.model import History, HistoryPrediction
-from models.ranker.features import NO_HISTORY_SCORES, features_hash, joint_features
-from models.ranker.model import Scorer, sound
+from models.ranker.columns import features_hash
+from models.ranker.features import NO_HISTORY_SCORES, joint_features
+from models.ranker.model import Scorer, is_distribution
 from models.ranker.reasons import explain
-from stream.codes import SLOTS
 from stream.degradation import Degradation
-from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, LOCALES, VIEW, Decoded
+from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, VIEW, Decoded
 from stream.ids import key64
 from stream.items.activity import decode_activity, encode_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
 from stream.items.trending import Trending
-from stream.page.assembly import PageRules, Placements, assemble, leads
+from stream.page.assembly import PageRules, Placements, assemble
 from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
-from stream.page.json_kernels import PageHead, encode_impressions, encode_pages
+from stream.page.encode import PageHead, encode_impressions, encode_pages
 from stream.profile.codec import encode_records, touched_at
-from stream.profile.exposure import show, turn
-from stream.profile.fold import interests
+from stream.profile.exposure import next_page, remember_shown
+from stream.profile.fold import top_categories
 from stream.row_codec import rows_at
+from stream.types import F32, F64, I8, I32, I64, Bools, Rows
 
-Rows = npt.NDArray[np.void]
-Floats = npt.NDArray[np.float32]
-CHUNK = 64  # shoppers at a time: phi of 256 falls out of the cache
-# Whether a slot's headline may name the item that leads it: only one of the interest that it speaks of.
-_NAMED = np.array(
-    [(2 if slot in ABOUT_A_CATEGORY else 1) if slot in NAMES_ITS_LEAD else 0 for slot in range(len(SLOTS))], np.int8
-)
+CHUNK_SHOPPERS = 64  # phi of 256 shoppers does not fit the cache
 log = logging.getLogger(__name__)
-_NO_LEADS = [-1] * len(SLOTS)
+Record = tuple[bytes, bytes]  # key, value
 
 
 class Policy(NamedTuple):
-    """What of the settings shapes a page."""
+    """Settings that affect pages."""
 
     rules: PageRules = PageRules()
     default_locale: int = 1
     popular_share: float = 0.0
-    page_ttl: float = 3600.0
+    page_ttl: float = 3600.0  # s
     copy: bool = True
-    profile_ttl: float = 0.0  # s of the partition's event time after which a shopper is forgotten; 0: never
+    profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
+
+
+class Page(NamedTuple):
+    """One page, and what was decided while it was made."""
+
+    key: bytes  # of the shopper
+    trigger: PageTrigger
+    was_deferred: bool
+    value: bytes  # JSON of schema homepage/1
+    impression: bytes  # JSON of schema impression/1
+    mode: str
+    is_fallback: bool  # True if the ranker returned invalid scores, so that the page is the popular one
+    missing_segments: list[str]  # segment headlines that the page goes without
+    headline_requests: list[HeadlineRequest]
+    shown: Rows  # (count,) PLACED
+    phi: F32  # (count, F) of the items shown
 
 
 class PageResult(NamedTuple):
-    """What a part came to. The lists have an entry for each page, the changelog also for each that is put off.
+    """The result of one partition's input."""
 
-    Records are (key, value).
-    """
-
-    fresh: npt.NDArray[np.bool_]  # (n,) of the event rows, False for duplicates
+    fresh: Bools  # (n,) of the event rows, False for duplicates
     activity: Rows  # (m,) ACTIVITY
-    triggers: list[Trigger]
-    owed: list[bool]  # True for a page that had been put off
-    changelog: list[tuple[bytes, bytes | None]]
-    pages: list[tuple[bytes, bytes]]
-    impressions: list[tuple[bytes, bytes]]
-    missing: list[list[str]]  # segments whose headline the page goes without
-    requests: list[list[HeadlineRequest]]  # those of them that are to be asked for
-    modes: list[str]
-    unsound: list[bool]  # True where the ranker gave no probabilities, so that the page is the popular one
-    shown: list[Rows]  # (count,) PLACED
-    phi: list[Floats]  # (count, F) of the items shown
-    seconds: dict[str, float]  # by stage, of all parts together
-    clock: float = 0.0  # s, the newest event time of the partition, these events included
-    lapsed: Sequence[bytes] = ()  # shoppers who came back after their profile had expired, and began anew
+    changelog: list[tuple[bytes, bytes | None]]  # the new row of each shopper, also if the page was deferred
+    pages: list[Page]
+    seconds: dict[str, float]  # by stage, of all partitions of the call together
+    clock: float = 0.0  # s, newest event time of the partition, this input included
+    expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
+
+    def page_records(self) -> list[Record]:
+        """Keys and values for `homepages`."""
+        return [(page.key, page.value) for page in self.pages]
+
+    def impression_records(self) -> list[Record]:
+        """Keys and values for `impressions`."""
+        return [(page.key, page.impression) for page in self.pages]
 
 
-def popular_group(key: bytes, share: float) -> bool:
-    """True for the `share` of shoppers, by the hash of their key, who get the popular page."""
+def is_in_popular_group(key: bytes, share: float) -> bool:
+    """True for the `share` of shoppers, by the hash of their key, who always get the popular page."""
     return (key64(key.decode("utf-8", "surrogatepass")) & 0x7FFFFFFF) / 2**31 < share
 
 
 class PagePath:
-    """The models and the shared state that pages are made of."""
+    """The models and the shared state that pages are made from."""
 
     def __init__(
-        self, catalog: Catalog, signals: Signals, ranker: Scorer, copies: HeadlineCache, policy: Policy,
+        self, catalog: Catalog, signals: Signals, ranker: Scorer, headlines: HeadlineCache, policy: Policy,
         history: History | None = None,
     ) -> None:  # fmt: skip
-        self.catalog, self.signals, self.ranker, self.copies, self.policy = catalog, signals, ranker, copies, policy
-        self.history = history
+        self.catalog, self.signals, self.ranker, self.headlines = catalog, signals, ranker, headlines
+        self.policy, self.history = policy, history
         self.copywriter: str | None = None  # version of the model that writes the headlines
-        self.shed = (
-            Degradation()
-        )  # what pages go without now; may be set while a step is at work, which then goes on as it began
-        self._hash = features_hash()
+        # May be set during a call, which then continues with the value it began with.
+        self.degradation = Degradation()
+        self._features_hash = features_hash()
 
-    def step(
-        self, stored: Mapping[bytes, bytes], decoded: Decoded, offsets: npt.NDArray[np.int64], generated_at: float
+    def refresh_partition(
+        self, stored: Mapping[bytes, bytes], decoded: Decoded, offsets: I64, generated_at: float
     ) -> PageResult:
-        """`steps` of one run of events."""
-        return self.steps([PartitionInput(stored, decoded, offsets)], generated_at)[0]
+        """`refresh_pages` for one run of events."""
+        return self.refresh_pages([PartitionInput(stored, decoded, offsets)], generated_at)[0]
 
-    def steps(self, parts: Sequence[PartitionInput], generated_at: float) -> list[PageResult]:
-        """Fold what has come into the profiles of its shoppers, and make each of them one page; the parts go together.
+    def refresh_pages(self, inputs: Sequence[PartitionInput], generated_at: float) -> list[PageResult]:
+        """Fold the events of each partition into profiles, and make one page for each shopper affected.
 
-        generated_at: s since the epoch, on the pages. Nothing is changed in place: the changelog is the new state, and
-        `took_effect` notes who waits for a headline. Steps may be tried and thrown away. A
-        shopper all of whose events are duplicates gets no page, nor does a refresh of one who is not stored. While pages
-        are paced (`shed`), a page too soon after the last is put off: the shopper's row says that it is owed, until any
-        later one is made.
+        generated_at: s since the epoch, written into the pages. Nothing is changed in place: the changelog is the new
+        state, and `record_published` notes the headlines requested, so a call may be tried and its result discarded.
+        No page is made if all events of a shopper are duplicates, nor for a refresh request of an unknown shopper.
+        While pages are paced (`degradation`), a page too soon after the previous one is deferred: the shopper's row
+        keeps its trigger until any later page is made.
         """
-        watch, shed = _Stopwatch(), self.shed
-        each, profiles, serving = folded(parts, shed, self.policy.profile_ttl)
-        keys = [key for one in each for key in one.keys]
-        triggers = [trigger for one in each for trigger in one.triggers]
+        watch, degradation = _Stopwatch(), self.degradation
+        partitions, profiles, serving = fold_partitions(inputs, degradation, self.policy.profile_ttl)
         watch.lap("fold")
-        made = PageResult(NO_EVENT, NO_ACTIVITY, [], [], [], [], [], [], [], [], [], [], [], watch.seconds)
-        late = [False] * len(keys)  # whose page is put off
-        if keys:
-            if shed.page_every:
-                soon = is_too_soon(profiles, serving, triggers, generated_at, shed.page_every)
-                soon &= np.repeat([not part.refreshes for part in parts], [len(one.keys) for one in each])
-                late = soon.tolist()
-            self._publish(watch, made, keys, triggers, profiles, serving, late, generated_at, shed)
-        steps, start, page = [], 0, 0
-        for one in each:
-            mine = slice(start, start + len(one.keys))
-            paged = slice(page, page + late[mine].count(False))
-            steps.append(
-                PageResult(
-                    one.fresh, one.activity, made.triggers[paged], made.owed[paged], made.changelog[mine],
-                    made.pages[paged], made.impressions[paged], made.missing[paged], made.requests[paged],
-                    made.modes[paged], made.unsound[paged], made.shown[paged], made.phi[paged], watch.seconds,
-                    one.clock, one.lapsed,
-                )
-            )  # fmt: skip
-            start, page = mine.stop, paged.stop
-        return steps
+        shoppers = _Shoppers(
+            [key for partition in partitions for key in partition.keys],
+            [trigger for partition in partitions for trigger in partition.triggers],
+            profiles, serving,
+        )  # fmt: skip
+        if not shoppers.keys:
+            return _split(partitions, [], [], [], watch.seconds)
+        is_deferred = _deferred(shoppers, inputs, partitions, generated_at, degradation.page_interval_s)
+        pages, changelog = self._refresh(watch, shoppers, is_deferred, generated_at, degradation)
+        return _split(partitions, is_deferred, pages, changelog, watch.seconds)
 
-    def probe(self, generated_at: float) -> PageResult:
-        """The step of events that are known to be good, over the catalogue there is: where it raises, no event is to blame."""
+    def self_test(self, generated_at: float) -> PageResult:
+        """Make pages for events known to be good, from the present catalogue: an error is then no fault of an event."""
         events: Any = np.zeros(6, EVENT)
         events["kind"], events["part"] = (HOME, VIEW, CLICK, ADD, BUY, HIDE), 0
         events["id"], events["record"] = np.arange(1, 7), np.arange(6)
         events["time"], events["quantity"] = generated_at, 1
         events["item"][1:5], events["item"][5] = self.catalog.items[0]["id"] or 1, 2
         decoded = Decoded(events, [b"new", *[b"probe"] * 5], [str(k) for k in range(6)], [], 0)
-        return self.step({}, decoded, np.arange(6), generated_at)
+        return self.refresh_partition({}, decoded, np.arange(6), generated_at)
 
-    def took_effect(self, steps: Sequence[PageResult], generated_at: float) -> None:
-        """Note, of steps that are published, which headlines are asked for and who waits for them."""
-        for step in steps:
-            for (key, _), trigger, missing, requests in zip(
-                step.pages, step.triggers, step.missing, step.requests, strict=True
-            ):
-                for segment in missing:
-                    self.copies.waits(segment, key, trigger, generated_at)
-                for request in requests:
-                    self.copies.asked(request.segment, generated_at, bool(request.item))
-        self.copies.forget(generated_at)
+    def record_published(self, results: Sequence[PageResult], generated_at: float) -> None:
+        """Record the headlines that published pages request, and which pages wait for them."""
+        for result in results:
+            for page in result.pages:
+                for segment in page.missing_segments:
+                    self.headlines.add_waiter(segment, page.key, page.trigger, generated_at)
+                for request in page.headline_requests:
+                    self.headlines.record_request(request.segment, generated_at, bool(request.item))
+        self.headlines.evict(generated_at)
 
-    def _publish(
-        self, watch: _Stopwatch, step: PageResult, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
-        late: list[bool], generated_at: float, shed: Degradation,
-    ) -> None:  # fmt: skip
-        without_consent = -1 in profiles["consent"].tolist()  # numpy's `any` takes longer
-        if without_consent:
+    def _refresh(
+        self, watch: _Stopwatch, shoppers: _Shoppers, is_deferred: list[bool], generated_at: float,
+        degradation: Degradation,
+    ) -> tuple[list[Page], list[tuple[bytes, bytes | None]]]:  # fmt: skip
+        """Make the pages that are not deferred. Return them, and the new row of every shopper. Changes `shoppers`."""
+        keys, triggers, profiles, serving = shoppers
+        has_refusals = -1 in profiles["consent"].tolist()  # faster than numpy's `any`
+        if has_refusals:
             refused = profiles["consent"] < 0
             for field in ("fatigue_item", "fatigue_count", "fatigue_time"):
                 serving[field][refused] = 0
-        if True in late:
-            defer(serving, late, triggers)
-            paged = [at for at, waits in enumerate(late) if not waits]
-            served = rows_at(serving, paged)
-            self._page_all(
-                watch, step, [keys[at] for at in paged], [triggers[at] for at in paged], rows_at(profiles, paged), served,
-                generated_at, shed,
-            )  # fmt: skip
-            serving[paged] = served
+        if True in is_deferred:
+            defer(serving, is_deferred, triggers)
+            due = [index for index, deferred in enumerate(is_deferred) if not deferred]
+            due_shoppers = shoppers.at(due)
+            pages = self._make_pages(watch, due_shoppers, generated_at, degradation)
+            serving[due] = due_shoppers.serving
         else:
-            self._page_all(watch, step, keys, triggers, profiles, serving, generated_at, shed)
-        if without_consent:
-            serving["shown_item"][refused] = 0  # not even what was shown is kept
-        step.changelog.extend(zip(keys, encode_records(profiles, serving), strict=True))
+            pages = self._make_pages(watch, shoppers, generated_at, degradation)
+        if has_refusals:
+            serving["shown_item"][refused] = 0  # without consent, not even the items shown are stored
+        changelog: list[tuple[bytes, bytes | None]] = [*zip(keys, encode_records(profiles, serving), strict=True)]
         watch.lap("encode")
+        return pages, changelog
 
-    def _page_all(
-        self, watch: _Stopwatch, step: PageResult, keys: list[bytes], triggers: list[Trigger], profiles: Rows, serving: Rows,
-        generated_at: float, shed: Degradation,
-    ) -> None:  # fmt: skip
-        """A page for each, which settles what was owed. profiles (S,), serving (S,); the latter is changed in place."""
+    def _make_pages(
+        self, watch: _Stopwatch, shoppers: _Shoppers, generated_at: float, degradation: Degradation
+    ) -> list[Page]:
+        """One page for each shopper, in chunks. A page also settles a deferred one; `serving` is changed in place."""
+        keys, triggers, profiles, serving = shoppers
         if not keys:
-            return
-        step.triggers.extend(triggers)
-        step.owed.extend(time > 0 for time in serving["owed_time"].tolist())
+            return []
+        was_deferred = [time > 0 for time in serving["owed_time"].tolist()]
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
-        now, personal, locales, seeds = turn(
+        now, personal, locales, seeds = next_page(
             serving, profiles, np.array([key64(name) for name in names], np.int64),
-            [trigger.event_time for trigger in triggers], generated_at if shed.page_every else 0.0,
+            [trigger.event_time for trigger in triggers], generated_at if degradation.page_interval_s else 0.0,
             self.policy.popular_share, self.policy.default_locale,
         )  # fmt: skip
-        batch = _Batch(keys, names, profiles, serving, now, triggers, personal, locales, seeds)
-        for at in range(0, len(keys), CHUNK):
-            part = batch.part(slice(at, at + CHUNK)) if len(keys) > CHUNK else batch
-            self._pages(watch, step, part, generated_at, shed)
+        batch = _Batch(keys, names, profiles, serving, triggers, was_deferred, now, personal, locales, seeds)
+        policy = _degraded(self.policy, degradation)
+        titles = TitleChooser(self.headlines, self.catalog, generated_at, policy.copy)
+        making = _Making(watch, generated_at, policy, degradation, titles)
+        if len(keys) <= CHUNK_SHOPPERS:
+            return self._make_chunk(making, batch)
+        pages: list[Page] = []
+        for start in range(0, len(keys), CHUNK_SHOPPERS):
+            pages += self._make_chunk(making, batch.chunk(start, start + CHUNK_SHOPPERS))
+        return pages
 
-    def _pages(
-        self, watch: _Stopwatch, step: PageResult, batch: _Batch, generated_at: float, shed: Degradation
-    ) -> None:
-        policy, catalog, signals = _shorn(self.policy, shed), self.catalog, self.signals
-        profiles, serving, wanted = batch.profiles, batch.serving, batch.personal
-        # Shown after it is made: what expires between the event and the page must not be on it.
-        shown_at = np.maximum(batch.now, generated_at)
-        leaders = signals.leaders(max(batch.now.tolist()))
-        foresight = None if shed.exploration else self._foresee(watch, batch)
-        candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
-        while True in (bad := _but_not(batch.personal, sound(scores, candidates.count))):
-            batch = batch._replace(personal=batch.personal & ~np.array(bad))
-            candidates, phi, scores = self._scored(watch, batch, shown_at, leaders, foresight)
-        personal = batch.personal
-        step.unsound.extend(_but_not(wanted, personal))
-        placements = assemble(candidates, scores, personal, batch.seeds, catalog, policy.rules)
-        placed, count = placements.placed, placements.count
-        shown_phi = explain(profiles, placed, count, personal, phi, self.ranker.theta, catalog, signals)
-        show(serving, placed, count, catalog.items)
-        watch.lap("assemble")
-        slot_heads, slot_of = self._titles(step, batch, placements, generated_at, policy.copy)
-        heads = [
-            PageHead(
-                name, version, generated_at, generated_at + policy.page_ttl, trigger.event_id, trigger.event_time,
-                _mode(shown, mine, policy.copy),
-            )
-            for name, version, trigger, shown, mine in zip(
-                batch.names, serving["version"].tolist(), batch.triggers, count.tolist(), personal.tolist(), strict=True
-            )
-        ]  # fmt: skip
-        step.modes.extend(head.mode for head in heads)
-        pages = encode_pages(
-            placed, count, heads, slot_heads, slot_of, catalog, self.ranker.version,
-            None if foresight is None or self.history is None else self.history.version, self.copywriter or self.copies.writer,
-            [*policy.rules.applied(), *([f"page_every:{shed.page_every:g}"] if shed.page_every else [])],
-        )  # fmt: skip
-        step.pages.extend(zip(batch.keys, pages, strict=True))
-        impressions = encode_impressions(placed, count, heads, shown_phi, catalog, self.ranker.version, self._hash)
-        step.impressions.extend(zip(batch.keys, impressions, strict=True))
-        step.phi.extend(shown_phi[start:end] for start, end in pairwise([0, *accumulate(count.tolist())]))
-        step.shown.extend(row[:n] for row, n in zip(placed, count.tolist(), strict=True))
-        watch.lap("encode")
+    def _make_chunk(self, making: _Making, batch: _Batch) -> list[Page]:
+        """The pages of some shoppers: retrieve, predict, compute features, score, assemble, encode."""
+        # A page is shown after it is made. What expires between the event and the page must not be on it.
+        shown_at = np.maximum(batch.now, making.generated_at)
+        trending = self.signals.trending(max(batch.now.tolist()))
+        prediction = None if making.degradation.exploration else self._predict(making.watch, batch)
+        personal, candidates, phi, scores = self._rank(making.watch, batch, shown_at, trending, prediction)
+        placements = assemble(candidates, scores, personal, batch.seeds, self.catalog, making.policy.rules)
+        shown_phi = explain(
+            batch.profiles,
+            placements.placed,
+            placements.count,
+            personal,
+            phi,
+            self.ranker.theta,
+            self.catalog,
+            self.signals,
+        )
+        remember_shown(batch.serving, placements.placed, placements.count, self.catalog.items)
+        making.watch.lap("assemble")
+        is_fallback = _and_not(batch.personal, personal)
+        history_version = None if prediction is None or self.history is None else self.history.version
+        pages = self._encode(
+            making, batch._replace(personal=personal), placements, shown_phi, is_fallback, history_version
+        )
+        making.watch.lap("encode")
+        return pages
 
-    def _foresee(self, watch: _Stopwatch, batch: _Batch) -> HistoryPrediction | None:
-        """What the history model says; None where there is none, or nobody whose page is personal."""
+    def _predict(self, watch: _Stopwatch, batch: _Batch) -> HistoryPrediction | None:
+        """The history model's prediction; None without such a model, or if no page is personal."""
         if self.history is None or True not in batch.personal.tolist():
             return None
         try:
-            foresight = self.history.predict(batch.profiles)
+            prediction = self.history.predict(batch.profiles)
         except MemoryError:
             raise
         except Exception as error:
-            # A page without it is a good page; one that never comes is not.
-            log.error("the history model fails and is left out from now on: %r", error)
+            # A page without it is a good page, and a worker that stops here would serve none.
+            log.error("the history model failed and is disabled from now on: %r", error)
             self.history = None
             return None
         watch.lap("history")
-        return foresight
+        return prediction
 
-    def _scored(
-        self,
-        watch: _Stopwatch,
-        batch: _Batch,
-        shown_at: npt.NDArray[np.float64],
-        leaders: Trending,
-        foresight: HistoryPrediction | None,
-    ) -> tuple[Candidates, Floats, Floats]:
-        """Candidates, phi (U, C, F) and scores (U, C): the ranker's for personal pages, popularity for the others."""
-        profiles, catalog, signals, locale = batch.profiles, self.catalog, self.signals, self.policy.default_locale
-        proposals = NO_PROPOSALS if foresight is None else foresight.rows
-        candidates = retrieve(profiles, shown_at, catalog, signals, leaders, locale, proposals=proposals)
-        everyone = False not in batch.personal.tolist()
-        if not everyone:
-            them = np.flatnonzero(~batch.personal)
-            common, popularity = retrieve_popular(profiles[them], shown_at[them], catalog, leaders, locale)
-            candidates = _replaced(candidates, them, common)
-        watch.lap("retrieve")
-        foreseen = NO_HISTORY_SCORES
-        if foresight is not None and self.history is not None:
-            foreseen = self.history.judge(foresight, candidates)
-        room = self.ranker.room(len(profiles))
-        phi = joint_features(profiles, batch.serving, batch.now, candidates, catalog, signals, room, foreseen)
-        watch.lap("phi")
-        if everyone or True in batch.personal.tolist():
+    def _rank(
+        self, watch: _Stopwatch, batch: _Batch, shown_at: F64, trending: Trending, prediction: HistoryPrediction | None
+    ) -> tuple[Bools, Candidates, F32, F32]:
+        """Return which pages are personal, the candidates, phi (U, C, F) and scores (U, C).
+
+        A page whose scores are not a probability distribution falls back to the popular one; the batch is then ranked
+        again.
+        """
+        while True:
+            candidates, popularity = self._retrieve(batch, shown_at, trending, prediction)
+            watch.lap("retrieve")
+            phi = self._features(batch, candidates, prediction)
+            watch.lap("phi")
+            scores = self._score(batch, candidates, phi, popularity)
+            watch.lap("score")
+            is_invalid = _and_not(batch.personal, is_distribution(scores, candidates.count))
+            if True not in is_invalid:
+                return batch.personal, candidates, phi, scores
+            batch = batch._replace(personal=batch.personal & ~np.array(is_invalid))
+
+    def _retrieve(
+        self, batch: _Batch, shown_at: F64, trending: Trending, prediction: HistoryPrediction | None
+    ) -> tuple[Candidates, F32 | None]:
+        """Candidates of each page, and the popularity scores of the pages that are not personal; None if all are."""
+        locale = self.policy.default_locale
+        proposals = NO_PROPOSALS if prediction is None else prediction.rows
+        candidates = retrieve(
+            batch.profiles, shown_at, self.catalog, self.signals, trending, locale, proposals=proposals
+        )
+        if False not in batch.personal.tolist():
+            return candidates, None
+        popular = np.flatnonzero(~batch.personal)
+        popular_candidates, popularity = retrieve_popular(
+            batch.profiles[popular], shown_at[popular], self.catalog, trending, locale
+        )
+        for all_rows, popular_rows in (
+            (candidates.rows, popular_candidates.rows),
+            (candidates.generators, popular_candidates.generators),
+            (candidates.count, popular_candidates.count),
+        ):
+            all_rows[popular] = popular_rows
+        return candidates, popularity
+
+    def _features(self, batch: _Batch, candidates: Candidates, prediction: HistoryPrediction | None) -> F32:
+        """Phi (U, C, F) of the candidates."""
+        history_scores = NO_HISTORY_SCORES
+        if prediction is not None and self.history is not None:
+            history_scores = self.history.score(prediction, candidates)
+        scratch = self.ranker.phi_buffer(len(batch.keys))
+        return joint_features(
+            batch.profiles, batch.serving, batch.now, candidates, self.catalog, self.signals, scratch, history_scores
+        )
+
+    def _score(self, batch: _Batch, candidates: Candidates, phi: F32, popularity: F32 | None) -> F32:
+        """Scores (U, C): the ranker's for personal pages, popularity for the others."""
+        if popularity is None or True in batch.personal.tolist():
             scores = self._probabilities(phi, candidates.count)
         else:
             scores = np.zeros(phi.shape[:2], np.float32)
-        if not everyone:
-            scores[them] = popularity
-        watch.lap("score")
-        return candidates, phi, scores
+        if popularity is not None:
+            scores[np.flatnonzero(~batch.personal)] = popularity
+        return scores
 
-    def _probabilities(self, phi: Floats, count: npt.NDArray[np.int32]) -> Floats:
-        """What the ranker says; NaN where it raises and would over any features. Raises where it does over these alone."""
+    def _probabilities(self, phi: F32, count: I32) -> F32:
+        """The ranker's scores, or NaN if the ranker fails for any features. Raises if it fails for these only."""
         try:
             scores = self.ranker.score(phi, count)
             if scores.shape == phi.shape[:2]:
@@ -325,141 +335,173 @@ class PagePath:
                 raise
         return np.full(phi.shape[:2], np.nan, np.float32)
 
-    def _titles(
-        self, step: PageResult, batch: _Batch, placements: Placements, now: float, copy: bool
-    ) -> tuple[list[bytes], npt.NDArray[np.int32]]:
-        """The heads of the slots, and which of them each slot of each page takes; with `copy` what is missing is asked for."""
-        copies = self.copies
-        slot_of: list[list[int]] = []
-        heads: dict[bytes, int] = {}
-        # (locale, slot, category) -> place among the heads, whether it is missing
-        titles: dict[tuple[int, int, str], tuple[int, bool]] = {}
-        interest, categories = self._interests(batch)
-        asked_before = [request for requests in step.requests for request in requests]
-        wanted = {request.segment for request in asked_before}
-        room = copies.naming_room(now) - sum(bool(request.item) for request in asked_before) if copy else 0
-        named = self._leads(placements, interest) if copies.naming or room > 0 else repeat(_NO_LEADS)
-        who = zip(
-            categories, placements.placed["slot"].tolist(), placements.count.tolist(), batch.locales.tolist(), named,
-            strict=False,
+    def _encode(
+        self, making: _Making, batch: _Batch, placements: Placements, shown_phi: F32, is_fallback: list[bool],
+        history_version: str | None,
+    ) -> list[Page]:  # fmt: skip
+        """Choose the titles, and encode pages and impressions. shown_phi: of the items shown, page after page."""
+        policy, generated_at = making.policy, making.generated_at
+        placed, count = placements.placed, placements.count
+        counts = count.tolist()
+        heads = [
+            PageHead(
+                name, version, generated_at, generated_at + policy.page_ttl, trigger.event_id, trigger.event_time,
+                _mode(shown, personal, policy.copy),
+            )
+            for name, version, trigger, shown, personal in zip(
+                batch.names, batch.serving["version"].tolist(), batch.triggers, counts, batch.personal.tolist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+        slot_heads, titles = making.titles.choose(placements, self._interests(batch), batch.locales)
+        rules = [*policy.rules.applied()]
+        if making.degradation.page_interval_s:
+            rules.append(f"page_every:{making.degradation.page_interval_s:g}")
+        values = encode_pages(
+            placed, count, heads, slot_heads, np.array([page.head_of for page in titles], np.int32), self.catalog,
+            self.ranker.version, history_version, self.copywriter or self.headlines.copywriter_version, rules,
         )  # fmt: skip
-        for category, filled, count, code, rows in who:
-            locale = LOCALES[code]
-            mine = [-1] * len(SLOTS)
-            missing: list[str] = []
-            asked: list[HeadlineRequest] = []
-            for slot in dict.fromkeys(filled[:count]):
-                about = code, slot, category if slot in ABOUT_A_CATEGORY else ""
-                if (known := titles.get(about)) is None:
-                    title = copies.title(locale, slot, category, now)
-                    known = titles[about] = heads.setdefault(title.head, len(heads)), title.missing
-                mine[slot], lacks = known
-                if rows[slot] >= 0:
-                    item, name = self.catalog.named(rows[slot], locale)
-                    segment = naming_segment_of(locale, slot, item)
-                    naming = copies.naming_title(segment, about[2], name, now)
-                    if naming.head:
-                        mine[slot] = heads.setdefault(naming.head, len(heads))
-                        continue
-                    # First the headline of many pages, then one of few.
-                    if (
-                        naming.missing and room > 0 and not lacks and segment not in wanted
-                        and copies.wants_naming(segment, now)
-                    ):  # fmt: skip
-                        room -= 1
-                        wanted.add(segment)
-                        asked.append(HeadlineRequest(segment, locale, SLOTS[slot], about[2], [name], item))
-                if lacks and copy:
-                    segment = segment_of(locale, slot, category)
-                    missing.append(segment)
-                    if segment not in wanted and copies.wants(segment, now, len(wanted)):
-                        wanted.add(segment)
-                        asked.append(HeadlineRequest(segment, locale, SLOTS[slot], about[2], []))
-            slot_of.append(mine)
-            step.missing.append(missing)
-            step.requests.append(asked)
-        return list(heads), np.array(slot_of, np.int32)
+        impressions = encode_impressions(
+            placed, count, heads, shown_phi, self.catalog, self.ranker.version, self._features_hash
+        )
+        phi_rows = pairwise([0, *accumulate(counts)])
+        return [
+            Page(
+                key, trigger, was_deferred, value, impression, head.mode, fallback, title.missing_segments,
+                title.headline_requests, row[:shown], shown_phi[start:end],
+            )
+            for key, trigger, was_deferred, value, impression, head, fallback, title, row, shown, (start, end) in zip(
+                batch.keys, batch.triggers, batch.was_deferred, values, impressions, heads, is_fallback, titles, placed,
+                counts, phi_rows, strict=True,
+            )
+        ]  # fmt: skip
 
-    def _interests(self, batch: _Batch) -> tuple[npt.NDArray[np.int32], list[str]]:
-        """What each page is about: of the last half hour the strongest category; 0 and "" where unknown or not personal."""
+    def _interests(self, batch: _Batch) -> I32:
+        """(U,) The strongest category key of each shopper's last half hour; 0 if unknown or not personal."""
         found = np.empty(len(batch.keys), np.int32)
-        interests(batch.profiles, found)
+        top_categories(batch.profiles, found)
         found *= batch.personal
-        return found, [self.catalog.names.get(key, "") if key else "" for key in found.tolist()]
-
-    def _leads(self, placements: Placements, interest: npt.NDArray[np.int32]) -> list[list[int]]:
-        rows: list[list[int]] = leads(placements, interest, _NAMED, self.catalog).tolist()
-        return rows
+        return found
 
 
-def _shorn(policy: Policy, shed: Degradation) -> Policy:
-    """The policy less what is shed."""
-    if shed.exploration:
-        policy = policy._replace(rules=policy.rules._replace(explore=False))
-    return policy._replace(copy=False) if shed.copy else policy
+class _Shoppers(NamedTuple):
+    """The shoppers of a call, each with a trigger."""
 
+    keys: list[bytes]
+    triggers: list[PageTrigger]
+    profiles: Rows  # (S,) PROFILE
+    serving: Rows  # (S,) SERVING
 
-def _but_not(these: npt.NDArray[np.bool_], those: npt.NDArray[np.bool_]) -> list[bool]:
-    return [one and not other for one, other in zip(these.tolist(), those.tolist(), strict=True)]
-
-
-def _mode(shown: int, personal: bool, copy: bool) -> str:
-    if not shown:
-        return "static"
-    if not personal:
-        return "popular"
-    return "full" if copy else "cached_copy"
+    def at(self, indices: Sequence[int]) -> _Shoppers:
+        """Copy of some of the shoppers."""
+        return _Shoppers(
+            [self.keys[index] for index in indices], [self.triggers[index] for index in indices],
+            rows_at(self.profiles, indices), rows_at(self.serving, indices),
+        )  # fmt: skip
 
 
 class _Batch(NamedTuple):
-    """Shoppers who get a page, in parallel. (U,) each."""
+    """Shoppers who get a page now; every field has one entry a shopper, (U,)."""
 
     keys: list[bytes]
     names: list[str]
     profiles: Rows  # PROFILE
     serving: Rows  # SERVING
-    now: npt.NDArray[np.float64]  # s
-    triggers: list[Trigger]
-    personal: npt.NDArray[np.bool_]
-    locales: npt.NDArray[np.int8]  # codes
-    seeds: npt.NDArray[np.int64]
+    triggers: list[PageTrigger]
+    was_deferred: list[bool]
+    now: F64  # s
+    personal: Bools
+    locales: I8  # codes
+    seeds: I64
 
-    def part(self, these: slice) -> _Batch:
-        return _Batch(
-            self.keys[these], self.names[these], self.profiles[these], self.serving[these], self.now[these],
-            self.triggers[these], self.personal[these], self.locales[these], self.seeds[these],
-        )  # fmt: skip
+    def chunk(self, start: int, end: int) -> _Batch:
+        return _Batch._make(field[start:end] for field in self)
+
+
+class _Making(NamedTuple):
+    """What all pages of one call share."""
+
+    watch: _Stopwatch
+    generated_at: float  # s since the epoch
+    policy: Policy  # less what is degraded
+    degradation: Degradation
+    titles: TitleChooser
 
 
 class _Stopwatch:
+    """Seconds by stage."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Count the time since the last lap for `stage`."""
+        """Add the time since the last lap to `stage`."""
         now = perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
 
-def _replaced(candidates: Candidates, rows: npt.NDArray[np.int64], others: Candidates) -> Candidates:
-    for mine, theirs in (
-        (candidates.rows, others.rows),
-        (candidates.generators, others.generators),
-        (candidates.count, others.count),
-    ):
-        mine[rows] = theirs
-    return candidates
+def _deferred(
+    shoppers: _Shoppers, inputs: Sequence[PartitionInput], partitions: Sequence[FoldedPartition], now: float,
+    min_interval: float,
+) -> list[bool]:  # fmt: skip
+    """(S,) True for each shopper whose page is deferred. Refresh requests are never deferred."""
+    if not min_interval:
+        return [False] * len(shoppers.keys)
+    too_soon = is_too_soon(shoppers.profiles, shoppers.serving, shoppers.triggers, now, min_interval)
+    sizes = [len(partition.keys) for partition in partitions]
+    too_soon &= np.repeat([not one.refreshes for one in inputs], sizes)
+    is_deferred: list[bool] = too_soon.tolist()
+    return is_deferred
 
 
-def warm(path: PagePath) -> None:
-    """Run every kernel once, so that the first shopper does not wait for a compiler. Changes nothing in `path`."""
+def _split(
+    partitions: Sequence[FoldedPartition], is_deferred: list[bool], pages: list[Page],
+    changelog: list[tuple[bytes, bytes | None]], seconds: dict[str, float],
+) -> list[PageResult]:  # fmt: skip
+    """The result of each partition; `pages` and `changelog` are in the order of the partitions' shoppers."""
+    results, start, page_start = [], 0, 0
+    for partition in partitions:
+        end = start + len(partition.keys)
+        page_end = page_start + is_deferred[start:end].count(False)
+        results.append(
+            PageResult(
+                partition.fresh, partition.activity, changelog[start:end], pages[page_start:page_end], seconds,
+                partition.clock, partition.expired,
+            )
+        )  # fmt: skip
+        start, page_start = end, page_end
+    return results
+
+
+def _degraded(policy: Policy, degradation: Degradation) -> Policy:
+    """The policy less what is degraded."""
+    if degradation.exploration:
+        policy = policy._replace(rules=policy.rules._replace(explore=False))
+    return policy._replace(copy=False) if degradation.copy else policy
+
+
+def _and_not(these: Bools, those: Bools) -> list[bool]:
+    # For the few shoppers of a batch, lists are faster than numpy.
+    return [one and not other for one, other in zip(these.tolist(), those.tolist(), strict=True)]
+
+
+def _mode(items_shown: int, is_personal: bool, with_headlines: bool) -> str:
+    if not items_shown:
+        return "static"
+    if not is_personal:
+        return "popular"
+    return "full" if with_headlines else "cached_copy"
+
+
+def warm_up(path: PagePath) -> None:
+    """Run every kernel once, so that no shopper waits for the compiler. `path` is not changed."""
     catalog = Catalog()
     catalog.apply([(b"%d" % k, b'{"item_id":"%d","title":"warm"}' % k) for k in range(4)])
     signals, table = Signals(catalog), ItemTable()
     history = None if path.history is None else History(path.history.folder, catalog)
-    quiet = PagePath(catalog, signals, path.ranker, HeadlineCache(), path.policy, history)
+    copy = PagePath(catalog, signals, path.ranker, HeadlineCache(), path.policy, history)
     events: Any = np.zeros(4, EVENT)
     events["kind"], events["time"] = (HOME, VIEW, VIEW, HIDE), (1e9, 1e9, 1e9 + 1, 1e9 + 2)
     events["id"], events["record"] = (1, 2, 3, 4), (0, 1, 2, 3)
@@ -467,12 +509,12 @@ def warm(path: PagePath) -> None:
     decoded = Decoded(events, [b"new", b"warm", b"warm", b"warm"], ["a", "b", "c", "d"], [], 0)
     stored: dict[bytes, bytes] = {}
     for _ in range(2):
-        step = quiet.step(stored, decoded, np.arange(4), 1e9)
-        stored.update((key, value) for key, value in step.changelog if value is not None)
-        source, partition, activity = decode_activity(encode_activity("clicks", 0, step.activity))
+        result = copy.refresh_partition(stored, decoded, np.arange(4), 1e9)
+        stored.update((key, value) for key, value in result.changelog if value is not None)
+        source, partition, activity = decode_activity(encode_activity("clicks", 0, result.activity))
         records = table.records(table.fold(source, partition, activity))
         signals.apply(records)
         ItemTable().apply(records)
         events["id"] += 10
     touched_at(list(stored.values()))
-    quiet.steps([PartitionInput(stored, refreshes={b"warm": Refresh("en|for_you|", "", 1e9)})], 1e9)
+    copy.refresh_pages([PartitionInput(stored, refreshes={b"warm": RefreshRequest("en|for_you|", "", 1e9)})], 1e9)

@@ -1,8 +1,12 @@
-"""What the benchmarks share: rounds, a core of one's own, a baseline in the same run, figures as a table or as JSON."""
+"""What the benchmarks share: rounds, pinning to one core, a broker on the other cores, medians, a throughput meter.
+
+A benchmark is a module with `SECONDS` (default duration), `measure(settings, plan)` and `table(figures)`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -16,17 +20,18 @@ from typing import Any
 
 from deploy.broker.embedded import Broker
 
-Figures = dict[str, Any]
+Figures = dict[str, Any]  # the JSON object that `--json` prints
+BROKER_HEAP_MB = 512
 
 
-def say(line: str) -> None:
-    """Progress goes to stderr: stdout is the result."""
+def report(line: str) -> None:
+    """Print progress to stderr; stdout is for the result."""
     print(f"  {line}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a benchmark may take: `seconds` in all, about, in `rounds` rounds of which the median counts."""
+    """Approximate duration of a benchmark, and the number of rounds; figures are medians over the rounds."""
 
     seconds: float
     rounds: int = 5
@@ -38,17 +43,17 @@ class Plan:
 
 @contextmanager
 def one_core() -> Iterator[bool]:
-    """Keep this process on the last of its cores. -> False where the system has no say."""
-    with _only(lambda cores: {max(cores)}) as held:
-        yield held
+    """Pin this process to its last core. Yields False if the system does not support it or has one core."""
+    with _pinned_to(lambda cores: {max(cores)}) as is_pinned:
+        yield is_pinned
 
 
 @contextmanager
-def broker_beside() -> Iterator[Broker]:
-    """An embedded Kafka that keeps off the core of `one_core`."""
-    broker = Broker(heap_mb=512, lasting=True)
+def broker_on_other_cores() -> Iterator[Broker]:
+    """Run an embedded Kafka that stays off the core of `one_core`."""
+    broker = Broker(heap_mb=BROKER_HEAP_MB, optimize_jvm=True)
     try:
-        with _only(lambda cores: cores - {max(cores)}):
+        with _pinned_to(lambda cores: cores - {max(cores)}):
             broker.start()
         yield broker
     finally:
@@ -56,48 +61,64 @@ def broker_beside() -> Iterator[Broker]:
 
 
 @contextmanager
-def _only(choose: Callable[[set[int]], set[int]]) -> Iterator[bool]:
-    before = set(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else set()
-    if len(before) < 2:
+def _pinned_to(choose: Callable[[set[int]], set[int]]) -> Iterator[bool]:
+    cores = set(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else set()
+    if len(cores) < 2:
         yield False
         return
-    os.sched_setaffinity(0, choose(before))
+    os.sched_setaffinity(0, choose(cores))
     try:
         yield True
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, cores)
 
 
-def middle(values: Sequence[float], digits: int = 4) -> float:
-    """The median, to `digits` significant digits."""
+@contextmanager
+def worker_garbage_collection() -> Iterator[None]:
+    """Set Python's garbage collector as a worker does; restore it afterwards."""
+    from stream.kafka.app import tune_garbage_collection
+
+    thresholds = gc.get_threshold()
+    tune_garbage_collection()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+
+
+def rounded_median(values: Sequence[float], digits: int = 4) -> float:
+    """Return the median, rounded to `digits` significant digits."""
     return float(f"{median(values):.{digits}g}")
 
 
 class Meter:
-    """When the first of `wanted` records came, when the last was durable, and what it took."""
+    """Throughput, CPU time and memory of an engine, from its first record to the last that is durable."""
 
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
+    def __init__(self, expected: int) -> None:
+        self.expected = expected  # records
         self.done = 0
         self.all_done = asyncio.Event()
-        self._first = self._cpu = 0.0
+        self._start = self._cpu_start = 0.0
         self._figures: Figures = {}
 
-    def began(self) -> None:
-        if not self._first:
-            self._first, self._cpu = time.perf_counter(), time.process_time()
+    def start(self) -> None:
+        """Start the clock at the first call; later calls do nothing."""
+        if not self._start:
+            self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def count(self, records: int) -> None:
+    def add(self, records: int) -> None:
+        """Count durable records; stop the clock at the last expected one."""
         self.done += records
-        if self.done >= self.wanted and not self._figures:
-            took, cpu = time.perf_counter() - self._first, time.process_time() - self._cpu
+        if self.done >= self.expected and not self._figures:
+            seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu_start
             self._figures = {
                 "records": self.done,
-                "per_s": self.done / took,
+                "per_s": self.done / seconds,
                 "cpu_us": cpu / self.done * 1e6,
                 "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
             self.all_done.set()
 
-    def tell(self) -> None:
+    def print_figures(self) -> None:
         print(json.dumps(self._figures), flush=True)

@@ -1,10 +1,11 @@
-"""The engines that the benchmarks compare, each as a process of its own: it prints one JSON object and ends.
+"""The engines that the benchmarks compare. Each runs in its own process.
 
     python -m deploy.bench.engines naive|count|fold BROKER PREFIX PARTITIONS RECORDS
     python -m deploy.bench.engines echo|worker BROKER PREFIX PARTITIONS
 
-naive: a stock Faust agent. count: the same job on our transport.
-fold: the real fold into profiles with its changelog, no pages. echo and worker run until SIGTERM.
+naive: counts clicks per shopper with a stock Faust agent. count: the same job on our transport.
+fold: the real fold into profiles with its changelog, without pages. These print one JSON object and exit.
+echo: copies clicks to homepages with plain aiokafka. worker: a whole worker. These run until SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 
 from deploy.bench.common import Meter, one_core
-from deploy.bench.naive import naive
+from deploy.bench.naive import count_with_faust
 from stream.kafka.client.connection import client_options
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
@@ -42,22 +43,23 @@ class Click(msgspec.Struct):
     data: Shopper
 
 
-async def _serve(settings: Settings, meter: Meter, make: Callable[[Any, Any, Meter], Any]) -> None:
-    from stream.kafka.app import make_app, serve, settle_garbage
+async def _serve(settings: Settings, meter: Meter, make_agent: Callable[[Any, Any, Meter], Any]) -> None:
+    """Run one of our agents until all expected records are durable, and print its figures."""
+    from stream.kafka.app import make_app, serve, tune_garbage_collection
     from stream.kafka.tables.table import ExactTable
 
     app, stop = make_app(settings), asyncio.Event()
-    settle_garbage()
+    tune_garbage_collection()
     store = MemoryProfileStore()
-    app.listen(["clicks"], make(app, store, meter), ExactTable(app, "profiles", store))
+    app.listen(["clicks"], make_agent(app, store, meter), ExactTable(app, "profiles", store))
     worker = asyncio.create_task(serve(app, stop))
     await asyncio.wait([worker, asyncio.create_task(meter.all_done.wait())], return_when=asyncio.FIRST_COMPLETED)
-    meter.tell()
+    meter.print_figures()
     stop.set()
     await worker
 
 
-def counting(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
+def count_agent(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
     from stream.kafka.commit import Output
 
     decode = msgspec.json.Decoder(Click).decode
@@ -65,31 +67,31 @@ def counting(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
 
     async def count(runs: Any) -> None:
         async for run in runs:
-            meter.began()
-            mine, changed, out = counts[run.partition], {}, []
+            meter.start()
+            own, changed, out = counts[run.partition], {}, []
             for record in run.records:
                 shopper = decode(record.value).data.user_id
-                mine[shopper] = changed[shopper] = n = mine.get(shopper, 0) + 1
+                own[shopper] = changed[shopper] = n = own.get(shopper, 0) + 1
                 out.append((record.key, b'{"shopper":"%b","count":%d}' % (record.key, n)))
             changelog = [(shopper.encode(), b"%d" % n) for shopper, n in changed.items()]
             await app.outputs.commit_run(run, [Output("homepages", run.partition, out)], changelog)
-            meter.count(len(run.records))
+            meter.add(len(run.records))
 
     return count
 
 
-def folding(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
+def fold_agent(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
     import numpy as np
 
     from stream.events import decode_run
     from stream.items.activity import fold_with_activity
-    from stream.profile.fold import PROFILE, PROFILE_VERSION
+    from stream.profile.row import PROFILE, PROFILE_VERSION
     from stream.row_codec import pack, unpack
 
     async def fold(runs: Any) -> None:
         async for run in runs:
-            meter.began()
-            rows, records = store.of(run.partition), run.records
+            meter.start()
+            rows, records = store.rows_of(run.partition), run.records
             decoded = decode_run(
                 [r.value for r in records],
                 [r.key for r in records],
@@ -97,23 +99,25 @@ def folding(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
                 "clicks",
                 300.0,
             )
-            places: dict[bytes, int] = {}
-            of_record = np.array([places.setdefault(key, len(places)) if key else -1 for key in decoded.keys], np.int32)
-            profiles = np.zeros(len(places), PROFILE)
-            known = [at for key, at in places.items() if key in rows]
-            profiles[known] = unpack([rows[key] for key in places if key in rows], PROFILE, PROFILE_VERSION)
+            number_of: dict[bytes, int] = {}  # shopper key -> row of `profiles`
+            of_record = np.array(
+                [number_of.setdefault(key, len(number_of)) if key else -1 for key in decoded.keys], np.int32
+            )
+            profiles = np.zeros(len(number_of), PROFILE)
+            known = [number for key, number in number_of.items() if key in rows]
+            profiles[known] = unpack([rows[key] for key in number_of if key in rows], PROFILE, PROFILE_VERSION)
             offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
             fold_with_activity(profiles, of_record[decoded.rows["record"]], decoded.rows, offsets)
-            changelog = list(zip(places, pack(profiles, PROFILE_VERSION), strict=True))
+            changelog = list(zip(number_of, pack(profiles, PROFILE_VERSION), strict=True))
             store.apply(run.partition, changelog)
             await app.outputs.commit_run(run, (), changelog)
-            meter.count(len(records))
+            meter.add(len(records))
 
     return fold
 
 
 async def echo(settings: Settings) -> None:
-    """What Kafka and aiokafka alone take: each click goes to `homepages` as it came."""
+    """Copy each click to `homepages` unchanged: the time that Kafka and aiokafka take by themselves."""
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
     async with (
@@ -132,7 +136,7 @@ def main(kind: str, broker: str, prefix: str, partitions: str, records: str = "0
     settings, meter = settings_of(broker, prefix, int(partitions)), Meter(int(records))
     with one_core():
         if kind == "naive":
-            asyncio.run(naive(settings, meter))
+            asyncio.run(count_with_faust(settings, meter))
         elif kind == "echo":
             asyncio.run(echo(settings))
         elif kind == "worker":
@@ -140,7 +144,7 @@ def main(kind: str, broker: str, prefix: str, partitions: str, records: str = "0
 
             return run(replace(settings, copy=False, web_port=0, run_records=Settings().run_records))
         else:
-            asyncio.run(_serve(settings, meter, {"count": counting, "fold": folding}[kind]))
+            asyncio.run(_serve(settings, meter, {"count": count_agent, "fold": fold_agent}[kind]))
     return 0
 
 

@@ -1,9 +1,9 @@
-"""`shopwindow bench latency`: from an event sent to the page received, at fixed rates, against a bare aiokafka echo.
+"""`shopwindow bench latency`: time from sending an event to receiving its page, compared with a bare aiokafka echo.
 
-A whole worker (without GPT-2, for which no page waits) and the echo run side by side, each as a process on the same core,
-and get their turns at each rate. Kafka has the other cores, and the clients take what is free. Events come at the gaps of
-a Poisson process, so that some come together. Where a page answers several events of a shopper, each of them counts from
-its own sending.
+A whole worker and the echo run as processes on the same core and take turns at each rate. The worker runs without
+GPT-2, because no page waits for a headline. Kafka has the other cores; the clients use what is free. Events arrive as a
+Poisson process, so some arrive together. If a page answers several events of a shopper, each is measured from its own
+sending.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from deploy.bench.common import Figures, Plan, broker_beside, middle, say
+from deploy.bench.common import Figures, Plan, broker_on_other_cores, report, rounded_median
 from deploy.bench.engines import settings_of
 from deploy.demo.shop import Item, generate_shop, rfc3339
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.client.fetcher import Answer, Fetcher
+from stream.kafka.client.fetcher import FetchedRecords, Fetcher
 from stream.settings import Settings
 
 SECONDS = 120.0
 RATES = (50, 200, 1000)  # events/s
-WARM = 200  # events/s before the first round: caches, connections, profiles
+WARM_UP_RATE = 200  # events/s before the first round, to fill caches, connections and profiles
 PARTITIONS, ITEMS, SHOPPERS = 4, 3000, 2000
-LATE = 30.0  # s after which an answer is given up
+ANSWER_TIMEOUT_S = 30.0
 
 
 def measure(settings: Settings, plan: Plan) -> Figures:
-    """Rounds of each rate. -> JSON `rates`: rate -> `p50_ms`, `p99_ms`, those of the echo, `ratio_p50`, `ratio_p99`."""
-    with broker_beside() as broker:
+    """Return `rates`: for each rate `p50_ms`, `p99_ms`, the same of the echo, and their ratios."""
+    with broker_on_other_cores() as broker:
         return asyncio.run(_measure(broker.bootstrap, plan))
 
 
@@ -62,22 +62,23 @@ async def _rounds(echo: _Engine, worker: _Engine, plan: Plan) -> Figures:
     seconds = plan.round_seconds / (2 * len(RATES))
     found: dict[int, list[Figures]] = {rate: [] for rate in RATES}
     for engine in (echo, worker):
-        await engine.drive(WARM, max(1.0, seconds))
+        await engine.drive(WARM_UP_RATE, max(1.0, seconds))
     for turn in range(plan.rounds):
         for rate in RATES:
-            base, ours = await echo.drive(rate, seconds), await worker.drive(rate, seconds)
+            baseline, ours = await echo.drive(rate, seconds), await worker.drive(rate, seconds)
             found[rate].append(
                 {
-                    "p50_ms": ours[0], "p99_ms": ours[1], "echo_p50_ms": base[0], "echo_p99_ms": base[1],
-                    "ratio_p50": ours[0] / base[0], "ratio_p99": ours[1] / base[1],
+                    "p50_ms": ours[0], "p99_ms": ours[1], "echo_p50_ms": baseline[0], "echo_p99_ms": baseline[1],
+                    "ratio_p50": ours[0] / baseline[0], "ratio_p99": ours[1] / baseline[1],
                 }
             )  # fmt: skip
-            say(
+            report(
                 f"round {turn + 1}/{plan.rounds} at {rate:4d}/s: p50 {ours[0]:.1f}, p99 {ours[1]:.1f} ms; "
-                f"echo {base[0]:.1f}, {base[1]:.1f} ms"
+                f"echo {baseline[0]:.1f}, {baseline[1]:.1f} ms"
             )
     rates = {
-        str(rate): {name: middle([one[name] for one in rounds]) for name in rounds[0]} for rate, rounds in found.items()
+        str(rate): {name: rounded_median([one[name] for one in rounds]) for name in rounds[0]}
+        for rate, rounds in found.items()
     }
     return {"rates": rates, "rounds": plan.rounds, "seconds_a_round": seconds}
 
@@ -95,46 +96,50 @@ class _Event(msgspec.Struct):
 
 
 _event, _page = msgspec.json.Decoder(_Event).decode, msgspec.json.Decoder(_Page).decode
-# Which event an answer of the engine is for.
-_ANSWERS: dict[str, Callable[[bytes], str]] = {
+# The id of the event that an engine's answer is for.
+_EVENT_ID_OF: dict[str, Callable[[bytes], str]] = {
     "echo": lambda value: _event(value).id,
     "worker": lambda value: _page(value).trigger.event_id,
 }
 
 
 class _Engine:
-    """One engine with topics of its own, and the clients that send to it and read from it.
+    """One engine with its own topics, and the clients that send to it and read from it.
 
-    Pages are read by a client of ours: aiokafka's takes a quarter of a core for 200 pages/s, of the two that there may be.
+    Pages are read with our `Fetcher`: aiokafka's consumer takes a quarter of a core for 200 pages/s, and the machine
+    may have only two.
     """
 
     def __init__(
-        self, settings: Settings, producer: AIOKafkaProducer, shop: list[Item], event_of: Callable[[bytes], str]
+        self, settings: Settings, producer: AIOKafkaProducer, shop: list[Item], event_id_of: Callable[[bytes], str]
     ):
-        self._settings, self._producer, self._shop, self._event_of = settings, producer, shop, event_of
-        self._chance = random.Random(settings.prefix)
+        self._settings, self._producer, self._shop, self._event_id_of = settings, producer, shop, event_id_of
+        self._rng = random.Random(settings.prefix)
         self._sent = 0
         self._offsets: Any = {TopicPartition(settings.prefix + "homepages", p): 0 for p in range(PARTITIONS)}
-        self.pending: dict[bytes, deque[tuple[str, float]]] = {}  # shopper -> (event id, sent at)
+        self.pending: dict[bytes, deque[tuple[str, float]]] = {}  # shopper -> (event id, when sent)
         self.latencies: list[float] = []  # s
 
     async def drive(self, rate: int, seconds: float) -> tuple[float, float]:
-        """Send for so long, wait for all answers. -> p50 and p99 in ms. Raises RuntimeError where answers stay away."""
+        """Send at `rate` events/s, wait for all answers, and return p50 and p99 in ms.
+
+        Raises RuntimeError if answers are missing after ANSWER_TIMEOUT_S.
+        """
         self.latencies.clear()
-        reader = asyncio.create_task(Fetcher(self._settings, lambda: self._offsets, self._take, pause=0.0).run())
+        reader = asyncio.create_task(Fetcher(self._settings, lambda: self._offsets, self._receive, pause=0.0).run())
         try:
             await self._send_for(rate, seconds)
-            deadline = time.monotonic() + LATE
+            deadline = time.monotonic() + ANSWER_TIMEOUT_S
             while self.pending:
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"{len(self.pending)} shoppers had no answer after {LATE:.0f} s")
+                    raise RuntimeError(f"{len(self.pending)} shoppers had no answer after {ANSWER_TIMEOUT_S:.0f} s")
                 if reader.done():
                     await reader
                 await asyncio.sleep(0.01)
         finally:
             reader.cancel()
-        found = sorted(self.latencies)
-        return found[len(found) // 2] * 1000, found[int(len(found) * 0.99)] * 1000
+        latencies = sorted(self.latencies)
+        return latencies[len(latencies) // 2] * 1000, latencies[int(len(latencies) * 0.99)] * 1000
 
     async def _send_for(self, rate: int, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -142,10 +147,10 @@ class _Engine:
         while due - start < seconds:
             await asyncio.sleep(max(0.0, due - loop.time()))
             await self._send()
-            due += self._chance.expovariate(rate)
+            due += self._rng.expovariate(rate)
 
     async def _send(self) -> None:
-        shopper, item = self._chance.randrange(SHOPPERS), self._chance.choice(self._shop)
+        shopper, item = self._rng.randrange(SHOPPERS), self._rng.choice(self._shop)
         self._sent += 1
         id, now = f"{self._settings.prefix}{self._sent}", time.time()
         key = b"shopper-%d" % shopper
@@ -165,20 +170,21 @@ class _Engine:
             partition=partition_of(key, self._settings.partitions),
         )  # fmt: skip
 
-    def _take(self, tp: Any, asked: int, answer: Answer | None) -> None:
-        came = time.perf_counter()
-        assert answer is not None, "nothing removes pages"
+    def _receive(self, tp: Any, offset: int, answer: FetchedRecords | None) -> None:
+        """Take the latency of every event that a received record answers."""
+        received = time.perf_counter()
+        assert answer is not None, "pages are never deleted"
         self._offsets[tp] = answer.next_offset
         for record in answer.records:
             waiting = self.pending.get(record.key)
             if waiting is None:
                 continue
-            newest = self._event_of(record.value)
+            newest = self._event_id_of(record.value)
             if all(id != newest for id, _ in waiting):
-                continue  # a page of before
+                continue  # a page for an earlier event
             while waiting:
                 id, sent = waiting.popleft()
-                self.latencies.append(came - sent)
+                self.latencies.append(received - sent)
                 if id == newest:
                     break
             if not waiting:
@@ -187,6 +193,7 @@ class _Engine:
 
 @asynccontextmanager
 async def _engine(broker: str, kind: str, shop: list[Item]) -> AsyncIterator[_Engine]:
+    """Run an engine in a process of its own, with a catalogue, until the context is closed."""
     settings = settings_of(broker, f"bench-{kind}-{time.time_ns()}-", PARTITIONS)
     await topics.create(settings)
     async with AIOKafkaProducer(**client_options(settings)) as producer:
@@ -202,12 +209,14 @@ async def _engine(broker: str, kind: str, shop: list[Item]) -> AsyncIterator[_En
         )  # fmt: skip
         assert process.stderr is not None
         try:
-            said = ""
-            while ": ready" not in said:
-                said = (await process.stderr.readline()).decode()
-                if not said:
-                    raise RuntimeError(f"the engine '{kind}' ended with status {await process.wait()} at its start")
-            yield _Engine(settings, producer, shop, _ANSWERS[kind])
+            line = ""
+            while ": ready" not in line:
+                line = (await process.stderr.readline()).decode()
+                if not line:
+                    raise RuntimeError(
+                        f"the engine '{kind}' ended with status {await process.wait()} before it was ready"
+                    )
+            yield _Engine(settings, producer, shop, _EVENT_ID_OF[kind])
         finally:
             process.terminate()
             await process.wait()

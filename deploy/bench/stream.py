@@ -1,7 +1,7 @@
-"""`shopwindow bench stream`: events/s under backlog, against a naive Faust agent on the same broker.
+"""`shopwindow bench stream`: events/s under backlog, compared with a naive Faust agent on the same broker.
 
-Each round fills fresh topics with the same events and lets each engine work them off, in a process of its own on one core;
-Kafka has the others. Timed from the first record taken to the last one durable.
+In each round every engine processes the same events from fresh topics, in its own process on one core; Kafka has the
+other cores. The time is from the first record received to the last one durable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from deploy.bench.common import Figures, Plan, broker_beside, middle, say
+from deploy.bench.common import Figures, Plan, broker_on_other_cores, report, rounded_median
 from deploy.bench.engines import settings_of
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
@@ -24,36 +24,41 @@ from stream.settings import Settings
 
 SECONDS = 90.0
 SHOPPERS, PARTITIONS = 20_000, 8
-# Share of a round's time that an engine gets, and a first guess of its events/s; the round before corrects it.
+# Share of a round's time for each engine, and a first estimate of its events/s; later rounds use the measured rate.
 ENGINES = {"naive": (0.3, 2_000.0), "count": (0.3, 150_000.0), "fold": (0.3, 40_000.0)}
-MOST = 1_500_000  # events of a round: a disk is finite
+MIN_EVENTS, MAX_EVENTS = 2_000, 1_500_000  # of an engine's round; the maximum bounds disk use
 
 
 def measure(settings: Settings, plan: Plan) -> Figures:
-    """Rounds of all engines. -> JSON figures: events/s and CPU us an event of each, `count_ratio`, `ratio` (fold)."""
-    guesses = {name: guess for name, (_, guess) in ENGINES.items()}
+    """Return events/s and CPU us/event of each engine, and the ratios to naive: `count_ratio`, `ratio` (fold)."""
+    estimates = {name: estimate for name, (_, estimate) in ENGINES.items()}
     found: dict[str, list[Figures]] = {name: [] for name in ENGINES}
-    with broker_beside() as broker:
+    with broker_on_other_cores() as broker:
         for turn in range(plan.rounds):
             for name, (share, _) in ENGINES.items():
-                n = int(min(MOST, max(2_000, guesses[name] * share * plan.round_seconds)))
+                n = int(min(MAX_EVENTS, max(MIN_EVENTS, estimates[name] * share * plan.round_seconds)))
                 figures = asyncio.run(_round(broker.bootstrap, name, n, turn))
-                guesses[name] = figures["per_s"]
+                estimates[name] = figures["per_s"]
                 found[name].append(figures)
-                say(f"round {turn + 1}/{plan.rounds} {name:6} {n:8d} events {figures['per_s']:10,.0f}/s")
+                report(f"round {turn + 1}/{plan.rounds} {name:6} {n:8d} events {figures['per_s']:10,.0f}/s")
     engines = {
-        name: {what: middle([one[what] for one in rounds]) for what in ("per_s", "cpu_us", "rss_mb", "records")}
+        name: {
+            figure: rounded_median([one[figure] for one in rounds])
+            for figure in ("per_s", "cpu_us", "rss_mb", "records")
+        }
         for name, rounds in found.items()
     }
     ratios = {
-        name: middle([ours["per_s"] / base["per_s"] for ours, base in zip(found[name], found["naive"], strict=True)])
+        name: rounded_median(
+            [ours["per_s"] / base["per_s"] for ours, base in zip(found[name], found["naive"], strict=True)]
+        )
         for name in ("count", "fold")
     }
     return {"engines": engines, "count_ratio": ratios["count"], "ratio": ratios["fold"], "rounds": plan.rounds}
 
 
 def table(figures: Figures) -> str:
-    lines = [f"{'engine':24} {'events/s':>10} {'CPU us/event':>13} {'RSS MB':>7} {'to naive':>9}"]
+    lines = [f"{'engine':24} {'events/s':>10} {'CPU us/event':>13} {'RSS MB':>7} {'vs naive':>9}"]
     names = {"naive": "naive Faust agent", "count": "count, our transport", "fold": "fold, our transport"}
     ratios = {"naive": 1.0, "count": figures["count_ratio"], "fold": figures["ratio"]}
     for name, label in names.items():
@@ -72,10 +77,10 @@ async def _round(broker: str, engine: str, n: int, turn: int) -> Figures:
             sys.executable, "-m", "deploy.bench.engines", engine, broker, prefix, str(PARTITIONS), str(n),
             stdout=subprocess.PIPE,
         )  # fmt: skip
-        said, _ = await process.communicate()
+        output, _ = await process.communicate()
         if process.returncode:
-            raise RuntimeError(f"the engine '{engine}' ended with status {process.returncode}; what it said is above")
-        figures: Figures = json.loads(said)
+            raise RuntimeError(f"the engine '{engine}' ended with status {process.returncode}; its output is above")
+        figures: Figures = json.loads(output)
         await _check(settings, engine, n)
         return figures
     finally:
@@ -83,8 +88,8 @@ async def _round(broker: str, engine: str, n: int, turn: int) -> Figures:
 
 
 def events(n: int, start: float = 1_767_225_600.0) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of n clicks of SHOPPERS shoppers, as a storefront sends them: about 430 bytes of JSON each."""
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start))
+    """Yield (key, value) of n realistic clicks of SHOPPERS shoppers, about 430 bytes of JSON each."""
+    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start))
     for i in range(n):
         shopper = b"shopper-%d" % (i * 7919 % SHOPPERS)
         item = i * 31 % 100_003
@@ -96,7 +101,7 @@ def events(n: int, start: float = 1_767_225_600.0) -> Iterator[tuple[bytes, byte
             b'"quantity":1,"item_category":"c%d","item_brand":"b%d"}],"currency":"EUR","value":%d.9}}'
             % (
                 i,
-                moment.encode(),
+                second.encode(),
                 i % 1000,
                 shopper,
                 i % 977,
@@ -112,15 +117,15 @@ def events(n: int, start: float = 1_767_225_600.0) -> Iterator[tuple[bytes, byte
 
 
 async def fill(settings: Settings, n: int) -> None:
-    """Send the events, as full batches."""
-    places: dict[bytes, int] = {}
+    """Send n events to `clicks` in full batches."""
+    partition_by_key: dict[bytes, int] = {}
     async with AIOKafkaProducer(**client_options(settings), max_batch_size=500_000, linger_ms=0) as producer:
         batches = [producer.create_batch() for _ in range(settings.partitions)]
         sent = []
         for key, value in events(n):
-            p = places.get(key)
+            p = partition_by_key.get(key)
             if p is None:
-                p = places[key] = partition_of(key, settings.partitions)
+                p = partition_by_key[key] = partition_of(key, settings.partitions)
             if batches[p].append(timestamp=None, key=key, value=value) is None:
                 sent.append(await producer.send_batch(batches[p], settings.prefix + "clicks", partition=p))
                 batches[p] = producer.create_batch()
@@ -132,7 +137,7 @@ async def fill(settings: Settings, n: int) -> None:
 
 
 async def _check(settings: Settings, engine: str, n: int) -> None:
-    """Every event must have its output: a benchmark that loses some is none."""
+    """Raise RuntimeError unless every event has its output in `homepages`."""
     if engine == "fold":
         return
     from aiokafka import AIOKafkaConsumer

@@ -1,7 +1,8 @@
-"""A child process that cannot outlive its parent, however the parent ends.
+"""A child process that never outlives its parent, however the parent ends.
 
-`python -m deploy.broker.child_process COMMAND...` runs the command; when stdin reaches its end (the parent closed it, or died, also by
-kill -9) the command is asked to stop, and killed 10 s later. Where the leash itself is killed, Linux kills the command.
+`python -m deploy.broker.child_process COMMAND...` is a small guard that runs the command as its own child. The parent
+holds the other end of the guard's stdin. When the parent closes it or dies, also by kill -9, the guard sends SIGTERM to
+the command, and SIGKILL `TERMINATE_TIMEOUT_S` later. If the guard itself is killed, Linux kills the command.
 """
 
 import contextlib
@@ -14,14 +15,17 @@ import sys
 from pathlib import Path
 from typing import IO
 
-PATIENCE = 10.0  # s between SIGTERM and SIGKILL
-_SET_PDEATHSIG = 1
+TERMINATE_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL
+_PR_SET_PDEATHSIG = 1
 
 
-def leashed(
+def start_child(
     command: list[str], output: IO[bytes] | int, environ: dict[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `command` on a leash, in a session of its own, so that Ctrl-C reaches only us; `output` gets all it prints."""
+    """Start `command` under a guard and return the guard's process; its stdout and stderr go to `output`.
+
+    The guard runs in its own session, so Ctrl-C in the terminal reaches only the parent.
+    """
     return subprocess.Popen(
         [sys.executable, "-S", "-E", str(Path(__file__).resolve()), *command],
         stdin=subprocess.PIPE,
@@ -32,16 +36,16 @@ def leashed(
     )
 
 
-def release(process: subprocess.Popen[bytes]) -> int:
-    """Let the command end as it wishes, and wait for it. -> its exit status."""
+def stop_child(process: subprocess.Popen[bytes]) -> int:
+    """Stop the command with SIGTERM, wait for it, and return its exit status."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     return process.wait()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of the leash and the command at once."""
+def kill_child(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGKILL to the guard and the command at once, and wait for the guard."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -51,25 +55,26 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def _die_with_parent() -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(command: list[str]) -> int:
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
+    """Run `command` until it exits or stdin is closed, and return its exit status."""
+    signalled, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
-    inputs = [0, woken]
+    inputs = [0, signalled]
     while child.poll() is None:
         ready, _, _ = select.select(inputs, [], [], 1.0)
-        if woken in ready:
-            os.read(woken, 64)
+        if signalled in ready:
+            os.read(signalled, 64)
         if 0 in ready and not os.read(0, 64):
             child.terminate()
             try:
-                child.wait(PATIENCE)
+                child.wait(TERMINATE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 child.kill()
     return child.wait()

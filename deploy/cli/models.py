@@ -1,15 +1,17 @@
-"""The commands that make, judge and look at models."""
+"""Commands for models: train, evaluate, models, copy, export."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from deploy.cli.command import COUNT, FILE, Command, FilesCommand, Group, real, whole
 from models.manifest import KINDS, Manifest, list_models, load
 from stream.codes import SLOTS
 from stream.logs import say
@@ -18,269 +20,278 @@ from stream.settings import HEADS, Settings
 if TYPE_CHECKING:
     from models.data.clickstream import Clicks
 
-Add = Callable[..., argparse.ArgumentParser]
 
+@click.command(
+    cls=FilesCommand,
+    example="shopwindow train all --data clicks.tsv.gz --out my-models\n"
+    "shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
+    "shopwindow train ranker --impressions --out my-models",
+)
+@click.argument("what", type=click.Choice((*KINDS, "all")))
+@click.option(
+    "--data", type=FILE, multiple=True, metavar="FILE...",
+    help="Clickstreams (SessionId, ItemId, Time) or JSON lines of events, plain or gzip. "
+    "Without it: simulated shoppers.",
+)  # fmt: skip
+@click.option("--catalog", type=FILE, metavar="FILE", help="Items of the events, as `catalog load` accepts them.")
+@click.option(
+    "--impressions", is_flag=True,
+    help="Train the ranker on what pages showed and the clicks on it, from the broker's topics "
+    "or from JSON lines in --data.",
+)  # fmt: skip
+@click.option("--out", type=FILE, default=Path("my-models"), metavar="DIR", help="Gets one folder for each kind.")
+@click.option("--shoppers", type=COUNT, default=240, metavar="N", help="Simulated shoppers of a shop.")
+@click.option("--looks", type=COUNT, default=60, metavar="N", help="Pages that each simulated shopper looks at.")
+@click.option("--seed", type=int, default=1001, metavar="S", help="The same seed gives the same models.")
+def train(
+    settings: Settings, what: str, data: tuple[Path, ...], catalog: Path | None, impressions: bool, out: Path,
+    shoppers: int, looks: int, seed: int,
+) -> None:  # fmt: skip
+    """Train models on your data, or the shipped models again.
 
-def train(settings: Settings, given: argparse.Namespace) -> int:
+    The data is a clickstream, a log of events, or impressions. Without data, simulated shoppers provide it, as they did
+    for the models that ship. If training is stopped, the same command resumes it.
+    """
     from deploy.train.command import train as fit
 
     try:
         folders = fit(
-            given.what, given.data, given.out, settings, shoppers=given.shoppers, looks=given.looks, seed=given.seed,
-            catalog=given.catalog, impressions=given.impressions,
+            what, data, out, settings, shoppers=shoppers, looks=looks, seed=seed, catalog=catalog,
+            impressions=impressions,
         )  # fmt: skip
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from what it has finished")
+        say("stopped; the same command resumes after the steps that are finished")
         raise
     for folder in folders:
-        made = load(folder, folder.name)
-        print(f"{made.kind:10} {made.version}  {folder}")
-    return 0
+        _print_folder(load(folder, folder.name), folder)
 
 
-def export(settings: Settings, given: argparse.Namespace) -> int:
+def _print_folder(manifest: Manifest, folder: Path) -> None:
+    print(f"{manifest.kind:10} {manifest.version}  {folder}")
+
+
+@click.command(cls=Command, example="shopwindow export my-gpt2 --out my-models/copywriter")
+@click.argument("checkpoint")
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="A folder that does not exist yet.")
+def export(_: Settings, checkpoint: str, out: Path) -> None:
+    """Export a Hugging Face GPT-2 as a copywriter model.
+
+    CHECKPOINT is a folder with config.json and model.safetensors, or a name such as gpt2.
+    """
     import shutil
 
-    from models.copywriter.checkpoint import copywriter_folder
+    from models.copywriter.checkpoint import checkpoint_folder
 
-    if given.out.exists():
-        raise ValueError(f"{given.out} exists already; name a folder that does not")
-    shutil.copytree(copywriter_folder(given.checkpoint), given.out)
-    made = load(given.out, "copywriter")
-    print(f"{made.kind:10} {made.version}  {given.out}")
-    return 0
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a folder that does not")
+    shutil.copytree(checkpoint_folder(checkpoint), out)
+    _print_folder(load(out, "copywriter"), out)
 
 
-def copy(settings: Settings, given: argparse.Namespace) -> int:
+@click.command(cls=Command, example="shopwindow copy --locale en --interest falconry --items 'Hawk Glove, Field Bag'")
+@click.option("--locale", type=click.Choice(("en", "zh")), default="en", help="Language of the headline.")
+@click.option(
+    "--interest", default="", show_default=False, metavar="TEXT", help="Its topic: any words, or a category's id."
+)
+@click.option(
+    "--items", default="", show_default=False, metavar="NAME,...", help="Items that it may name, at most three."
+)
+@click.option(
+    "--slot",
+    type=click.Choice(SLOTS[1:]),
+    default="for_you",
+    metavar="SLOT",
+    help=f"{', '.join(SLOTS[1:-1])} or {SLOTS[-1]}.",
+)
+@click.option("--temperature", type=real(0.05, 5), default=0.9, metavar="T", help="Below 1 favours likely words.")
+@click.option("--top-k", type=whole(1, 50), default=50, metavar="K", help="Sample among the K likeliest tokens.")
+@click.option(
+    "--top-p", type=real(0.01, 1), default=0.95, metavar="P", help="Sample among tokens of this total chance."
+)
+@click.option("--max-length", type=whole(4, 64), default=50, metavar="N", help="At most N tokens.")
+@click.option(
+    "--samples", type=COUNT, default=8, metavar="N", help="Samples, of which the likeliest valid one is kept."
+)
+@click.option("--seed", type=int, default=1, metavar="S", help="The same seed gives the same headline.")
+def copy(
+    settings: Settings, locale: str, interest: str, items: str, slot: str, temperature: float, top_k: int, top_p: float,
+    max_length: int, samples: int, seed: int,
+) -> None:  # fmt: skip
+    """Write one headline."""
     from agents.page.headline_cache import TEMPLATES
-    from models.copywriter.model import Copywriter, copywriter_of
-    from models.copywriter.prompt import Facts
+    from models.copywriter.facts import Facts
+    from models.copywriter.locate import copywriter_folder_of
+    from models.copywriter.model import Copywriter
 
     writer = Copywriter(
-        copywriter_of(settings), temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, max_tokens=given.max_length,
-        samples=given.samples,
-    )  # fmt: skip
-    titles = tuple(name.strip() for name in given.items.split(",") if name.strip())
-    (made,) = writer.write([Facts(given.locale, given.slot, given.interest, titles)], given.seed)
-    if made is None:
-        say(f"none of {given.samples} samples passed the guard; this is the template that the page would have")
-    print(TEMPLATES[given.locale][SLOTS.index(given.slot)] if made is None else made.text)
-    return 0
+        copywriter_folder_of(settings),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_tokens=max_length,
+        samples=samples,
+    )
+    names = tuple(name.strip() for name in items.split(",") if name.strip())
+    (headline,) = writer.write([Facts(locale, slot, interest, names)], seed)
+    if headline is None:
+        say(f"none of {samples} samples passed the guard; this is the template that the page would show")
+    print(TEMPLATES[locale][SLOTS.index(slot)] if headline is None else headline.text)
 
 
-def list_(settings: Settings, given: argparse.Namespace) -> int:
+@click.group(cls=Group, example="shopwindow models list")
+def models() -> None:
+    """List the models in use, show one, verify one."""
+
+
+@models.command("list", example="shopwindow models list")
+def list_in_use(settings: Settings) -> None:
+    """List the models in use, with their data and metrics.
+
+    They are in the folder SHOPWINDOW_MODELS_DIR.
+    """
     for found in list_models(settings.models_dir):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if "/" not in name)
         print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
-    return 0
 
 
-def _folder(settings: Settings, given: argparse.Namespace) -> Path:
-    """A kind names the one that is served."""
-    return settings.models_dir / given.model if given.model in KINDS else Path(given.model)
+@models.command("show", example="shopwindow models show ranker")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print its manifest.")
+def show(settings: Settings, model: str, as_json: bool) -> None:
+    """Show the card of a model.
 
-
-def show(settings: Settings, given: argparse.Namespace) -> int:
+    MODEL is ranker, history or copywriter for the one in use, or a folder.
+    """
     from models.manifest import kind_of
 
-    folder = _folder(settings, given)
+    folder = _folder(settings, model)
     found = load(folder, kind_of(folder))
-    print((folder / "manifest.json").read_text(encoding="utf-8").rstrip() if given.json else card(found))
-    return 0
+    print((folder / "manifest.json").read_text(encoding="utf-8").rstrip() if as_json else card(found))
+
+
+@models.command("verify", example="shopwindow models verify history")
+@click.argument("model")
+def verify(settings: Settings, model: str) -> int:
+    """Check a model's files and compare its graphs with their reference.
+
+    The files must have the hashes of the manifest. The graphs must give the outputs that the reference implementation
+    gave when the model was exported; otherwise the exit status is 1. MODEL is ranker, history or copywriter for the one
+    in use, or a folder.
+    """
+    from models.parity import verify as compare
+
+    checks = compare(_folder(settings, model))
+    for check in checks:
+        verdict = "matches its reference" if check.passed else "DIFFERS from its reference"
+        print(
+            f"{check.graph}: {check.output} {verdict}, "
+            f"largest difference {check.difference:.2g}, bound {check.bound:.2g}"
+        )
+    if all(check.passed for check in checks):
+        return 0
+    say("the graph's outputs differ from its reference; train the model again, or use another onnxruntime")
+    return 1
+
+
+def _folder(settings: Settings, model: str) -> Path:
+    """Return the folder of the model in use if `model` is a kind; else `model` is a folder."""
+    return settings.models_dir / model if model in KINDS else Path(model)
 
 
 def card(found: Manifest) -> str:
-    """A model card for people."""
+    """Return a model card: a line for each field, metric and file."""
     rows = [
         ("kind", found.kind), ("name", found.name), ("version", found.version), ("created", found.created),
         ("licence", found.licence), ("trained on", found.data), ("data", found.data_hash or "-"),
         ("from, to", ", ".join(found.data_range) if found.data_range else "-"), ("limits", found.limits or "-"),
         *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items() if "/" not in name),
-        *((f"  {group}", told) for group, told in _groups(found.metrics).items()),
+        *((f"  {group}", figures) for group, figures in _grouped(found.metrics).items()),
         *((f"  {name}", digest[:16]) for name, digest in found.files.items()),
     ]  # fmt: skip
     return "\n".join(f"{name:28} {value}" for name, value in rows)
 
 
-def _groups(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Figures of each group on one line."""
+def _grouped(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return the metrics named "group/metric": those of each group on one line."""
     found: dict[str, list[str]] = {}
     for name, value in metrics.items():
         group, _, metric = name.rpartition("/")
         if group:
             found.setdefault(group, []).append(f"{metric} {value:.5g}")
-    return {group: ", ".join(told) for group, told in found.items()}
+    return {group: ", ".join(figures) for group, figures in found.items()}
 
 
-def verify(settings: Settings, given: argparse.Namespace) -> int:
-    from models.parity import verify as compared
+@click.command(
+    cls=Command, example="shopwindow evaluate --train train.tsv.gz --test test.tsv.gz --protocol prequential"
+)
+@click.option("--train", type=FILE, required=True, metavar="FILE", help="SessionId, ItemId, Time; plain or gzip.")
+@click.option("--test", type=FILE, required=True, metavar="FILE", help="The same, of later sessions.")
+@click.option(
+    "--protocol", type=click.Choice(("frozen", "prequential")), default="frozen", metavar="P",
+    help="frozen: signals stay as they are after training. "
+    "prequential: they learn from each session once it is ranked.",
+)  # fmt: skip
+@click.option(
+    "--head",
+    type=click.Choice(HEADS),
+    default="mlp",
+    metavar="HEAD",
+    help=f"Model that scores the candidates: {' or '.join(HEADS)}.",
+)
+@click.option("--no-history", is_flag=True, help="Do not train a history model.")
+@click.option("--k", type=COUNT, default=20, metavar="K", help="Cut-off of HR@K and MRR@K.")
+@click.option("--limit", type=COUNT, metavar="N", help="Rank only the first N positions.")
+@click.option("--seed", type=int, default=1, metavar="S", help="Seed of the fit.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the figures on stdout, as one JSON object.")
+@click.option(
+    "--report", type=FILE, metavar="FILE.html",
+    help="Also write learning curves, calibration curves, tables and figures into one HTML file.",
+)  # fmt: skip
+@click.pass_context
+def evaluate(
+    context: click.Context, settings: Settings, train: Path, test: Path, protocol: str, head: str, no_history: bool,
+    k: int, limit: int | None, seed: int, as_json: bool, report: Path | None,
+) -> None:  # fmt: skip
+    """Train on a clickstream, predict the clicks of another.
 
-    checks = compared(_folder(settings, given))
-    for check in checks:
-        verdict = "as its reference" if check.good else "NOT as its reference"
-        print(
-            f"{check.graph}: {check.output} {verdict}, largest difference {check.difference:.2g}, bound {check.bound:.2g}"
-        )
-    if all(check.good for check in checks):
-        return 0
-    say("the graph does not give what its reference gave; train the model again, or use another onnxruntime")
-    return 1
-
-
-def evaluate(settings: Settings, given: argparse.Namespace) -> int:
+    Each next click is ranked among the whole catalogue.
+    """
     from deploy.train.inputs import data_kind
     from models.data.clickstream import read
-    from models.evaluation.evaluate import evaluate as measured
+    from models.evaluation.evaluate import evaluate as measure
 
-    if given.report is not None and (given.report.is_dir() or not given.report.parent.is_dir()):
-        raise ValueError(f"--report {given.report}: name a file in a folder that is there")
-    if (kind := data_kind([given.train, given.test])) != "clickstream":
-        raise ValueError(f"{given.train}, {given.test}: these are {kind}; evaluate takes SessionId, ItemId, Time")
-    streams = read([given.train, given.test])
-    report = measured(
-        streams.items, *streams.files, prequential=given.protocol == "prequential", limit=given.limit, seed=given.seed,
-        head=given.head, history=given.history, say=say,
+    if report is not None and (report.is_dir() or not report.parent.is_dir()):
+        raise ValueError(f"--report {report}: name a file in a folder that exists")
+    if (kind := data_kind([train, test])) != "clickstream":
+        raise ValueError(f"{train}, {test}: these are {kind}; evaluate takes SessionId, ItemId, Time")
+    streams = read([train, test])
+    measured = measure(
+        streams.items, *streams.files, prequential=protocol == "prequential", limit=limit, seed=seed, head=head,
+        history=not no_history, log=say,
     )  # fmt: skip
-    if given.report is not None:
-        from deploy.train.report import page
+    if report is not None:
+        from deploy.train.report import render_report
 
-        told = _asked_and_read(given, streams.files)
-        given.report.write_text(page(report, given.k, told), encoding="utf-8")
-        say(f"{given.report} shows how it learnt and how far its probabilities can be believed")
-    print(report.table(given.k), file=sys.stderr if given.json else sys.stdout)
-    print(json.dumps(report.figures(given.k)))
-    return 0
+        facts = {
+            "command": context.find_root().obj,
+            "history model": "no" if no_history else "yes, if torch is installed",
+            **_facts_of_data({"train": train, "test": test}, streams.files),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        report.write_text(render_report(measured, k, facts), encoding="utf-8")
+        say(f"{report} shows the learning curves and the calibration")
+    print(measured.table(k), file=sys.stderr if as_json else sys.stdout)
+    print(json.dumps(measured.figures(k)))
 
 
-def _asked_and_read(given: argparse.Namespace, files: Sequence[Clicks]) -> dict[str, str]:
-    """What was asked, and of which data, by name."""
+def _facts_of_data(paths: Mapping[str, Path], files: Sequence[Clicks]) -> dict[str, str]:
+    """Return size, times and hash of each clickstream, for the report."""
     from deploy.train.inputs import source_of
 
-    told = {"command": given.command, "history model": "no" if not given.history else "yes, where torch is installed"}
-    for name, path, clicks in zip(("train", "test"), (given.train, given.test), files, strict=True):
-        of = source_of([path], clicks.time)
-        told[name] = f"{path.name}: {len(clicks.item):,} clicks in {len(clicks.ends):,} sessions"
-        told[f"{name}, times"] = " to ".join(of.range or ())
-        told[f"{name}, hash"] = of.hash or ""
-    return {**told, "made": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
-        return int(text)
-
-    return read
-
-
-def _within(low: float, high: float) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from {low:g} to {high:g}")
-        return value
-
-    return read
-
-
-def add_commands(add: Add, count: Callable[[str], int]) -> None:
-    """`add` makes a command's parser; `count` reads a whole number above 0."""
-    p = add(
-        "train", train,
-        "train models on a clickstream, on events or on impressions, or those that ship on simulated shoppers; goes on if it "
-        "was stopped",
-        "shopwindow train all --data clicks.tsv.gz --out my-models\n"
-        "         shopwindow train all --data events.jsonl.gz --catalog items.jsonl --out my-models\n"
-        "         shopwindow train ranker --impressions --out my-models",
-    )  # fmt: skip
-    p.add_argument("what", choices=(*KINDS, "all"))
-    p.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="a clickstream (SessionId, ItemId, Time) or JSON lines of events, plain or gzip; without: simulated shoppers",
-    )
-    p.add_argument("--catalog", type=Path, metavar="FILE", help="items of the events, as `catalog load` takes them")
-    p.add_argument(
-        "--impressions",
-        action="store_true",
-        help="the ranker from what pages showed and the clicks on it: of the broker's topics, or JSON lines in --data",
-    )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("my-models"),
-        metavar="DIR",
-        help="gets a folder of each kind (default my-models)",
-    )
-    p.add_argument(
-        "--shoppers", type=count, default=240, metavar="N", help="simulated shoppers of a shop (default 240)"
-    )
-    p.add_argument("--looks", type=count, default=60, metavar="N", help="looks of each (default 60)")
-    p.add_argument("--seed", type=int, default=1001, metavar="S", help="the same seed, the same models (default 1001)")
-    p = add(
-        "export", export, "make a model's folder, graph and all, of a Hugging Face GPT-2",
-        "shopwindow export my-gpt2 --out my-models/copywriter",
-    )  # fmt: skip
-    p.add_argument("checkpoint", help="a folder with config.json and model.safetensors, or a name such as gpt2")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
-    p = add(
-        "copy", copy, "write one headline", "shopwindow copy --locale en --interest falconry --items 'Hawk Glove, Field Bag'"
-    )  # fmt: skip
-    p.add_argument("--locale", choices=("en", "zh"), default="en", help="its language (default en)")
-    p.add_argument("--interest", default="", metavar="TEXT", help="what it is about: any words, or a category's id")
-    p.add_argument("--items", default="", metavar="NAME[,NAME...]", help="items that it may name, three at most")
-    p.add_argument("--slot", choices=SLOTS[1:], default="for_you", help="the slot that it is for (default for_you)")
-    p.add_argument(
-        "--temperature", type=_within(0.05, 5), default=0.9, metavar="T", help="below 1 plays safe (default .9)"
-    )
-    p.add_argument(
-        "--top-k", type=_whole(1, 50), default=50, metavar="K", help="among so many likeliest tokens (default 50)"
-    )
-    p.add_argument(
-        "--top-p", type=_within(0.01, 1), default=0.95, metavar="P", help="of this total chance (default .95)"
-    )
-    p.add_argument("--max-length", type=_whole(4, 64), default=50, metavar="N", help="tokens at most (default 50)")
-    p.add_argument(
-        "--samples", type=count, default=8, metavar="N", help="of which the likeliest good one is kept (default 8)"
-    )
-    p.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed, the same headline (default 1)")
-    p = add("models", None, "list the models that are served, look at one, verify one", "shopwindow models list")
-    actions = p.add_subparsers(metavar="action", required=True)
-    add("list", list_, "those that are served, each with its data and figures", "shopwindow models list", actions)
-    p = add("show", show, "the card of a model", "shopwindow models show ranker", actions)
-    p.add_argument("--json", action="store_true", help="its manifest")
-    v = add(
-        "verify", verify, "its files are those of its manifest, and its graphs give what their reference gave",
-        "shopwindow models verify history", actions,
-    )  # fmt: skip
-    for one in (p, v):
-        one.add_argument("model", metavar="MODEL", help=f"one that is served ({', '.join(KINDS)}), or a folder")
-    p = add(
-        "evaluate", evaluate, "train on one clickstream, foresee the next clicks of another, among the whole catalogue",
-        "shopwindow evaluate --train train.tsv.gz --test test.tsv.gz --protocol prequential",
-    )  # fmt: skip
-    for name in ("train", "test"):
-        p.add_argument(
-            f"--{name}", type=Path, required=True, metavar="FILE", help="SessionId, ItemId, Time; may be gzipped"
-        )
-    p.add_argument(
-        "--protocol", choices=("frozen", "prequential"), default="frozen",
-        help="frozen: as it was after training; prequential: signals learn from sessions once they are ranked",
-    )  # fmt: skip
-    p.add_argument("--head", choices=HEADS, default="mlp", help="what scores candidates (default mlp)")
-    p.add_argument("--no-history", dest="history", action="store_false", help="without a history model")
-    p.add_argument("--k", type=count, default=20, metavar="K", help="how many places count (default 20)")
-    p.add_argument("--limit", type=count, metavar="N", help="rank the first N positions only")
-    p.add_argument("--seed", type=int, default=1, metavar="S", help="of the fit (default 1)")
-    p.add_argument("--json", action="store_true", help="on stdout nothing but the figures, one JSON object")
-    p.add_argument(
-        "--report", type=Path, metavar="FILE.html",
-        help="also write learning and calibration curves, tables and figures into one HTML file",
-    )  # fmt: skip
+    facts = {}
+    for (name, path), clicks in zip(paths.items(), files, strict=True):
+        source = source_of([path], clicks.time)
+        facts[name] = f"{path.name}: {len(clicks.item):,} clicks in {len(clicks.ends):,} sessions"
+        facts[f"{name}, times"] = " to ".join(source.range or ())
+        facts[f"{name}, hash"] = source.hash or ""
+    return facts

@@ -1,4 +1,4 @@
-"""The invariants of a run of the demo, from what can be read back from the topics: pure functions over records."""
+"""Checks the invariants of a demo run from the records of its topics; all functions here are pure."""
 
 from __future__ import annotations
 
@@ -13,66 +13,56 @@ import msgspec
 
 from deploy.rate import Rate
 from stream.events import Event, EventError, decode, shopper_key
-from stream.page.json_kernels import Homepage, schemas
+from stream.page.schemas import Homepage, schemas
 
-INVARIANTS = (
-    "every_event_in_one_profile",
-    "pages_valid",
-    "no_item_twice_sold_out_or_hidden",
-    "versions_rise_by_one",
-    "impressions_match_pages",
-    "malformed_in_dead_letters",
-    "slot_probabilities_sum_to_one",
-    "headlines_name_what_leads_their_slot",
-)
+TIME_ROUNDING_S = 0.001  # pages give event times in milliseconds
+Pages = Sequence[tuple[Any, dict[str, Any]]]  # records of `homepages` with their decoded pages
 
 
 class Readback(NamedTuple):
     """Records of the topics, each with .key .value .offset .partition .timestamp (ms) .headers."""
 
-    behaviour: Mapping[str, Sequence[Any]]  # clicks, purchases
+    event_records: Mapping[str, Sequence[Any]]  # of clicks and purchases, by topic
     homepages: Sequence[Any]
     impressions: Sequence[Any]
     dead_letters: Sequence[Any]
     catalog: Sequence[Any]
-    profiles: Mapping[bytes, Any]  # PROFILE rows
+    profiles: Mapping[bytes, Any]  # PROFILE rows by shopper key
     copy: Sequence[Any]
 
 
 class Audit(NamedTuple):
-    invariants: dict[str, bool]
-    problems: list[str]  # the first of each kind
-    events: int
-    accepted: int  # distinct by shopper, source and id
+    invariants: dict[str, bool]  # whether each holds
+    problems: list[str]  # the first violation of each, and how many there are
+    events: int  # records in the event topics
+    accepted: int  # valid events, distinct by shopper, source and id
 
 
 def audit(read: Readback, malformed: Mapping[tuple[str, bytes], str]) -> Audit:
-    """Check everything. malformed: (topic, value) -> error of each broken record that was sent."""
-    problems: dict[str, list[str]] = {name: [] for name in INVARIANTS}
-    accepted = accepted_events(read.behaviour)
-    _events_in_profiles(accepted, read.profiles, problems["every_event_in_one_profile"])
-    pages = _valid_pages(read.homepages, problems["pages_valid"])
-    _nothing_unfit(pages, read, problems["no_item_twice_sold_out_or_hidden"])
-    _versions(pages, problems["versions_rise_by_one"])
-    _impressions(pages, read.impressions, problems["impressions_match_pages"])
-    _letters(read.dead_letters, malformed, problems["malformed_in_dead_letters"])
-    for _, page in pages:
-        for slot in page["slots"]:
-            total = sum(item["score"] for item in slot["items"])
-            if abs(total - 1) > 1e-4 or any(not 0 < item["propensity"] <= 1 for item in slot["items"]):
-                problems["slot_probabilities_sum_to_one"].append(
-                    f"page {page['page_id']}, {slot['slot']}: scores sum to {total}"
-                )
-    _headlines(pages, read.copy, problems["headlines_name_what_leads_their_slot"])
-    told = [f"{name}: {found[0]} ({len(found)} in all)" for name, found in problems.items() if found]
-    events = sum(map(len, read.behaviour.values()))
-    return Audit({name: not found for name, found in problems.items()}, told, events, len(accepted))
+    """Check all invariants. `malformed` maps (topic, value) of each malformed record to its error code."""
+    accepted = accepted_events(read.event_records)
+    pages, invalid = _valid_pages(read.homepages)
+    found = {
+        "every_event_in_one_profile": _check_event_counts(accepted, read.profiles),
+        "pages_valid": invalid,
+        "no_item_twice_sold_out_or_hidden": _check_shown_items(pages, read, accepted),
+        "versions_rise_by_one": _check_versions(pages),
+        "impressions_match_pages": _check_impressions(pages, read.impressions),
+        "malformed_in_dead_letters": _check_dead_letters(read.dead_letters, malformed),
+        "slot_probabilities_sum_to_one": _check_probabilities(pages),
+        "headlines_name_what_leads_their_slot": _check_headlines(pages, read.copy),
+    }
+    problems = [
+        f"{name}: {violations[0]} ({len(violations)} in all)" for name, violations in found.items() if violations
+    ]
+    events = sum(map(len, read.event_records.values()))
+    return Audit({name: not violations for name, violations in found.items()}, problems, events, len(accepted))
 
 
-def accepted_events(behaviour: Mapping[str, Sequence[Any]]) -> dict[tuple[bytes, str, str], Event]:
-    """The valid events by shopper, source and id: what the decoder takes, told apart as the profiles do."""
+def accepted_events(event_records: Mapping[str, Sequence[Any]]) -> dict[tuple[bytes, str, str], Event]:
+    """Return the valid events by (shopper key, source, id), the identity that profiles use; of duplicates the first."""
     found: dict[tuple[bytes, str, str], Event] = {}
-    for topic, records in behaviour.items():
+    for topic, records in event_records.items():
         for record in records:
             try:
                 event = decode(record.value, record.key, topic)
@@ -82,80 +72,91 @@ def accepted_events(behaviour: Mapping[str, Sequence[Any]]) -> dict[tuple[bytes,
     return found
 
 
-def _events_in_profiles(
-    accepted: Iterable[tuple[bytes, str, str]], profiles: Mapping[bytes, Any], out: list[str]
-) -> None:
+def _check_event_counts(accepted: Iterable[tuple[bytes, str, str]], profiles: Mapping[bytes, Any]) -> list[str]:
+    """Every accepted event is counted once, in the profile of its shopper."""
+    problems = []
     expected = Counter(key for key, _, _ in accepted)
     for key in expected.keys() | profiles.keys():
         counted = int(profiles[key]["events"]) if key in profiles else 0
         if counted != expected[key]:
-            out.append(f"{key.decode()} did {expected[key]} things, her profile counts {counted}")
+            problems.append(f"{key.decode()} sent {expected[key]} events, their profile counts {counted}")
+    return problems
 
 
-def _valid_pages(records: Sequence[Any], out: list[str]) -> list[tuple[Any, dict[str, Any]]]:
-    """Records with their pages. Every page is read as the type; JSON Schema judges one page of each structure.
+def _valid_pages(records: Sequence[Any]) -> tuple[list[tuple[Any, dict[str, Any]]], list[str]]:
+    """Return the valid pages with their records, and what is wrong with the others.
 
-    The schema and the type are one thing in two forms; the schema alone would take minutes for thousands of pages.
+    Every page is converted to the `Homepage` type; JSON Schema validates one page of each structure. Type and schema
+    describe the same format, and the schema alone would take minutes for thousands of pages.
     """
     validator = jsonschema.Draft202012Validator(schemas()["homepage/1"])
-    seen: set[tuple[Any, ...]] = set()
-    pages = []
+    validated: set[tuple[Any, ...]] = set()
+    pages, problems = [], []
     for record in records:
         try:
             page = json.loads(record.value)
             msgspec.convert(page, Homepage)
-            shape = (
+            structure = (
                 page["serving"]["mode"],
                 *((slot["slot"], slot["title_source"], len(slot["items"])) for slot in page["slots"]),
             )
-            if shape not in seen:
-                seen.add(shape)
+            if structure not in validated:
+                validated.add(structure)
                 validator.validate(page)
             if page["user_key"].encode() != record.key:
                 raise ValueError(f"user_key {page['user_key']} under the key {record.key!r}")
         except (ValueError, TypeError, jsonschema.ValidationError) as error:
-            out.append(f"{record.value[:80]!r}: {str(error).splitlines()[0]}")
+            problems.append(f"{record.value[:80]!r}: {str(error).splitlines()[0]}")
             continue
         pages.append((record, page))
-    return pages
+    return pages, problems
 
 
-def _nothing_unfit(pages: Sequence[tuple[Any, dict[str, Any]]], read: Readback, out: list[str]) -> None:
+def _check_shown_items(pages: Pages, read: Readback, accepted: Mapping[tuple[bytes, str, str], Event]) -> list[str]:
+    """No page shows an item twice, nor one that is sold out, expired or hidden by the shopper."""
+    problems = []
     items = {record.key.decode(): json.loads(record.value) for record in read.catalog if record.value is not None}
-    hidden: dict[str, dict[str, float]] = defaultdict(dict)
-    for (key, _, _), event in accepted_events(read.behaviour).items():
+    hidden: dict[str, dict[str, float]] = defaultdict(dict)  # shopper -> item -> when it was hidden first
+    for (key, _, _), event in accepted.items():
         if event.type == "hide_item":
-            for gone in event.data.items or ():
-                hidden[key.decode()].setdefault(gone.item_id, event.time.timestamp())
+            for item in event.data.items or ():
+                hidden[key.decode()].setdefault(item.item_id, event.time.timestamp())
     for _, page in pages:
         shown = [item["item_id"] for slot in page["slots"] for item in slot["items"]]
         if len(set(shown)) != len(shown):
-            out.append(f"page {page['page_id']} shows an item twice")
+            problems.append(f"page {page['page_id']} shows an item twice")
+        # An item hidden after the event that triggered the page may still be on it.
+        hidden_before = _timestamp(page["trigger"]["event_time"]) - TIME_ROUNDING_S
         for item_id in shown:
-            item = items.get(item_id)
-            if item is None or not item.get("available", True):
-                out.append(f"page {page['page_id']} shows {item_id}, which is not for sale")
-            elif item.get("expires_at") and _moment(item["expires_at"]) <= _moment(page["generated_at"]):
-                out.append(f"page {page['page_id']} shows {item_id}, which has expired")
-            # Certain is only what was hidden by an event no later than the one that the page answers.
-            elif hidden[page["user_key"]].get(item_id, float("inf")) <= _moment(page["trigger"]["event_time"]) - 0.001:
-                out.append(f"page {page['page_id']} shows {item_id}, which the shopper hid")
+            listed = items.get(item_id)
+            if listed is None or not listed.get("available", True):
+                problems.append(f"page {page['page_id']} shows {item_id}, which is not for sale")
+            elif listed.get("expires_at") and _timestamp(listed["expires_at"]) <= _timestamp(page["generated_at"]):
+                problems.append(f"page {page['page_id']} shows {item_id}, which has expired")
+            elif hidden[page["user_key"]].get(item_id, float("inf")) <= hidden_before:
+                problems.append(f"page {page['page_id']} shows {item_id}, which the shopper hid")
+    return problems
 
 
-def _moment(text: str) -> float:
+def _timestamp(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def _versions(pages: Sequence[tuple[Any, dict[str, Any]]], out: list[str]) -> None:
+def _check_versions(pages: Pages) -> list[str]:
+    """The versions of each shopper's pages are 1, 2, 3, ... in the order of the log."""
+    problems = []
     newest: dict[str, int] = defaultdict(int)
     for record, page in sorted(pages, key=lambda pair: (pair[0].partition, pair[0].offset)):
         user = page["user_key"]
         if page["version"] != newest[user] + 1:
-            out.append(f"{user}: version {page['version']} after {newest[user]} (offset {record.offset})")
+            problems.append(f"{user}: version {page['version']} after {newest[user]} (offset {record.offset})")
         newest[user] = page["version"]
+    return problems
 
 
-def _impressions(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[Any], out: list[str]) -> None:
+def _check_impressions(pages: Pages, records: Sequence[Any]) -> list[str]:
+    """Every page has exactly one impression, with the same items in the same slots."""
+    problems = []
     shown = {
         page["page_id"]: [(s["slot"], i["item_id"]) for s in page["slots"] for i in s["items"]] for _, page in pages
     }
@@ -163,53 +164,70 @@ def _impressions(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[
     for record in records:
         impression = json.loads(record.value)
         if impression["page_id"] in logged:
-            out.append(f"two impressions of page {impression['page_id']}")
+            problems.append(f"two impressions of page {impression['page_id']}")
         logged[impression["page_id"]] = [(item["slot"], item["item_id"]) for item in impression["items"]]
-    for page in shown.keys() | logged.keys():
-        if shown.get(page) != logged.get(page):
-            out.append(
-                f"page {page} shows {len(shown.get(page, []))} items, its impression has {len(logged.get(page, []))}"
+    for page_id in shown.keys() | logged.keys():
+        if shown.get(page_id) != logged.get(page_id):
+            problems.append(
+                f"page {page_id} shows {len(shown.get(page_id, []))} items, "
+                f"its impression has {len(logged.get(page_id, []))}"
             )
+    return problems
 
 
-def _letters(records: Sequence[Any], malformed: Mapping[tuple[str, bytes], str], out: list[str]) -> None:
+def _check_dead_letters(records: Sequence[Any], malformed: Mapping[tuple[str, bytes], str]) -> list[str]:
+    """The dead letters are exactly the malformed records, each with the expected error code."""
+    problems = []
     found: dict[tuple[str, bytes], str] = {}
     for record in records:
         headers = {name: value.decode() for name, value in record.headers}
         found[headers.get("topic", ""), record.value] = headers.get("error", "")
-    for letter in malformed.keys() | found.keys():
-        if malformed.get(letter) != found.get(letter):
-            out.append(
-                f"{letter[1][:60]!r} of {letter[0]}: sent to fail as {malformed.get(letter)}, found {found.get(letter)}"
-            )
+    for topic, value in malformed.keys() | found.keys():
+        expected, actual = malformed.get((topic, value)), found.get((topic, value))
+        if expected != actual:
+            problems.append(f"{value[:60]!r} of {topic}: expected the error {expected}, found {actual}")
+    return problems
 
 
-def _headlines(pages: Sequence[tuple[Any, dict[str, Any]]], records: Sequence[Any], out: list[str]) -> None:
-    """A headline that names an item stands above no slot but one that this item leads."""
-    common: set[str] = set()
-    named: dict[str, set[str]] = defaultdict(set)  # text -> the items that it names
-    for record in records:
-        copy = json.loads(record.value)
-        if copy["item"]:
-            named[copy["text"]].add(copy["item"])
-        else:
-            common.add(copy["text"])
+def _check_probabilities(pages: Pages) -> list[str]:
+    """The scores of each slot sum to one, and propensities are in (0, 1]."""
+    problems = []
     for _, page in pages:
         for slot in page["slots"]:
-            title, lead = slot["title"], slot["items"][0]["item_id"]
-            if title in named and title not in common and lead not in named[title]:
-                out.append(f"page {page['page_id']} has '{title}' above {slot['slot']}, which {lead} leads")
+            total = sum(item["score"] for item in slot["items"])
+            if abs(total - 1) > 1e-4 or any(not 0 < item["propensity"] <= 1 for item in slot["items"]):
+                problems.append(f"page {page['page_id']}, {slot['slot']}: scores sum to {total}")
+    return problems
+
+
+def _check_headlines(pages: Pages, records: Sequence[Any]) -> list[str]:
+    """A headline that names an item is used only for slots that this item leads."""
+    problems = []
+    general: set[str] = set()
+    named: dict[str, set[str]] = defaultdict(set)  # text -> the items that it names
+    for record in records:
+        headline = json.loads(record.value)
+        if headline["item"]:
+            named[headline["text"]].add(headline["item"])
+        else:
+            general.add(headline["text"])
+    for _, page in pages:
+        for slot in page["slots"]:
+            title, first = slot["title"], slot["items"][0]["item_id"]
+            if title in named and title not in general and first not in named[title]:
+                problems.append(f"page {page['page_id']} has '{title}' above {slot['slot']}, which {first} leads")
+    return problems
 
 
 def click_rates(events: Iterable[tuple[bytes, Event]], group_of: Callable[[bytes], str]) -> dict[str, Rate]:
-    """Share of looks at a published page that led to a click on it, by group of shoppers.
+    """Return the share of views of published pages that led to a click, by group of shoppers.
 
-    A look is a (shopper, page) pair: one who comes back to the same page looks once.
+    A view is a (shopper, page) pair: a shopper who comes back to the same page counts once.
     """
-    looks: dict[str, set[tuple[bytes, str]]] = defaultdict(set)
+    views: dict[str, set[tuple[bytes, str]]] = defaultdict(set)
     clicks: dict[str, set[tuple[bytes, str]]] = defaultdict(set)
     for key, event in events:
         page = event.data.attribution.page_id if event.data.attribution else None
         if page and event.type in ("view_homepage", "select_item"):
-            (looks if event.type == "view_homepage" else clicks)[group_of(key)].add((key, page))
-    return {group: Rate(len(clicks[group] & looks[group]), len(looks[group])) for group in ("personal", "popular")}
+            (views if event.type == "view_homepage" else clicks)[group_of(key)].add((key, page))
+    return {group: Rate(len(clicks[group] & views[group]), len(views[group])) for group in ("personal", "popular")}

@@ -1,7 +1,7 @@
-"""The demo's shop: some thousands of invented items in English and Chinese, the same for the same seed.
+"""The demo's shop: a few thousand invented items in English and Chinese, the same for the same seed.
 
-A title is a style word, a trait and a noun: "Rustic Oak Bookshelf", 田园橡木书架. Style words belong to one of six styles
-that run through all categories. No field of an item names its style: `style_of` is for the simulated shoppers alone.
+A title is a style word, a trait and a noun: "Rustic Oak Bookshelf", 田园橡木书架. Each style word belongs to one of six
+styles, which all categories share. No field of an item names its style; only simulated shoppers may call `style_of`.
 """
 
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ class Category(NamedTuple):
     id: str
     en: str
     zh: str
-    prices: tuple[float, float]  # EUR; nine tenths of the items lie between
+    prices: tuple[float, float]  # EUR; 90% of the items are within this range
     traits: Pairs
     nouns: Pairs
 
@@ -182,7 +182,7 @@ TAXONOMY: tuple[Category, ...] = (
     ),
 )  # fmt: skip
 
-# Each brand works in a few neighbouring categories, as brands do.
+# Each brand covers a few neighbouring categories.
 BRANDS = (
     "Alderway", "Birk & Fjord", "Calla", "Dunmore", "Estrel", "Fennhill", "Gallin", "Halden", "Ilverton", "Juno Lane",
     "Kestrel", "Lumora", "Marlo", "Nordvik", "Oakline", "Pellworm", "Quill & Co", "Rivage", "Solsta", "Tamarin",
@@ -200,34 +200,34 @@ _STYLE_OF_WORD = {en: style for style, words in STYLES.items() for en, _zh in wo
 
 
 def style_of(item: Item) -> str:
-    """The hidden style of an item: that of the first word of its English title."""
+    """Return the hidden style of an item: the style of the first word of its English title."""
     return _STYLE_OF_WORD[item["title"]["en"].split()[0]]
 
 
 def rfc3339(time: float) -> str:
-    """`time` (s since the epoch) as the catalogue and the events write it: UTC, microseconds."""
+    """Format `time` (s since the epoch) as RFC 3339, in UTC with microseconds; pages have milliseconds."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
-    """n items of schema item/1, plausible to read, equal for equal arguments.
+    """Return n plausible items of schema item/1, the same for the same arguments.
 
-    `now` (s since the epoch) is what their dates are relative to. A twelfth came within the last week; of each hundred,
-    about two are sold out, one has expired and one expires within the next ten minutes.
+    Dates are relative to `now` (s since the epoch). A twelfth of the items was added in the last week. About 2% are
+    sold out, 1% have expired and 1% expire within the next ten minutes.
 
-    Raises ValueError where n is beyond the titles that there are to give (20,000).
+    Raises ValueError if n is above 20,000, because titles must be distinct.
     """
     if n > 20_000:
-        raise ValueError(f"{n} items are more than there are titles for; ask for at most 20000")
+        raise ValueError(f"there are not enough distinct titles for {n} items; use at most 20000")
     rng = np.random.default_rng([seed, 1])
     styles = tuple(STYLES)
     taken: set[str] = set()
     items: list[Item] = []
     while len(items) < n:
-        at = int(rng.integers(len(TAXONOMY)))
-        category = TAXONOMY[at]
-        # Neighbouring categories share brands: six of them each, the next category three others and so on.
-        brand = BRANDS[(3 * at // 2 + int(rng.integers(6))) % len(BRANDS)]
+        number = int(rng.integers(len(TAXONOMY)))
+        category = TAXONOMY[number]
+        # Neighbouring categories share brands: each has six, one or two further along the list than the last.
+        brand = BRANDS[(3 * number // 2 + int(rng.integers(6))) % len(BRANDS)]
         style = STYLES[styles[int(rng.integers(len(styles)))]][int(rng.integers(6))]
         trait = category.traits[int(rng.integers(len(category.traits)))]
         noun = category.nouns[int(rng.integers(len(category.nouns)))]
@@ -240,13 +240,13 @@ def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
         price = max(1.0, round(price)) - 0.1 if price < 100 else float(round(price / 5) * 5)
         age = rng.uniform(0.0, 7.0) if rng.random() < 1 / 12 else rng.uniform(7.0, 500.0)
         en, zh = _DESCRIPTIONS[int(rng.integers(len(_DESCRIPTIONS)))]
-        fate = rng.random()
+        draw = rng.random()
         expires = None
-        if fate < 0.01:
+        if draw < 0.01:
             expires = now - rng.uniform(1.0, 60.0) * DAY
-        elif fate < 0.02:
+        elif draw < 0.02:
             expires = now + rng.uniform(20.0, 600.0)
-        elif fate < 0.06:
+        elif draw < 0.06:
             expires = now + rng.uniform(2.0, 90.0) * DAY
         item_id = f"SKU{len(items) + 1:05d}"
         items.append(

@@ -1,4 +1,4 @@
-"""Files that commands read: opened whatever packs them, and their lines as records of events and items."""
+"""Open the files that commands read, and turn their lines into records of events and items."""
 
 from __future__ import annotations
 
@@ -15,46 +15,52 @@ from typing import IO, Any, NamedTuple
 from stream.events import KINDS, TOPIC_KINDS
 from stream.items.catalog import ItemError, decode_item
 
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how files of theirs begin
+# The first bytes of a compressed file.
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _TOPIC_OF = {KINDS[kind]: topic for topic, kinds in TOPIC_KINDS.items() for kind in kinds}
 
 
 class InputError(ValueError):
-    """A file that cannot be used; the message says where and why."""
+    """A file or an argument that cannot be used; the message names it, what is wrong, and what to do."""
 
 
 class Outgoing(NamedTuple):
+    """A record to send; `topic` is without the prefix."""
+
     topic: str
     key: bytes | None
     value: bytes
 
 
 @contextmanager
-def opened(path: str) -> Iterator[IO[str]]:
-    """A text file or pipe, gzip or plain, or stdin for "-". Raises InputError where it cannot be read.
+def open_text(path: str) -> Iterator[IO[str]]:
+    """Open a text file or pipe, plain or gzip, or stdin for "-". Raises InputError if it cannot be read.
 
-    It is UTF-8, with or without a mark at its beginning; bytes that are not come through as lone surrogates.
+    The text is UTF-8 with or without a byte order mark. Invalid bytes become lone surrogates.
     """
     if path == "-":
         yield io.TextIOWrapper(sys.stdin.buffer, "utf-8-sig", "surrogateescape")
         return
     try:
-        raw = Path(path).open("rb")  # noqa: SIM115 - closed below, whichever wrapper reads it
+        raw = Path(path).open("rb")  # noqa: SIM115 - closed below, also for the gzip reader
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     with raw:
-        first = raw.peek(len(ZSTD))
-        if first.startswith(ZSTD):
-            raise InputError(f"{path} is packed by zstd, which is not read here; unpack it first: zstd -d {path}")
-        binary: Any = gzip.GzipFile(fileobj=raw) if first.startswith(GZIP) else raw
+        first = raw.peek(len(ZSTD_MAGIC))
+        if first.startswith(ZSTD_MAGIC):
+            raise InputError(f"{path} is compressed with zstd, which is not supported; decompress it: zstd -d {path}")
+        binary: Any = gzip.GzipFile(fileobj=raw) if first.startswith(GZIP_MAGIC) else raw
         try:
             yield io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is a damaged gzip file ({error})") from None
+            raise InputError(f"{path} is a damaged gzip file ({error}); copy or download it again") from None
 
 
 def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
-    """Lines of JSON as records, unjudged: the worker validates. What does not parse goes to `clicks` without a key."""
+    """Yield lines of JSON as records. They are not validated here; the worker does that.
+
+    A line that cannot be parsed goes to `clicks` without a key.
+    """
     for line in lines:
         value = line.strip().encode("utf-8", "surrogateescape")
         if not value:
@@ -70,28 +76,36 @@ def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
         yield Outgoing(topic, key, value)
 
 
-def _item_json(item: Any) -> bytes:
-    """Of whatever JSON knows, so that `decode_item` may say what is wrong with it."""
-    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-
-
 def item_records(path: str) -> tuple[list[Outgoing], list[str]]:
-    """The good items of a file, JSON lines or one array, and what is wrong with the others. Raises InputError."""
-    with opened(path) as file:
+    """Read the items of a file, JSON lines or one array.
+
+    Return records of the good items, and a message for each bad one. The message names its line, or its number in the
+    array, the field and the value. Raises InputError if the file cannot be read.
+    """
+    with open_text(path) as file:
         text = file.read()
-    values: list[bytes]
-    if text.lstrip().startswith("["):
-        try:
-            values = [_item_json(item) for item in json.loads(text)]
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no JSON array ({error})") from None
-    else:
-        # Not `splitlines`: a JSON string may hold other ends of lines than these.
-        values = [line.encode("utf-8", "surrogateescape") for line in text.split("\n") if line.strip()]
+    is_array = text.lstrip().startswith("[")
     good, problems = [], []
-    for number, value in enumerate(values, 1):
+    for number, value in _array_items(path, text) if is_array else _line_items(text):
         try:
             good.append(Outgoing("catalog", decode_item(None, value).item_id.encode(), value))
         except ItemError as error:
-            problems.append(f"item {number}: {error.message}")
+            problems.append(f"{'item' if is_array else 'line'} {number}: {error.message}")
     return good, problems
+
+
+def _array_items(path: str, text: str) -> Iterator[tuple[int, bytes]]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a valid JSON array ({error})") from None
+    for number, item in enumerate(items, 1):
+        # Anything that JSON can hold is encoded again, so that `decode_item` reports what is wrong with it.
+        yield number, json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def _line_items(text: str) -> Iterator[tuple[int, bytes]]:
+    # Not `splitlines`: a JSON string may contain other line separators, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.encode("utf-8", "surrogateescape")

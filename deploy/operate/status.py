@@ -1,4 +1,4 @@
-"""How a cluster of workers is doing, in one look: what each worker tells, and what Kafka knows of the lag without them."""
+"""`shopwindow status`: the state that each worker reports, and the lag of each partition as Kafka knows it."""
 
 from __future__ import annotations
 
@@ -12,38 +12,45 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from stream.kafka.client.connection import bootstrap, client_options, connecting
-from stream.kafka.global_topics import assign, connected, read_topic
+from stream.kafka.global_topics import assign, connect_reader, read_topic
 from stream.kafka.topics import copy_group
-from stream.kafka.worker_status import FORGOTTEN, SILENT, TOPIC, WorkerStatus, decode
+from stream.kafka.worker_status import FORGOTTEN_AFTER_S, SILENT_AFTER_S, TOPIC, WorkerStatus, decode
 from stream.settings import Settings
 
-SOURCES = ("clicks", "purchases", "privacy", "refreshes", "item-activity", "copy-requests")  # what workers commit
-ANSWER = 10.0  # s in which the oldest waiting records are to be read
-WIDTH = 24  # of a worker's name in a table
+# The topics that workers commit.
+SOURCES = ("clicks", "purchases", "privacy", "refreshes", "item-activity", "copy-requests")
+OLDEST_RECORD_TIMEOUT_S = 10.0  # for reading the oldest waiting record of every partition
+NAME_WIDTH = 24  # of a worker's name in a table
 
 
-async def look(settings: Settings) -> dict[str, Any]:
-    """The cluster now, as `--json` prints it. Raises NoBroker, LookupError where a topic is missing.
+async def cluster_status(settings: Settings) -> dict[str, Any]:
+    """Return the current state of the cluster, as `--json` prints it.
 
-    Lag is counted from what the group has committed, so it is known of dead workers too; commits come once a second.
-    `lag_seconds` is the age of the oldest record that is not committed.
+    Lag is counted from the group's committed offsets, so it includes partitions of dead workers. Workers commit once a
+    second. `lag_seconds` is the age of the oldest record that is not committed.
+
+    Raises NoBroker, and LookupError if a topic is missing.
     """
     now = time.time()
-    told: dict[str, tuple[float, WorkerStatus]] = {}
+    reported: dict[str, tuple[float, WorkerStatus]] = {}
     async for record in read_topic(settings, TOPIC):
         name = (record.key or b"").decode("utf-8", "replace")
         status = decode(record.value) if record.value is not None else None
-        told.pop(name, None)
-        if status is not None and status.app_id == settings.app_id and now - record.timestamp / 1000 < FORGOTTEN:
-            told[name] = record.timestamp / 1000, status
+        reported.pop(name, None)
+        if (
+            status is not None
+            and status.app_id == settings.app_id
+            and now - record.timestamp / 1000 < FORGOTTEN_AFTER_S
+        ):
+            reported[name] = record.timestamp / 1000, status
     workers: list[dict[str, Any]] = [
         {
-            "worker": status.worker, "state": "silent" if now - at > SILENT else status.state,
+            "worker": status.worker, "state": "silent" if now - at > SILENT_AFTER_S else status.state,
             "told_seconds_ago": round(max(0.0, now - at), 1), "events_per_s": status.events_per_s, "rung": status.rung,
             "recovery_remaining": status.recovery_remaining, "recovery_share": status.recovery_share,
             "metrics": status.metrics, "partitions": status.partitions, "role": status.role,
         }
-        for at, status in sorted(told.values(), key=lambda one: one[1].worker)
+        for at, status in sorted(reported.values(), key=lambda entry: entry[1].worker)
     ]  # fmt: skip
     owners = {
         (topic, number): worker["worker"]
@@ -54,7 +61,7 @@ async def look(settings: Settings) -> dict[str, Any]:
     }
     partitions = [
         {"topic": topic, "partition": number, "worker": owners.get((topic, number)), **lag}
-        for (topic, number), lag in (await lags(settings)).items()
+        for (topic, number), lag in (await partition_lags(settings)).items()
     ]
     return {
         "app_id": settings.app_id,
@@ -64,115 +71,123 @@ async def look(settings: Settings) -> dict[str, Any]:
     }
 
 
-async def lags(settings: Settings) -> dict[tuple[str, int], dict[str, Any]]:
-    """(logical topic, partition) -> committed and end offset, lag in records and in seconds."""
-    committed = await _committed(settings)
-    consumer = await connected(settings)
+async def partition_lags(settings: Settings) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return committed and end offset, and lag in records and seconds, by (logical topic, partition)."""
+    committed = await _committed_offsets(settings)
+    consumer = await connect_reader(settings)
     try:
         ends = await assign(consumer, [settings.prefix + topic for topic in SOURCES])
         starts = await consumer.beginning_offsets(list(ends))
         done = {tp: max(starts[tp], committed.get(tp, -1)) for tp in ends}
         waiting = {tp: offset for tp, offset in done.items() if offset < ends[tp]}
-        since = await _oldest(consumer, waiting, ends)
+        oldest = await _oldest_timestamps(consumer, waiting, ends)
     finally:
         await consumer.stop()
     now = time.time()
     return {
         (tp.topic.removeprefix(settings.prefix), tp.partition): {
             "committed": committed.get(tp, -1), "end": ends[tp],
-            # What is left may be markers of a transaction, or compacted away: then nothing waits.
-            "lag_records": ends[tp] - done[tp] if tp in since else 0,
-            "lag_seconds": round(max(0.0, now - since[tp]), 3) if tp in since else 0.0,
+            # A partition without an oldest record has only transaction markers or compacted offsets left: no lag.
+            "lag_records": ends[tp] - done[tp] if tp in oldest else 0,
+            "lag_seconds": round(max(0.0, now - oldest[tp]), 3) if tp in oldest else 0.0,
         }
         for tp in ends
     }  # fmt: skip
 
 
-async def _committed(settings: Settings) -> dict[TopicPartition, int]:
+async def _committed_offsets(settings: Settings) -> dict[TopicPartition, int]:
+    """Return the committed offsets of the workers' group and of the group for headlines."""
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         with connecting(settings):
             await admin.start()
         try:
-            found = await admin.list_consumer_group_offsets(settings.app_id)
-            writers = await admin.list_consumer_group_offsets(copy_group(settings))
+            page_group = await admin.list_consumer_group_offsets(settings.app_id)
+            headline_group = await admin.list_consumer_group_offsets(copy_group(settings))
         except GroupCoordinatorNotAvailableError:
-            return {}  # no group has ever been in this cluster
-        # In a cluster of before the workers' group has offsets of requests for copy too, which nobody moves any more.
-        of_pages = {tp: meta for tp, meta in found.items() if tp.topic != settings.prefix + "copy-requests"}
-        return {tp: int(meta.offset) for tp, meta in (of_pages | writers).items()}
+            return {}  # this cluster has never had a group
+        # In older clusters the workers' group has offsets of copy-requests too, which no worker commits any more.
+        pages = {tp: meta for tp, meta in page_group.items() if tp.topic != settings.prefix + "copy-requests"}
+        return {tp: int(meta.offset) for tp, meta in (pages | headline_group).items()}
     finally:
         await admin.close()
 
 
-async def _oldest(
+async def _oldest_timestamps(
     consumer: AIOKafkaConsumer, waiting: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, float]:
-    """Timestamp (s) of the first record at or after each offset; partitions that have none are left out.
+    """Return the timestamp (s) of the first record at or after each offset, for partitions that have one.
 
-    Raises TimeoutError where Kafka does not give them within ANSWER seconds.
+    Raises TimeoutError if Kafka does not deliver them within OLDEST_RECORD_TIMEOUT_S.
     """
-    since: dict[TopicPartition, float] = {}
+    oldest: dict[TopicPartition, float] = {}
     if not waiting:
-        return since
+        return oldest
     consumer.assign(list(waiting))
     for tp, offset in waiting.items():
         consumer.seek(tp, offset)
     left = set(waiting)
-    async with asyncio.timeout(ANSWER):
+    async with asyncio.timeout(OLDEST_RECORD_TIMEOUT_S):
         while left:
             for tp, records in (await consumer.getmany(*left, timeout_ms=200)).items():
-                since[tp] = records[0].timestamp / 1000
-            left -= since.keys()
+                oldest[tp] = records[0].timestamp / 1000
+            left -= oldest.keys()
             left -= {tp for tp in left if await consumer.position(tp) >= ends[tp]}
-    return since
+    return oldest
 
 
-def status_text(seen: Mapping[str, Any]) -> str:
-    """For people, in at most 80 columns."""
-    workers: Sequence[Mapping[str, Any]] = seen["workers"]
-    lines = [f"group {seen['app_id']} at {','.join(seen['brokers'])}"[:80]]
+def format_status(status: Mapping[str, Any]) -> str:
+    """Format the result of `cluster_status` as tables of at most 80 columns."""
+    lines = [f"group {status['app_id']} at {','.join(status['brokers'])}"[:80], *_worker_lines(status["workers"])]
+    if not has_page_worker(status):
+        lines += [
+            "",
+            "no worker makes pages: start one with `shopwindow worker`. If one runs, check",
+            "that its SHOPWINDOW_APP_ID and SHOPWINDOW_PREFIX are those of this command.",
+        ]
+    lines += _lag_lines(status["partitions"])
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _worker_lines(workers: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
     if workers:
-        lines += ["", f"{'WORKER':{WIDTH}} {'STATE':17} {'EVENTS/S':>9}  {'RUNG':15} PARTITIONS"]
+        lines += ["", f"{'WORKER':{NAME_WIDTH}} {'STATE':17} {'EVENTS/S':>9}  {'RUNG':15} PARTITIONS"]
     for worker in workers:
         if worker["state"] == "silent":
-            lines.append(f"{_name(worker['worker'])} silent for {worker['told_seconds_ago']:.0f} s")
+            lines.append(f"{_short_name(worker['worker'])} silent for {worker['told_seconds_ago']:.0f} s")
             continue
         state = worker["state"]
         if worker["recovery_remaining"]:
             state += f" {worker['recovery_share']:.0%}"
         count = sum(map(len, worker["partitions"].values()))
+        rung = "headlines only" if worker["role"] == "copy" else str(worker["rung"])
         lines.append(
-            f"{_name(worker['worker'])} {state:17} {worker['events_per_s']:9,.0f}  {_does(worker):15} {count:10d}"
+            f"{_short_name(worker['worker'])} {state:17} {worker['events_per_s']:9,.0f}  {rung:15} {count:10d}"
         )
-    if not pages_are_made(seen):
-        lines += [
-            "",
-            "no worker makes pages: start one with `shopwindow worker`. If one runs, look",
-            "whether its SHOPWINDOW_APP_ID and SHOPWINDOW_PREFIX are those of this command.",
-        ]
-    behind = [row for row in seen["partitions"] if row["lag_records"]]
+    return lines
+
+
+def _lag_lines(partitions: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    behind = [row for row in partitions if row["lag_records"]]
     if behind:
         lines += ["", f"{'TOPIC':14} {'PARTITION':>9} {'LAG':>11} {'LAG S':>10}  WORKER"]
     for row in sorted(behind, key=lambda row: -row["lag_seconds"]):
-        owner = _name(row["worker"]) if row["worker"] else "nobody"
+        owner = _short_name(row["worker"]) if row["worker"] else "none"
         lines.append(
             f"{row['topic']:14} {row['partition']:9d} {row['lag_records']:11,d} {row['lag_seconds']:10,.1f}  {owner}"
         )
-    others = len(seen["partitions"]) - len(behind)
-    lines += ["", f"nothing waits in {'the other ' if behind else 'any of the '}{others} partitions"]
-    return "\n".join(line.rstrip() for line in lines)
+    others = len(partitions) - len(behind)
+    lines += ["", f"no records wait in {'the other ' if behind else 'any of the '}{others} partitions"]
+    return lines
 
 
-def pages_are_made(seen: Mapping[str, Any]) -> bool:
-    """True where a worker is at work that does more than to write headlines."""
-    return any(worker["state"] != "silent" and worker["role"] != "copy" for worker in seen["workers"])
+def has_page_worker(status: Mapping[str, Any]) -> bool:
+    """Return whether a worker that makes pages is alive; one that only writes headlines does not count."""
+    return any(worker["state"] != "silent" and worker["role"] != "copy" for worker in status["workers"])
 
 
-def _does(worker: Mapping[str, Any]) -> str:
-    return "headlines only" if worker["role"] == "copy" else str(worker["rung"])
-
-
-def _name(worker: str) -> str:
-    """The end says most: a pod's own name, and the process."""
-    return f"{worker if len(worker) <= WIDTH else '~' + worker[1 - WIDTH :]:{WIDTH}}"
+def _short_name(worker: str) -> str:
+    """Keep the end of a long name: the distinct part of a pod's name, and the process id."""
+    return f"{worker if len(worker) <= NAME_WIDTH else '~' + worker[1 - NAME_WIDTH :]:{NAME_WIDTH}}"

@@ -1,9 +1,10 @@
-"""GPT-2 in ONNX Runtime: texts drawn after prompts, and the likelihood of given ones.
+"""GPT-2 in ONNX Runtime: sample texts after prompts, and score given texts.
 
-Any graph of `models.copywriter.gpt2_graph`. A sequence's keys and values stay where they are while it grows. Prompts are read one
-by one in the order of their tokens, each from where it parts from the one before; all samples of all prompts then take
-their steps together, and whoever waits gets the place of who has ended. Nothing that a sequence computes depends on the
-others: a text is the same to the bit alone and in any company.
+It runs any graph of `models.copywriter.gpt2_graph`. Keys and values of a sequence stay in place while it grows.
+Prompts are read one by one in lexicographic order, so that each one only reads the tokens after its common prefix
+with the previous one. All samples of all prompts then advance in one batch; when a sample ends, the next waiting one
+takes its row. The result of a sequence does not depend on the others: a text is the same to the bit alone and in any
+batch.
 """
 
 from __future__ import annotations
@@ -18,23 +19,25 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from models.onnx_session import session
+from models.onnx_session import create_session
+from stream.types import F32, F64, I32, I64
 
-ABOUT = "shopwindow.gpt2"  # in the metadata of a graph: its shape
-ROWS = (
-    32  # sequences at a time: with 8 it is nine tenths of the throughput of 32, and samples of one prompt are several
-)
-SCORED = 16  # candidates at a time: their logits are the largest tensor, 35 MB for 11 tokens each of GPT-2
-# Tokens of a sequence that are read at once, at least: the product of a single row may be summed in another order than that
-# of several, and what is read would depend on how much was read before.
-TOGETHER = 2
-PAGE = 32  # positions that a cache grows by
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+SHAPE_KEY = "shopwindow.gpt2"  # metadata key of a graph that holds its shape as JSON
+# Sequences sampled in one batch. Throughput with 8 is nine tenths of that with 32; each prompt has several samples.
+BATCH_ROWS = 32
+# Candidates scored in one batch. Their logits are the largest tensor: 35 MB for 11 tokens each of GPT-2.
+SCORE_ROWS = 16
+# Minimum number of tokens read at once. The product of a single row may be summed in another order than that of several
+# rows; the result would then depend on how many tokens were read before.
+MIN_READ_TOKENS = 2
+CACHE_PAGE_TOKENS = 32  # a cache grows by so many positions
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn: of the `top_k` likeliest, of these the likeliest that make up `top_p`."""
+    """How to draw a token.
+
+    Keep the `top_k` likeliest, and of these the likeliest up to a total probability of `top_p`.
+    """
 
     temperature: float = 0.9  # above 0
     top_k: int = 50
@@ -42,13 +45,13 @@ class Sampling(NamedTuple):
     max_tokens: int = 50
 
 
-DEFAULT = Sampling()
+DEFAULT_SAMPLING = Sampling()
 
 
-class Drawn(NamedTuple):
-    ids: tuple[int, ...]  # what follows the prompt, without the end token
-    logprob: float  # of all its tokens and the end, as they were drawn, nats
-    ended: bool  # False where there was no end within the tokens allowed
+class Sample(NamedTuple):
+    ids: tuple[int, ...]  # tokens after the prompt, without the end token
+    logprob: float  # of all its tokens and the end token under the sampling distribution, in nats
+    ended: bool  # False if there is no end token within the allowed length
 
 
 class Shape(NamedTuple):
@@ -60,19 +63,19 @@ class Shape(NamedTuple):
 
 
 class _Cache:
-    """Keys and values of some sequences, a pair of arrays for each layer."""
+    """Keys and values of several sequences: two arrays for each layer."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._memory = [np.empty(0, np.float32) for _ in range(2 * shape.layers)]
         self.rows = self.capacity = 0
-        self.planes: list[Floats] = []  # (rows, H, capacity, D) float32
+        self.planes: list[F32] = []  # (rows, H, capacity, D) float32
 
     def fit(self, rows: int, tokens: int) -> bool:
-        """Room for so many sequences of so many tokens. -> whether what it held is lost."""
-        if rows <= self.rows and tokens <= self.capacity <= tokens + 4 * PAGE:
+        """Make room for `rows` sequences of `tokens` tokens. Return True if the previous content is lost."""
+        if rows <= self.rows and tokens <= self.capacity <= tokens + 4 * CACHE_PAGE_TOKENS:
             return False
-        self.rows, self.capacity = max(rows, self.rows), -(-tokens // PAGE) * PAGE
+        self.rows, self.capacity = max(rows, self.rows), -(-tokens // CACHE_PAGE_TOKENS) * CACHE_PAGE_TOKENS
         dims = (self.rows, self._shape.heads, self.capacity, self._shape.width // self._shape.heads)
         size = int(np.prod(dims))
         if size > len(self._memory[0]):
@@ -82,25 +85,32 @@ class _Cache:
 
 
 def _copy(source: _Cache, row: int, target: _Cache, rows: slice, tokens: int) -> None:
-    """The first `tokens` of a sequence to others."""
-    for of, to in zip(source.planes, target.planes, strict=True):
-        to[rows, :, :tokens] = of[row, :, :tokens]
+    """Copy the first `tokens` of one sequence to the rows of another cache."""
+    for plane, copy in zip(source.planes, target.planes, strict=True):
+        copy[rows, :, :tokens] = plane[row, :, :tokens]
 
 
 class _Bound:
-    """The graph's inputs and outputs at fixed places, for the first B sequences of a cache and S tokens of each.
+    """The graph's inputs and outputs bound to fixed arrays, for the first B sequences of a cache and S tokens of each.
 
-    asked: R positions, as b S + s. k: the likeliest tokens of each are wanted. targets: the logprob of these (R, C).
+    asked: the R positions to return, as b S + s. With targets (R, C) a run returns their log-probabilities; without,
+    the k likeliest tokens of each position.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, cache: _Cache, b: int, s: int, asked: Ids,
-        k: int = 1, targets: Ids | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        session: ort.InferenceSession,
+        cache: _Cache,
+        b: int,
+        s: int,
+        asked: I64,
+        k: int = 1,
+        targets: I64 | None = None,
+    ) -> None:
         self.ids, self.positions = np.zeros((b, s), np.int64), np.zeros((b, s), np.int64)
         self.length, self.count = np.zeros(b, np.int32), np.ones(b, np.int32)
         self._session, self._io = session, session.io_binding()
-        self._kept: list[Any] = []  # a bound array must outlive its binding
+        self._kept: list[Any] = []  # bound arrays must outlive their binding
         for name, array in (
             ("ids", self.ids), ("positions", self.positions), ("seqlens_k", self.length), ("query_seqlens", self.count),
             ("capacity", np.array([cache.capacity], np.int32)), ("rows", asked), ("k", np.array([k])),
@@ -126,23 +136,23 @@ class _Bound:
         self._kept += [array, value]
         return value
 
-    def run(self, past: npt.NDArray[np.int32] | int) -> None:
-        """The `ids`, of which each sequence has `count`, after `past` tokens of each."""
+    def run(self, past: I32 | int) -> None:
+        """Run the graph over `ids`, of which each sequence has `count`, after `past` tokens of each sequence."""
         self.length[:] = past + self.count - 1
         starts = np.broadcast_to(past, len(self.ids))[:, None]
-        # Padding stays within the table of positions.
+        # Padding must not exceed the table of positions.
         np.minimum(starts + np.arange(self.ids.shape[1]), self.length[:, None], out=self.positions)
         self._session.run_with_iobinding(self._io)
 
 
 @dataclass
 class _Text:
-    """One text being drawn."""
+    """One sample in progress."""
 
-    prompt: int  # which
-    number: int  # of the prompt's texts
+    prompt: int  # index of its prompt
+    number: int  # index among the samples of its prompt
     length: int  # tokens in the cache
-    limit: int  # tokens that it may get
+    limit: int  # maximum number of tokens after the prompt
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     ended: bool = False
@@ -150,15 +160,15 @@ class _Text:
 
 class _Task(NamedTuple):
     prompts: Sequence[Sequence[int]]
-    chances: Sequence[npt.NDArray[np.float64]]  # of each prompt (max_tokens, samples)
-    ends: Collection[int]
+    uniforms: Sequence[F64]  # random numbers in [0, 1) of each prompt, (max_tokens, samples)
+    ends: Collection[int]  # end tokens
     sampling: Sampling
     k: int
 
-    def draw(self, texts: Sequence[_Text], likely: Ids, logits: Floats) -> list[bool]:
-        """The next token of each text, of (n, K) likely ones. -> which go on."""
-        chances = np.array([self.chances[text.prompt][len(text.ids), text.number] for text in texts])
-        places, logprobs = draw(logits, chances, self.sampling)
+    def draw(self, texts: Sequence[_Text], likely: I64, logits: F32) -> list[bool]:
+        """Append the next token to each text, drawn from (n, K) likely ones. Return True for each text that goes on."""
+        uniforms = np.array([self.uniforms[text.prompt][len(text.ids), text.number] for text in texts])
+        places, logprobs = draw(logits, uniforms, self.sampling)
         for text, token, logprob in zip(
             texts, likely[np.arange(len(texts)), places].tolist(), logprobs.tolist(), strict=True
         ):
@@ -170,40 +180,41 @@ class _Task(NamedTuple):
 
 
 class Gpt2:
-    """A graph of `models.copywriter.gpt2_graph`, at a path or as bytes. Not for several threads at once.
+    """A graph of `models.copywriter.gpt2_graph`, at a path or as bytes. Not thread-safe.
 
-    Raises ValueError for another graph.
+    Raises ValueError for any other graph.
     """
 
     def __init__(self, graph: Path | bytes) -> None:
-        self._session = session(graph)
-        about = self._session.get_modelmeta().custom_metadata_map.get(ABOUT)
-        if about is None:
+        self._session = create_session(graph)
+        shape = self._session.get_modelmeta().custom_metadata_map.get(SHAPE_KEY)
+        if shape is None:
             raise ValueError(
-                f"{'the graph' if isinstance(graph, bytes) else graph} is no GPT-2 of this version; train or build it again"
+                f"{'the graph' if isinstance(graph, bytes) else graph} is not a GPT-2 of this version; train or build "
+                f"it again"
             )
-        self.shape = Shape(**json.loads(about))
+        self.shape = Shape(**json.loads(shape))
         self._cache = _Cache(self.shape)
-        self._steps: dict[tuple[int, int], _Bound] = {}  # of so many rows, and K
-        # The prompt that was read last, of which the next may share the beginning.
+        self._steps: dict[tuple[int, int], _Bound] = {}  # by (rows, K)
+        # The last prompt that was read; the next one may share its prefix.
         self._reader = _Cache(self.shape)
         self._read: tuple[int, ...] = ()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], ends: Collection[int],
-        sampling: Sampling = DEFAULT, samples: int = 1,
-    ) -> list[list[Drawn]]:  # fmt: skip
-        """`samples` texts after each prompt, drawn with a random generator of its own, of the prompt's seed.
+        sampling: Sampling = DEFAULT_SAMPLING, samples: int = 1,
+    ) -> list[list[Sample]]:  # fmt: skip
+        """Sample `samples` texts after each prompt; each prompt has its own random generator with its own seed.
 
-        An end token ends a text, and is not its first where there is a choice. Raises ValueError for a prompt that is
-        empty or leaves no room.
+        An end token ends a text; it is only drawn first if every likely token is an end token. Raises ValueError for a
+        prompt that is empty or leaves no room.
         """
         for prompt in prompts:
             self._check(prompt, 1)
         longest = max((min(len(p) + sampling.max_tokens, self.shape.positions) for p in prompts), default=1)
-        self._make_room(min(ROWS, len(prompts) * samples), longest)
-        chances = [np.random.default_rng(seed).random((sampling.max_tokens, samples)) for seed in seeds]
-        task = _Task(prompts, chances, ends, sampling, min(sampling.top_k, self.shape.vocabulary))
+        self._make_room(min(BATCH_ROWS, len(prompts) * samples), longest)
+        uniforms = [np.random.default_rng(seed).random((sampling.max_tokens, samples)) for seed in seeds]
+        task = _Task(prompts, uniforms, ends, sampling, min(sampling.top_k, self.shape.vocabulary))
         texts = [
             [
                 _Text(at, number, len(p), min(sampling.max_tokens, self.shape.positions - len(p)))
@@ -213,18 +224,18 @@ class Gpt2:
         ]
         order = sorted(range(len(prompts)), key=lambda at: tuple(prompts[at]))
         waiting = [text for at in order for text in texts[at]]
-        rows: list[_Text] = []  # as they lie in the cache
+        rows: list[_Text] = []  # the text in each row of the cache
         while waiting or rows:
             while waiting and len(rows) < self._cache.rows:
                 self._start(task, waiting, rows)
             if rows:
                 self._step(task, rows)
-        return [[Drawn(tuple(text.ids), text.logprob, text.ended) for text in of] for of in texts]
+        return [[Sample(tuple(text.ids), text.logprob, text.ended) for text in of] for of in texts]
 
-    def score(self, prompt: Sequence[int], candidates: Sequence[Sequence[int]]) -> list[Floats]:
-        """For each candidate the log-probability of each of its tokens where it follows the prompt, (its tokens,) nats.
+    def score(self, prompt: Sequence[int], candidates: Sequence[Sequence[int]]) -> list[F32]:
+        """Return for each candidate the log-probabilities of its tokens after the prompt, (tokens,) in nats.
 
-        Raises ValueError where the prompt or a candidate is empty or they are too long together.
+        Raises ValueError if the prompt or a candidate is empty, or if they are too long together.
         """
         if not candidates:
             return []
@@ -236,13 +247,13 @@ class Gpt2:
         found = [np.full(len(candidate), first.logprob[0, at]) for at, candidate in enumerate(candidates)]
         order = sorted((at for at, of in enumerate(candidates) if len(of) > 1), key=lambda at: len(candidates[at]))
         if order:
-            self._make_room(min(SCORED, len(order)), len(prompt) + len(candidates[order[-1]]))
-            _copy(self._reader, 0, self._cache, slice(min(SCORED, len(order))), len(prompt))
-        for start in range(0, len(order), SCORED):
-            group = order[start : start + SCORED]
+            self._make_room(min(SCORE_ROWS, len(order)), len(prompt) + len(candidates[order[-1]]))
+            _copy(self._reader, 0, self._cache, slice(min(SCORE_ROWS, len(order))), len(prompt))
+        for start in range(0, len(order), SCORE_ROWS):
+            group = order[start : start + SCORE_ROWS]
             counts = np.array([len(candidates[at]) - 1 for at in group])
-            size = max(TOGETHER, int(counts.max()))
-            asked = np.flatnonzero(np.arange(size) < counts[:, None])  # (R,), the padding left out
+            size = max(MIN_READ_TOKENS, int(counts.max()))
+            asked = np.flatnonzero(np.arange(size) < counts[:, None])  # (R,), without padding
             targets = np.concatenate([candidates[at][1:] for at in group])[:, None]  # (R, 1)
             bound = _Bound(self._session, self._cache, len(group), size, asked, targets=targets)
             for row, at in enumerate(group):
@@ -255,7 +266,7 @@ class Gpt2:
 
     def _check(self, prompt: Sequence[int], more: int) -> None:
         if not prompt:
-            raise ValueError("a prompt has no tokens; give it one at least, such as the end token")
+            raise ValueError("a prompt has no tokens; give it at least one, such as the end token")
         if len(prompt) + more > self.shape.positions:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and {more} more are too many, at most {self.shape.positions}"
@@ -265,14 +276,14 @@ class Gpt2:
         if self._cache.fit(rows, tokens):
             self._steps.clear()
 
-    def _read_prompt(self, prompt: Sequence[int], k: int = 1, targets: Ids | None = None) -> _Bound:
-        """Leave the prompt's keys and values in the reader. -> what follows its last token."""
+    def _read_prompt(self, prompt: Sequence[int], k: int = 1, targets: I64 | None = None) -> _Bound:
+        """Read the prompt into the reader's cache, and return the outputs after its last token."""
         if self._reader.fit(1, len(prompt)):
             self._read = ()
-        keep = min(_common(self._read, prompt), max(0, len(prompt) - TOGETHER))
+        keep = min(_common_prefix(self._read, prompt), max(0, len(prompt) - MIN_READ_TOKENS))
         count = len(prompt) - keep
-        self._read = ()  # until it is there
-        bound = _Bound(self._session, self._reader, 1, max(count, TOGETHER), np.array([count - 1]), k, targets)
+        self._read = ()  # until the run succeeds
+        bound = _Bound(self._session, self._reader, 1, max(count, MIN_READ_TOKENS), np.array([count - 1]), k, targets)
         bound.ids[0, :count] = prompt[keep:]
         bound.count[0] = count
         bound.run(keep)
@@ -280,57 +291,57 @@ class Gpt2:
         return bound
 
     def _start(self, task: _Task, waiting: list[_Text], rows: list[_Text]) -> None:
-        """Move texts of the prompt that waits longest to the rows that are free, each with its first token."""
+        """Move the next prompt's waiting texts to the free rows, each with its first token."""
         at, free = waiting[0].prompt, self._cache.rows - len(rows)
-        some = [text for text in waiting[:free] if text.prompt == at]
-        del waiting[: len(some)]
+        started = [text for text in waiting[:free] if text.prompt == at]
+        del waiting[: len(started)]
         prompt = task.prompts[at]
         bound = self._read_prompt(prompt, task.k)
         likely, logits = bound.top_ids[0], bound.top_logits[0]
-        empty = np.isin(likely, list(task.ends))
-        if not empty.all():
-            logits = np.where(empty, np.float32(-np.inf), logits)
-        going = task.draw(some, np.tile(likely, (len(some), 1)), np.tile(logits, (len(some), 1)))
-        go_on = [text for text, goes in zip(some, going, strict=True) if goes]
-        _copy(self._reader, 0, self._cache, slice(len(rows), len(rows) + len(go_on)), len(prompt))
-        rows += go_on
+        is_end = np.isin(likely, list(task.ends))
+        if not is_end.all():
+            logits = np.where(is_end, np.float32(-np.inf), logits)
+        goes_on = task.draw(started, np.tile(likely, (len(started), 1)), np.tile(logits, (len(started), 1)))
+        unfinished = [text for text, on in zip(started, goes_on, strict=True) if on]
+        _copy(self._reader, 0, self._cache, slice(len(rows), len(rows) + len(unfinished)), len(prompt))
+        rows += unfinished
 
     def _step(self, task: _Task, rows: list[_Text]) -> None:
-        """One more token for each; those that end leave their rows to the last ones."""
+        """Append one token to each text. A text that ends gives its row to the last one."""
         n = len(rows)
         if (n, task.k) not in self._steps:
             self._steps[n, task.k] = _Bound(self._session, self._cache, n, 1, np.arange(n), task.k)
         bound = self._steps[n, task.k]
         bound.ids[:, 0] = [text.ids[-1] for text in rows]
         bound.run(np.array([text.length for text in rows], np.int32))
-        going = task.draw(rows, bound.top_ids, bound.top_logits)
+        goes_on = task.draw(rows, bound.top_ids, bound.top_logits)
         for row in reversed(range(n)):
             rows[row].length += 1
-            if not going[row]:
+            if not goes_on[row]:
                 last = rows.pop()
                 if row < len(rows):
                     _copy(self._cache, len(rows), self._cache, slice(row, row + 1), last.length)
                     rows[row] = last
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common prefix of two token sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def draw(logits: Floats, chances: npt.NDArray[np.float64], sampling: Sampling) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """One of K tokens for each of n rows, by chances (n,) in [0, 1).
+def draw(logits: F32, uniforms: F64, sampling: Sampling) -> tuple[I64, F64]:
+    """Draw one of K tokens for each of n rows by inverting the cumulative distribution at uniforms (n,) in [0, 1).
 
-    logits (n, K), the likeliest first; -inf is never drawn. -> places in them (n,), log-probabilities (n,) under the
-    distribution that it was drawn from, nats.
+    logits (n, K), the likeliest first; -inf is never drawn. Returns the columns (n,), and their log-probabilities
+    (n,) under the truncated distribution, in nats.
     """
     scores = logits.astype(np.float64) / sampling.temperature
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
     reached = np.cumsum(p, axis=1)
-    # The likeliest tokens up to a total of top_p; the one that crosses it still counts.
+    # Keep the likeliest tokens up to a total of top_p, including the one that crosses it.
     p[reached - p >= sampling.top_p * reached[:, -1:]] = 0.0
     reached = np.cumsum(p, axis=1)
     total = reached[:, -1]
-    places = (reached <= (chances * total)[:, None]).sum(axis=1)
+    places = (reached <= (uniforms * total)[:, None]).sum(axis=1)
     return places, np.log(p[np.arange(len(p)), places] / total)

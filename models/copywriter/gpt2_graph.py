@@ -1,21 +1,25 @@
-"""GPT-2 as an ONNX graph, built node by node from a checkpoint's weights: no torch, no tracing.
+"""GPT-2 as an ONNX graph, built node by node from a checkpoint's weights, without torch or tracing.
 
-Weights are int8 with a scale for each output column, activations uint8 with a scale for each row. A scale for a whole
-batch, as DynamicQuantizeMatMul has it, would let one text change another. Attention is `GroupQueryAttention` of ONNX
-Runtime, which appends keys and values in place.
+Weights are int8 with one scale for each output column; activations are uint8 with one scale for each row. With one
+scale for the whole batch, as in DynamicQuantizeMatMul, one text would change another. Attention is ONNX Runtime's
+`GroupQueryAttention`, which appends keys and values in place.
 
-    ids, positions   (B, S) int64     tokens of each sequence, the padding to the right
-    seqlens_k        (B,) int32       tokens that a sequence has after this run, less one
-    query_seqlens    (B,) int32       tokens of `ids` that are no padding
+Inputs:
+
+    ids, positions   (B, S) int64     tokens of each sequence, padded on the right
+    seqlens_k        (B,) int32       length of each sequence after this run, minus one
+    query_seqlens    (B,) int32       tokens of `ids` that are not padding
     capacity         (1,) int32       T
-    rows             (R,) int64       which of the B x S positions are asked about, as b S + s
-    scoring          () bool          whether logprob is asked for, or top_*
+    rows             (R,) int64       positions to return, as b S + s
+    scoring          () bool          True: return logprob; False: return top_*
     k                (1,) int64       K, of top_*
     targets          (R, C) int64     of logprob
     past_key.0 ...   (B, H, T, D) float32; present_key.0 ... are the same memory
-->  logits           (R, V) float32
-    top_logits, top_ids  (R, K) float32 and int64: the likeliest first, of equals the lowest id
-    logprob          (R, C) float32   of `targets`, nats
+Outputs:
+
+    logits           (R, V) float32
+    top_logits, top_ids  (R, K) float32 and int64: the likeliest first; equal logits by id
+    logprob          (R, C) float32   of `targets`, in nats
 """
 
 from __future__ import annotations
@@ -28,25 +32,29 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
-from models.copywriter.gpt2 import ABOUT
+from models.copywriter.gpt2 import SHAPE_KEY
 from models.manifest import ManifestError
 
 Array = npt.NDArray[Any]
 Precision = Literal["int8", "float32"]
 MICROSOFT = "com.microsoft"
-MOST_BYTES = (1 << 31) - (1 << 20)  # a protobuf cannot be larger
-# transformers' names; all but `gelu` and `relu` are the approximation by tanh.
+MAX_GRAPH_BYTES = (1 << 31) - (1 << 20)  # a protobuf message cannot be larger
+# By the names of transformers; all but `gelu` and `relu` are the tanh approximation.
 ACTIVATIONS = {
-    "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "gelu_fast": "FastGelu", "gelu": "BiasGelu", "relu": "Relu",
-}  # fmt: skip
+    "gelu_new": "FastGelu",
+    "gelu_pytorch_tanh": "FastGelu",
+    "gelu_fast": "FastGelu",
+    "gelu": "BiasGelu",
+    "relu": "Relu",
+}
 
 
 class CheckpointError(ManifestError):
-    """Something that is no GPT-2, or one that cannot be run; the message says what is missing and what to do."""
+    """The checkpoint is not a GPT-2, or cannot run here; the message says what is missing and what to do."""
 
 
 class _Graph:
-    """Nodes and weights of a graph under construction; a tensor is its name."""
+    """Nodes and weights of a graph under construction; a tensor is identified by its name."""
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
@@ -68,11 +76,15 @@ class _Graph:
         return name
 
     def linear(self, x: str, weight: Array, name: str, like: str, out: str = "") -> str:
-        """x (N, K) float32 times weight (K, M), no bias -> (N, M). `like` names all the x that have the same N."""
+        """Add x (N, K) float32 times weight (K, M), without bias.
+
+        (N, M). All x with the same `like` have the same N.
+        """
         if self.precision == "float32":
             return self.op("MatMul", x, self.const(name + ".weight", weight), out=out)
         quantised, scale = quantise(weight)
-        # |x| <= 127 steps of its row, beside a zero point of 128: uint8, since int8 activations are 20 times slower.
+        # Each row spans 127 steps to both sides of the zero point 128. uint8, because int8 activations are 20 times
+        # slower.
         peak = self.op("ReduceMax", self.op("Abs", x), self.ints(1), keepdims=1)
         step = self.op("Mul", peak, self.const("1/127", np.float32(1 / 127)))  # (N, 1)
         flat = self.op("Squeeze", step, self.ints(1))
@@ -88,20 +100,20 @@ class _Graph:
 
 
 def quantise(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """(K, M) float32 to int8 in [-63, 63] and a scale (M,) for each column.
+    """Quantise (K, M) float32 to int8 in [-63, 63] with a scale (M,) for each column.
 
-    Seven bits: AVX2 adds two products of a uint8 and an int8 in 16 bits, which eight would overflow.
+    Seven bits: AVX2 adds two products of a uint8 and an int8 in 16 bits, which eight bits would overflow.
     """
     scale = (np.maximum(np.abs(weight).max(axis=0), 1e-12) / 63).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale
 
 
 def build_graph(config: Mapping[str, Any], weights: Mapping[str, Array], precision: Precision = "int8") -> bytes:
-    """The graph described above, serialised.
+    """Return the graph described above, serialised.
 
-    config: of `transformers.GPT2Config`. weights: those of `GPT2LMHeadModel` or `GPT2Model`, float32, with or without
-    the prefix `transformer.`; without `lm_head.weight`, or where they are tied, the head is the embedding.
-    Raises CheckpointError for what is no GPT-2 or has an option that is not supported.
+    config: a `transformers.GPT2Config`. weights: those of `GPT2LMHeadModel` or `GPT2Model`, float32, with or without
+    the prefix `transformer.`; without `lm_head.weight`, or if they are tied, the head is the embedding. Raises
+    CheckpointError if it is not a GPT-2 or has an unsupported option.
     """
     from onnx import checker
 
@@ -117,7 +129,7 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, Array], precisi
     normal = g.op("LayerNormalization", x, *_norm(g, shape, "h.0.ln_1"), epsilon=shape.epsilon)
 
     def add_and_norm(x: str, more: str, bias: str, name: str) -> tuple[str, str]:
-        """x + more + bias, and that normalised."""
+        """Return x + more + bias, and its layer norm."""
         outputs = [name + ".out", "", "", name + ".sum"]
         inputs = [x, more, *_norm(g, shape, name), g.const(bias, w(bias, shape.width))]
         g.nodes.append(
@@ -156,9 +168,10 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, Array], precisi
         follows = f"h.{layer + 1}.ln_1" if layer + 1 < shape.layers else "ln_f"
         x, normal = add_and_norm(x, inner, at + "mlp.c_proj.bias", follows)
 
-    asked = g.op("Gather", normal, "rows")  # (R, E): the head is a third of the work, and most rows are not asked about
+    # The head is a third of the work, and most rows are not asked for.
+    asked = g.op("Gather", normal, "rows")  # (R, E)
     g.linear(asked, shape.head.T, "head", "asked", out="logits")
-    g.nodes.append(_answer())
+    g.nodes.append(_result_branch())
     _check_quantised(g, shape)
 
     def value(name: str, kind: int, *dims: int | str) -> Any:
@@ -185,8 +198,8 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, Array], precisi
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)], ir_version=10
     )
-    helper.set_model_props(model, {ABOUT: json.dumps(shape.about())})
-    if model.ByteSize() > MOST_BYTES:
+    helper.set_model_props(model, {SHAPE_KEY: json.dumps(shape.as_dict())})
+    if model.ByteSize() > MAX_GRAPH_BYTES:
         raise CheckpointError(
             f"the graph would have {model.ByteSize() / 1e9:.1f} GB, and a file of ONNX holds 2; take a smaller GPT-2"
         )
@@ -195,7 +208,7 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, Array], precisi
 
 
 class Shape:
-    """What a checkpoint's config comes to, and its weights by name."""
+    """The dimensions and options of a checkpoint's config, and its weights by name."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Array]) -> None:
         kind = config.get("model_type")
@@ -217,7 +230,7 @@ class Shape:
         self.activation = ACTIVATIONS[activation]
         if config.get("add_cross_attention"):
             raise CheckpointError(
-                "config.json says add_cross_attention: a decoder of another model writes no headlines"
+                "config.json says add_cross_attention: the decoder of an encoder-decoder model cannot write headlines"
             )
         if self.heads < 1 or self.width % self.heads:
             raise CheckpointError(f"config.json has n_embd {self.width}, expected a multiple of n_head {self.heads}")
@@ -230,16 +243,17 @@ class Shape:
         self.head = self.embedding if self.tied else self._named("lm_head.weight", self.vocabulary, self.width)
 
     def weight(self, name: str, *expected: int) -> Array:
-        """The transformer's weight `name`, float32 of the shape `expected`."""
+        """Return the transformer's weight `name`, float32 of the shape `expected`."""
         return self._named(self._prefix + name, *expected)
 
     def _named(self, name: str, *expected: int) -> Array:
         if name not in self._weights:
-            raise CheckpointError(f"the weights lack {name!r}; give a whole checkpoint of a GPT-2")
+            raise CheckpointError(f"the weights lack {name!r}; give a complete checkpoint of a GPT-2")
         found = self._weights[name]
         if found.shape != expected:
             raise CheckpointError(
-                f"{name!r} has the shape {found.shape}, expected {expected} by config.json; they are not of one checkpoint"
+                f"{name!r} has the shape {found.shape}, config.json expects {expected}; they are not from the same "
+                f"checkpoint"
             )
         return found.astype(np.float32, copy=False)
 
@@ -247,7 +261,7 @@ class Shape:
         scale = (self.width // self.heads) ** -0.5 if self._scaled else 1.0
         return scale / (layer + 1) if self._by_layer else scale
 
-    def about(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int]:
         return {
             "layers": self.layers, "heads": self.heads, "width": self.width, "positions": self.positions,
             "vocabulary": self.vocabulary,
@@ -260,7 +274,10 @@ def _norm(g: _Graph, shape: Shape, name: str) -> tuple[str, str]:
 
 
 def _embedding(g: _Graph, shape: Shape) -> str:
-    """(B S, E). Where the head is tied, its own int8 columns: they are a third of GPT-2, and most of a small model."""
+    """Return the token embeddings (B S, E).
+
+    If the head is tied, they are its int8 columns, to hold them once: a third of GPT-2, and most of a small model.
+    """
     flat = g.op("Reshape", "ids", g.ints(-1))
     if g.precision == "float32":
         return g.op("Gather", g.const("wte", shape.embedding), flat)
@@ -272,22 +289,23 @@ def _embedding(g: _Graph, shape: Shape) -> str:
     return g.op("Mul", rows, g.op("Unsqueeze", factor, g.ints(1)))
 
 
-def _answer() -> Any:
-    """top_logits, top_ids or logprob of the logits, as `scoring` has it; of the other there is nothing.
+def _result_branch() -> Any:
+    """Return the node that computes logprob if `scoring` is set, else top_logits and top_ids; the others stay empty.
 
-    A branch, for ONNX Runtime computes what nobody fetches: a softmax over 50,000 tokens is 1% of a step.
+    It is a branch because ONNX Runtime also computes outputs that nobody fetches: a softmax over 50,000 tokens is 1%
+    of a step.
     """
 
     def branch(name: str, nodes: list[Any], *results: tuple[str, int]) -> Any:
         return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(n, kind, None) for n, kind in results])
 
-    def nothing(name: str, kind: int) -> Any:
+    def empty(name: str, kind: int) -> Any:
         return helper.make_node("Constant", [], [name], value=helper.make_tensor(name, kind, (0, 0), []))
 
     scored = branch(
         "score",
         [
-            nothing("no_logits", TensorProto.FLOAT), nothing("no_ids", TensorProto.INT64),
+            empty("no_logits", TensorProto.FLOAT), empty("no_ids", TensorProto.INT64),
             helper.make_node("LogSoftmax", ["logits"], ["logprobs"]),
             helper.make_node("GatherElements", ["logprobs", "targets"], ["of_targets"], axis=1),
         ],
@@ -297,7 +315,7 @@ def _answer() -> Any:
         "likeliest",
         [
             helper.make_node("TopK", ["logits", "k"], ["likely_logits", "likely_ids"], axis=-1, sorted=1),
-            nothing("no_logprob", TensorProto.FLOAT),
+            empty("no_logprob", TensorProto.FLOAT),
         ],
         ("likely_logits", TensorProto.FLOAT), ("likely_ids", TensorProto.INT64), ("no_logprob", TensorProto.FLOAT),
     )  # fmt: skip
@@ -312,14 +330,14 @@ def _answer() -> Any:
 
 
 def _check_quantised(g: _Graph, shape: Shape) -> None:
-    """Quantisers are known to leave weights out without a word; a graph twice as slow would pass every other test."""
+    """Raise AssertionError if a weight is not quantised: such a graph passes every other test at half the speed."""
     if g.precision != "int8":
         return
     products = [node for node in g.nodes if node.op_type.startswith(("MatMul", "Gemm"))]
-    left = [node.name for node in products if node.op_type != "MatMulIntegerToFloat"]
-    left += [
+    unquantised = [node.name for node in products if node.op_type != "MatMulIntegerToFloat"]
+    unquantised += [
         name for name, of in g.weights.items()
         if len(of.dims) > 1 and name != "wpe" and of.data_type != TensorProto.INT8
     ]  # fmt: skip
-    if left or len(products) != 4 * shape.layers + 1:
-        raise AssertionError(f"{len(products)} products for {shape.layers} layers, not quantised: {left}")
+    if unquantised or len(products) != 4 * shape.layers + 1:
+        raise AssertionError(f"{len(products)} products for {shape.layers} layers, not quantised: {unquantised}")

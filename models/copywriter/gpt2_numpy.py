@@ -1,6 +1,6 @@
-"""GPT-2 in numpy, as Radford et al. (2019) and the config of transformers define it: slow, plain, what a graph is compared with.
+"""GPT-2 in numpy, as defined by Radford et al. (2019) and the config of transformers: the oracle of the ONNX graph.
 
-It shares nothing with the graph's builder, so that a mistake there is not made here too.
+It shares no code with the graph builder, so that a mistake there is not repeated here.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from stream.types import F64, I64
+
 _erf = np.vectorize(erf, otypes=[np.float64])
 
 
-def logits(config: Mapping[str, Any], weights: Mapping[str, npt.NDArray[Any]], ids: npt.NDArray[np.int64]) -> Floats:
-    """(N, T, V) of what follows each token of N texts of equal length. ids: (N, T) tokens.
+def logits(config: Mapping[str, Any], weights: Mapping[str, npt.NDArray[Any]], ids: I64) -> F64:
+    """Return the logits (N, T, V) after each token of N texts of equal length. ids: (N, T) tokens.
 
-    config, weights: as `gpt2_graph.build_graph` takes them, and accepts them.
+    config, weights: as in `gpt2_graph.build_graph`, which has validated them.
     """
     prefix = "transformer." if "transformer.wte.weight" in weights else ""
 
-    def weight(name: str) -> Floats:
+    def weight(name: str) -> F64:
         return weights[prefix + name].astype(np.float64)
 
-    def norm(x: Floats, name: str) -> Floats:
+    def norm(x: F64, name: str) -> F64:
         x = x - x.mean(axis=-1, keepdims=True)
         x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.get("layer_norm_epsilon", 1e-5))
         return x * weight(name + ".weight") + weight(name + ".bias")
 
-    def linear(x: Floats, name: str) -> Floats:
-        found: Floats = x @ weight(name + ".weight") + weight(name + ".bias")
+    def linear(x: F64, name: str) -> F64:
+        found: F64 = x @ weight(name + ".weight") + weight(name + ".bias")
         return found
 
     n, steps = ids.shape
@@ -56,11 +57,11 @@ def logits(config: Mapping[str, Any], weights: Mapping[str, npt.NDArray[Any]], i
         x = x + linear(inner, at + "mlp.c_proj")
     untied = not config.get("tie_word_embeddings", True) and "lm_head.weight" in weights
     head = weights["lm_head.weight"].astype(np.float64) if untied else embedding
-    found: Floats = norm(x, "ln_f") @ head.T
+    found: F64 = norm(x, "ln_f") @ head.T
     return found
 
 
-def _activated(config: Mapping[str, Any], x: Floats) -> Floats:
+def _activated(config: Mapping[str, Any], x: F64) -> F64:
     kind = config.get("activation_function", "gelu_new")
     if kind == "relu":
         return np.maximum(x, 0.0)
@@ -68,8 +69,8 @@ def _activated(config: Mapping[str, Any], x: Floats) -> Floats:
     return np.asarray(0.5 * x * (1 + inner))
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """Over the last axis."""
+def log_softmax(logits: F64) -> F64:
+    """Log-softmax over the last axis."""
     logits = logits - logits.max(axis=-1, keepdims=True)
-    found: Floats = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    found: F64 = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return found

@@ -1,71 +1,98 @@
-"""Clickstreams: files of SessionId, ItemId, Time. A session is a shopper who does nothing but click in it.
+"""The project's only reader of clickstreams: tables with the columns SessionId, ItemId and Time.
 
-Tab, comma or semicolon between the columns, whose names the first line gives, in any order; others are passed over. Ids
-are any text, Time is in seconds or milliseconds since the epoch or ISO 8601. Files may be gzipped.
+A session stands for one shopper who only clicks. The first line names the columns, in any order; other columns are
+ignored. Columns are separated by tabs, commas or semicolons. Ids are any text. Time is in seconds or milliseconds since
+the epoch, or ISO 8601 (UTC if it names no zone). Files may be gzipped.
 
-A clock may be coarse, down to one that knows but the day: of equal times in a session the file's order holds.
+Clocks may be coarse: some record only the day. Clicks of one session with equal times keep the order of the file, and
+`spread_equal_times` moves them apart, so that training, evaluation and `shopwindow replay` see the same sessions.
+
+* `read(paths)` returns arrays for training and evaluation: sessions by last click, items numbered across files.
+* `read_clicks(path)` returns one `Click` (session, item, time) a line, in order of time, for replaying a file.
+* `parse_clicks(lines, name)` does the same for lines that are already open, such as stdin.
+
+All three raise ClickstreamError, whose message names file, line, column and value.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from stream.events import CLICK, EVENT
+from stream.types import F64, I32, I64, Bools, Rows
 
-Rows = npt.NDArray[np.void]
 COLUMNS = ("SessionId", "ItemId", "Time")
-GZIP = b"\x1f\x8b"
-TICKS = (86_400.0, 3_600.0, 60.0, 1.0, 1e-3)  # s, of clocks
-MILLISECONDS = 1e11  # from here on: as seconds the year 5138, as milliseconds 1973
-APART = 30.0  # s between two clicks of a session that have the same time, at most
+SEPARATORS = "\t,;"
+GZIP_MAGIC = b"\x1f\x8b"
+CLOCK_TICKS_S = (86_400.0, 3_600.0, 60.0, 1.0, 1e-3)
+# Larger times are milliseconds: as seconds this is the year 5138, as milliseconds 1973.
+FIRST_MILLISECONDS = 1e11
+# Largest gap that is put between two clicks of a session with equal times.
+MAX_SPREAD_S = 30.0
 
 
 class ClickstreamError(ValueError):
-    """A file that is no clickstream; the message names file, line, column and value."""
+    """The file is not a clickstream; the message names file, line, column and value."""
 
 
-class Block(NamedTuple):
-    """Some sessions: n events of U shoppers, shopper by shopper, each in order of time, the parts of one event together."""
+class Click(NamedTuple):
+    """One line of a clickstream."""
 
-    shopper: npt.NDArray[np.int64]  # (U,) numbers
-    who: npt.NDArray[np.int32]  # (n,) place of each event's shopper among them
-    wave: npt.NDArray[np.int32]  # (n,) how many of the shopper's events in the block come before it
-    number: npt.NDArray[np.int64]  # (n,) place among all events of the walk
+    session: str
+    item: str
+    time: float  # seconds since the epoch; equal times of a session are spread
+    number: int  # 0-based place in its session, in the order of the file
+    written_time: str  # Time as the file has it
+    line: int  # 1-based line of the file
+
+
+class EventBlock(NamedTuple):
+    """Events of some sessions: n events of U shoppers, by shopper and then by time; parts of an event are adjacent."""
+
+    shopper: I64  # (U,) numbers of the shoppers
+    shopper_row: I32  # (n,) index into `shopper`
+    round: I32  # (n,) number of earlier events of the same shopper in the block; parts of an event share it
+    number: I64  # (n,) index among all events of the source
     events: Rows  # (n,) EVENT
-    asked: npt.NDArray[np.bool_]  # (n,) which are to be foreseen
-    before: npt.NDArray[np.int64]  # (n,) steps of its session before it
-    again: npt.NDArray[np.bool_]  # (U,) who will be seen in a later block
+    is_target: Bools  # (n,) events that a model has to predict
+    steps_before: I64  # (n,) earlier steps of the session
+    returns: Bools  # (U,) shoppers with events in a later block
 
 
 class Clicks(NamedTuple):
-    """n clicks of S sessions, session by session in the order of their last clicks; each in order of time, then of the file."""
+    """n clicks of S sessions. Sessions are ordered by their last click, clicks by time and then by the file's order."""
 
-    ends: npt.NDArray[np.int64]  # (S,) where the clicks of each session end
-    item: npt.NDArray[np.int32]  # (n,) number of the item
-    time: npt.NDArray[np.float64]  # (n,) s since the epoch, as `apart` leaves them
+    ends: I64  # (S,) end of each session's clicks
+    item: I32  # (n,) item numbers
+    time: F64  # (n,) seconds since the epoch, as `spread_equal_times` returns them
+
+    @property
+    def starts(self) -> I64:
+        """(S,) start of each session's clicks."""
+        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
 
     def part(self, first: int, last: int) -> Clicks:
-        """Sessions `first` to `last`, that one not included."""
+        """Sessions `first` to `last`, exclusive."""
         start, end = self.ends[first - 1] if first else 0, self.ends[last - 1]
         return Clicks(self.ends[first:last] - start, self.item[start:end], self.time[start:end])
 
-    def newest(self, clicks: int) -> int:
-        """First of the newest sessions that have so many clicks after their first, as near as may be."""
+    def first_of_newest(self, targets: int) -> int:
+        """First of the newest sessions that together have about `targets` clicks after each session's first."""
         following = np.cumsum(np.diff(self.ends, prepend=0)[::-1] - 1)
-        return max(len(self.ends) - int(np.searchsorted(following, clicks)) - 1, 0)
+        return max(len(self.ends) - int(np.searchsorted(following, targets)) - 1, 0)
 
-    def block(self, items: Rows, first: int, last: int) -> Block:
-        """Sessions `first` to `last` as events of shoppers who come but once. items: (V,) ITEM by the items' numbers."""
+    def block(self, items: Rows, first: int, last: int) -> EventBlock:
+        """Sessions `first` to `last`, exclusive, each of another shopper. items: (V,) ITEM, indexed by item number."""
         part = self.part(first, last)
         lengths = np.diff(part.ends, prepend=0)
         step = np.arange(len(part.item)) - np.repeat(part.starts, lengths)
@@ -73,31 +100,32 @@ class Clicks(NamedTuple):
         events: Any = np.zeros(len(part.item), EVENT)
         events["id"], events["kind"], events["quantity"] = np.arange(1, len(part.item) + 1), CLICK, 1
         events["item"], events["time"] = items["id"][part.item], part.time
-        return Block(
-            np.arange(first, last), np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), step.astype(np.int32),
-            number, events, step > 0, step, np.zeros(len(lengths), np.bool_),
-        )  # fmt: skip
-
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """(S,) where the clicks of each session start."""
-        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+        return EventBlock(
+            shopper=np.arange(first, last),
+            shopper_row=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+            round=step.astype(np.int32),
+            number=number,
+            events=events,
+            is_target=step > 0,
+            steps_before=step,
+            returns=np.zeros(len(lengths), np.bool_),
+        )
 
 
 class Clickstreams(NamedTuple):
-    """Several files, whose items are numbered together."""
+    """The clicks of several files, with one numbering of items."""
 
     items: list[str]  # ids by number, in order of appearance
     files: list[Clicks]
 
     def joined(self) -> Clicks:
-        """All files as one, its sessions in the order of their last clicks, those of a file in its own."""
+        """All files as one: sessions by last click, and those of one file in that file's order."""
         if len(self.files) == 1:
             return self.files[0]
-        starts = np.cumsum([0, *(len(one.item) for one in self.files[:-1])])
-        ends = np.concatenate([one.ends + at for one, at in zip(self.files, starts, strict=True)])
-        item, time = (np.concatenate([getattr(one, name) for one in self.files]) for name in ("item", "time"))
-        last = np.concatenate([np.maximum.accumulate(one.time[one.ends - 1]) for one in self.files])
+        starts = np.cumsum([0, *(len(clicks.item) for clicks in self.files[:-1])])
+        ends = np.concatenate([clicks.ends + start for clicks, start in zip(self.files, starts, strict=True)])
+        item, time = (np.concatenate([getattr(clicks, name) for clicks in self.files]) for name in ("item", "time"))
+        last = np.concatenate([np.maximum.accumulate(clicks.time[clicks.ends - 1]) for clicks in self.files])
         order = np.argsort(last, kind="stable")
         lengths = np.diff(ends, prepend=0)
         clicks = np.concatenate([np.arange(ends[s] - lengths[s], ends[s]) for s in order.tolist()])
@@ -105,88 +133,131 @@ class Clickstreams(NamedTuple):
 
 
 def read(paths: Sequence[Path]) -> Clickstreams:
-    """Raises ClickstreamError, OSError where a file cannot be read."""
-    numbers: dict[str, int] = {}
-    files = [_read(path, numbers) for path in paths]
-    return Clickstreams(list(numbers), files)
+    """Read files for training or evaluation. Raises ClickstreamError, and OSError if a file cannot be opened."""
+    items: dict[str, int] = {}
+    files = [_read_file(path, items) for path in paths]
+    return Clickstreams(list(items), files)
 
 
-def _read(path: Path, items: dict[str, int]) -> Clicks:
+def read_clicks(path: Path) -> list[Click]:
+    """Clicks of a file in order of time; equal times keep the file's order. Raises as `read` does."""
+    with _open_text(path) as lines:
+        return parse_clicks(lines, str(path))
+
+
+def parse_clicks(lines: Iterable[str], name: str) -> list[Click]:
+    """Clicks of a table whose lines, header included, are already open. name: of the source, for error messages.
+
+    Raises ClickstreamError.
+    """
+    rows = list(_parse(lines, name))
+    if not rows:
+        raise ClickstreamError(f"{name} holds no clicks")
     sessions: dict[str, int] = {}
-    of: list[int] = []
+    session = np.array([sessions.setdefault(row.session, len(sessions)) for row in rows])
+    time = np.array([row.seconds for row in rows])
+    by_session = np.lexsort((time, session))
+    time[by_session] = spread_equal_times(session[by_session], time[by_session])
+    clicks_of = [0] * len(sessions)
+    clicks: list[Click] = []
+    for row, of, seconds in zip(rows, session.tolist(), time.tolist(), strict=True):
+        clicks.append(Click(row.session, row.item, seconds, clicks_of[of], row.written_time, row.line))
+        clicks_of[of] += 1
+    clicks.sort(key=lambda click: click.time)
+    return clicks
+
+
+def _read_file(path: Path, items: dict[str, int]) -> Clicks:
+    """Clicks of one file. items: numbers of known items; new ones are added."""
+    sessions: dict[str, int] = {}
+    session_list: list[int] = []
     item: list[int] = []
-    time: list[float] = []
-    for line, (session, name, moment) in _rows(path):
-        of.append(sessions.setdefault(session, len(sessions)))
-        item.append(items.setdefault(name, len(items)))
-        time.append(_seconds(path, line, moment))
-    if not of:
+    time_list: list[float] = []
+    with _open_text(path) as lines:
+        for row in _parse(lines, str(path)):
+            session_list.append(sessions.setdefault(row.session, len(sessions)))
+            item.append(items.setdefault(row.item, len(items)))
+            time_list.append(row.seconds)
+    if not session_list:
         raise ClickstreamError(f"{path} holds no clicks")
-    who, when = np.array(of), np.array(time)
+    session, time = np.array(session_list), np.array(time_list)
     last = np.full(len(sessions), -np.inf)
-    np.maximum.at(last, who, when)
+    np.maximum.at(last, session, time)
     rank = np.empty(len(sessions), np.int64)
     rank[np.argsort(last, kind="stable")] = np.arange(len(sessions))
-    order = np.lexsort((when, rank[who]))  # stable: of equal times the file's order
-    ends = np.cumsum(np.bincount(rank[who], minlength=len(sessions)))
-    return Clicks(ends.astype(np.int64), np.array(item, np.int32)[order], apart(rank[who[order]], when[order]))
+    # lexsort is stable: clicks with equal times keep the order of the file.
+    order = np.lexsort((time, rank[session]))
+    ends = np.cumsum(np.bincount(rank[session], minlength=len(sessions)))
+    spread = spread_equal_times(rank[session[order]], time[order])
+    return Clicks(ends.astype(np.int64), np.array(item, np.int32)[order], spread)
 
 
-def apart(session: npt.NDArray[np.int64], time: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(n,) times, s, of which equal ones of a session are spread in their order, within the tick of the clock at most.
+def spread_equal_times(session: I64, time: F64) -> F64:
+    """(n,) times in seconds; equal times of a session are spread in their order, within one tick of the clock.
 
-    session, time: (n,) session by session, each in order of time. A profile knows events by their times, as it must come
-    out the same in whatever order they arrive; without this, equal times would put a session in the order of its items' ids.
+    session, time: (n,) sorted by session and then by time. A profile orders events by time alone, so that the order of
+    arrival does not matter. Without the spread, equal times would be ordered by the ids of their items.
     """
-    tick = next((tick for tick in TICKS if not np.mod(time, tick).any()), TICKS[-1])
-    new = np.ones(len(time), np.bool_)
-    new[1:] = (np.diff(session) != 0) | (np.diff(time) != 0)
-    first = np.flatnonzero(new)
-    many = np.diff(first, append=len(time))  # clicks of each run of equal times
-    place = np.arange(len(time)) - np.repeat(first, many)
-    step: npt.NDArray[np.float64] = np.minimum(APART, tick / many)
-    return time + place * step.repeat(many)
+    tick = next((tick for tick in CLOCK_TICKS_S if not np.mod(time, tick).any()), CLOCK_TICKS_S[-1])
+    is_new = np.ones(len(time), np.bool_)
+    is_new[1:] = (np.diff(session) != 0) | (np.diff(time) != 0)
+    first = np.flatnonzero(is_new)
+    run_length = np.diff(first, append=len(time))
+    place = np.arange(len(time)) - np.repeat(first, run_length)
+    gap: F64 = np.minimum(MAX_SPREAD_S, tick / run_length)
+    return time + place * gap.repeat(run_length)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """Line number and the three columns of each line."""
+class _Row(NamedTuple):
+    line: int
+    session: str
+    item: str
+    written_time: str
+    seconds: float
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    """A text file, plain or gzipped. Errors of the encoding or of gzip become ClickstreamError."""
     with open(path, "rb") as raw:
-        packed = raw.read(2) == GZIP
-    with (
-        gzip.open(path, "rt", encoding="utf-8", newline="")
-        if packed
-        else open(path, encoding="utf-8", newline="") as file
-    ):
+        is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    open_text: Any = partial(gzip.open, mode="rt") if is_gzip else open
+    with open_text(path, encoding="utf-8", newline="") as lines:
         try:
-            yield from _columns(path, file)
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
+            yield lines
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ClickstreamError(f"{path} cannot be read as text: {error}") from None
 
 
-def _columns(path: Path, file: io.TextIOBase | io.TextIOWrapper) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    header = file.readline().strip("\r\n").lstrip("\ufeff")
-    between = next((mark for mark in "\t,;" if mark in header), ",")
-    names = [name.strip().strip('"').lower() for name in header.split(between)]
-    missing = [name for name in COLUMNS if name.lower() not in names]
+def _parse(lines: Iterable[str], name: str) -> Iterator[_Row]:
+    """Rows of a table, header included in `lines`. name: of the source, for error messages."""
+    rest = iter(lines)
+    header = next(rest, "").strip("\r\n").lstrip("\ufeff")
+    separator = next((mark for mark in SEPARATORS if mark in header), ",")
+    names = [column.strip().strip('"').lower() for column in header.split(separator)]
+    missing = [column for column in COLUMNS if column.lower() not in names]
     if missing:
         raise ClickstreamError(
-            f"{path} line 1: there is no column {missing[0]} in {header[:80]!r}; the first line is to name "
-            f"{', '.join(COLUMNS)}, with tabs, commas or semicolons between"
+            f"{name} line 1: there is no column {missing[0]} in {header[:80]!r}; the first line must name "
+            f"{', '.join(COLUMNS)}, separated by tabs, commas or semicolons"
         )
-    session, item, time = (names.index(name.lower()) for name in COLUMNS)
-    for line, row in enumerate(csv.reader(file, delimiter=between), 2):
-        if not row:
-            continue
-        if len(row) <= max(session, item, time):
-            raise ClickstreamError(f"{path} line {line}: {len(row)} columns where {len(names)} are expected")
-        found = row[session].strip(), row[item].strip(), row[time].strip()
-        if not all(found):
-            name = COLUMNS[found.index("")]
-            raise ClickstreamError(f"{path} line {line}: {name} is empty")
-        yield line, found
+    places = [names.index(column.lower()) for column in COLUMNS]
+    try:
+        for line, row in enumerate(csv.reader(rest, delimiter=separator), 2):
+            if not row:
+                continue
+            if len(row) <= max(places):
+                raise ClickstreamError(f"{name} line {line}: {len(row)} columns where {len(names)} are expected")
+            session, item, time = found = [row[place].strip() for place in places]
+            if not all(found):
+                raise ClickstreamError(f"{name} line {line}: {COLUMNS[found.index('')]} is empty")
+            yield _Row(line, session, item, time, _seconds(time, name, line))
+    except csv.Error as error:
+        raise ClickstreamError(f"{name} cannot be read as text: {error}") from None
 
 
-def _seconds(path: Path, line: int, text: str) -> float:
+def _seconds(text: str, name: str, line: int) -> float:
+    """Seconds since the epoch of a Time in seconds, milliseconds or ISO 8601. name, line: for error messages."""
     try:
         seconds = float(text)
     except ValueError:
@@ -195,10 +266,10 @@ def _seconds(path: Path, line: int, text: str) -> float:
         except ValueError:
             moment = None
         seconds = np.nan if moment is None else (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if seconds >= MILLISECONDS:
+    if seconds >= FIRST_MILLISECONDS:
         seconds /= 1000
-    if not 0 <= seconds < MILLISECONDS:
+    if not 0 <= seconds < FIRST_MILLISECONDS:
         raise ClickstreamError(
-            f"{path} line {line}: Time is {text[:40]!r}, expected seconds or milliseconds since the epoch or ISO 8601"
+            f"{name} line {line}: Time is {text[:40]!r}, expected seconds or milliseconds since the epoch or ISO 8601"
         )
     return seconds

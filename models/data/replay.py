@@ -1,4 +1,7 @@
-"""Clicks and other events one by one through the fold, the candidates and phi that serve: what is known before each click."""
+"""Replay of recorded sessions through the fold, candidates and phi that serve.
+
+Before each event to predict it yields what was known: the candidates and phi.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from models.data.clickstream import Block
+from models.data.clickstream import EventBlock
 from models.history.model import History
 from models.ranker.features import NO_HISTORY_SCORES, joint_features
 from stream.ids import key64
@@ -17,121 +19,137 @@ from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, frag
 from stream.items.signals import HALF_LIVES, HalfLives, ItemTable, Signals
 from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve
 from stream.profile.exposure import SERVING
-from stream.profile.fold import blank
+from stream.profile.row import blank_profiles
 from stream.row_codec import rows_at
+from stream.types import F32, I32, I64, Rows
 
-Rows = npt.NDArray[np.void]
-Floats = npt.NDArray[np.float32]
-BLOCK = 64  # sessions that are ranked before the signals learn from them
-AT_ONCE = 4096  # sessions that are learnt from at once where none is ranked
+# Sessions of a block. Signals learn from a block only after all of its sessions were ranked.
+RANKED_SESSIONS = 64
+LEARNT_SESSIONS = 4096  # of a block that is not ranked
 
 
-def bare_items(ids: npt.NDArray[np.int64]) -> Rows:
-    """(n,) ITEM of which nothing is known but the ids (key64)."""
+def bare_items(ids: I64) -> Rows:
+    """(n,) ITEM rows of which only the ids (key64) are known."""
     rows: Any = np.zeros(len(ids), ITEM)
     rows["id"], rows["expires"], rows["present"], rows["flags"] = ids, np.inf, 1, PRODUCT | AVAILABLE | EN | ZH
     return rows  # type: ignore[no-any-return]
 
 
-class Shop:
-    """A shop as it was learnt of: items by their number, without texts; what signals have learnt; who was there before.
+class OfflineShop:
+    """The state of a worker, offline: catalogue, signals, history model, and profiles of shoppers who will return.
 
-    rows: (n,) ITEM of the items, where more is known of them than their ids.
+    items: ids by item number. rows: (n,) ITEM of the same items, if more is known of them than their ids.
     """
 
     def __init__(self, items: Sequence[str], rows: Rows | None = None, *, half_lives: HalfLives = HALF_LIVES) -> None:
         if rows is None:
             rows = bare_items(np.array([key64(id) for id in items], np.int64))
-        self.catalog = Catalog.of_rows(rows, [fragment_of(id) for id in items])
+        self.catalog = Catalog.from_rows(rows, [fragment_of(id) for id in items])
         self.half_lives = half_lives
         self.signals = Signals(self.catalog, half_lives)
         self.history: History | None = None
-        self.shoppers: dict[int, Rows] = {}  # (1,) PROFILE by number, of those whom later sessions will see again
+        # (1,) PROFILE by shopper number, of shoppers with events in a later block.
+        self.shoppers: dict[int, Rows] = {}
         self._table = ItemTable(half_lives)
-        self._counted = 0  # rows of activity
+        self._activity_rows = 0
 
     def learn(self, activity: Rows) -> None:
-        """Count activity, in order of time whatever its own."""
+        """Add (n,) ACTIVITY rows, in any order, to the signals in order of time."""
         activity = rows_at(activity, np.argsort(activity["time"], kind="stable"))
-        activity["offset"] = np.arange(self._counted, self._counted + len(activity))
-        self._counted += len(activity)
-        self.signals.set(self._table.rows_of(self._table.fold("clicks", 0, activity)))
+        activity["offset"] = np.arange(self._activity_rows, self._activity_rows + len(activity))
+        self._activity_rows += len(activity)
+        self.signals.set_signals(self._table.rows_of(self._table.fold("clicks", 0, activity)))
 
 
 class EventSource(Protocol):
-    """What can be walked through: sessions in the order of their last events."""
+    """Sessions that can be replayed, in the order of their last events."""
 
     @property
-    def ends(self) -> npt.NDArray[np.int64]:
-        """(S,) where the events of each session end."""
+    def ends(self) -> I64:
+        """(S,) end of each session's events."""
 
     @property
-    def item(self) -> npt.NDArray[np.int32]:
-        """(n,) the shop's row of each event's item; -1 for none."""
+    def item(self) -> I32:
+        """(n,) catalogue row of each event's item; -1 for none."""
 
-    def block(self, items: Rows, first: int, last: int) -> Block:
-        """Sessions `first` to `last`, that one not included. items: (V,) ITEM of the shop."""
+    def block(self, items: Rows, first: int, last: int) -> EventBlock:
+        """Sessions `first` to `last`, exclusive. items: (V,) ITEM of the shop."""
 
 
 class RankingQuery(NamedTuple):
-    """Positions of U sessions, and what the page would be made of."""
+    """U positions to rank at, one for each of U sessions."""
 
-    click: npt.NDArray[np.int64]  # (U,) the one that is to be foreseen
-    before: npt.NDArray[np.int64]  # (U,) clicks of the session before it
+    target_event: I64  # (U,) index of the event that has to be predicted
+    steps_before: I64  # (U,) earlier steps of the session
     candidates: Candidates
-    phi: Floats  # (U, C, F)
+    phi: F32  # (U, C, F)
 
-    def targets(self, told: EventSource) -> npt.NDArray[np.int64]:
-        """(U,) which candidate was clicked next; -1 where it is none."""
-        hit = self.candidates.rows == told.item[self.click][:, None]  # beyond the count rows are -1
+    def target_columns(self, source: EventSource) -> I64:
+        """(U,) column of the candidate that the target event names; -1 if it is not a candidate."""
+        # Beyond the count, candidate rows are -1.
+        hit = self.candidates.rows == source.item[self.target_event][:, None]
         return np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
 
 
-def walk(
-    shop: Shop, told: EventSource, *, ask: bool, learn: bool, first: int = 0, last: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[RankingQuery]:  # fmt: skip
-    """Sessions `first` to `last` event by event, a block of them at a time; with `ask`, what is known at each position.
+def ignore_progress(done: int, total: int) -> None:
+    """The default callback of `replay_sessions`."""
 
-    With `learn` the signals learn from a block once it has been walked through. Whoever refuses consent is neither asked
-    for nor learnt from, as in serving. progress gets how many sessions are done, and how many there are.
+
+def replay_sessions(
+    shop: OfflineShop, source: EventSource, *, query: bool, learn: bool, first: int = 0, last: int | None = None,
+    progress: Callable[[int, int], None] = ignore_progress,
+) -> Iterator[RankingQuery]:  # fmt: skip
+    """Fold sessions `first` to `last`, exclusive, event by event; yield the queries for their target events.
+
+    query: yield queries; without it nothing is yielded. learn: the signals learn from each block of sessions after the
+    block was replayed. As in serving, shoppers who refuse consent are neither queried nor learnt from. progress is
+    called with the numbers of finished sessions and of all.
     """
-    last = len(told.ends) if last is None else last
-    at_once = BLOCK if ask else AT_ONCE
-    for start in range(first, last, at_once):
+    last = len(source.ends) if last is None else last
+    sessions = RANKED_SESSIONS if query else LEARNT_SESSIONS
+    for start in range(first, last, sessions):
         progress(start - first, last - first)
-        block = told.block(shop.catalog.items, start, min(start + at_once, last))
-        profiles = blank(len(block.shopper))
-        for at, shopper in enumerate(block.shopper.tolist()):
-            if (known := shop.shoppers.pop(shopper, None)) is not None:
-                profiles[at] = known
+        block = source.block(shop.catalog.items, start, min(start + sessions, last))
+        profiles = _take_profiles(shop, block)
         activity = []
-        order = np.argsort(block.wave, kind="stable")
-        ends = np.cumsum(np.bincount(block.wave)).tolist()
+        order = np.argsort(block.round, kind="stable")
+        ends = np.cumsum(np.bincount(block.round)).tolist()
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             rows = order[begin:end]
-            asked = rows[block.asked[rows]] if ask else rows[:0]
-            asked = asked[profiles["consent"][block.who[asked]] >= 0]
-            if len(asked):
-                yield _ask(shop, rows_at(profiles, block.who[asked]), block.number[asked], block.before[asked])
+            if query:
+                targets = rows[block.is_target[rows]]
+                targets = targets[profiles["consent"][block.shopper_row[targets]] >= 0]
+                if len(targets):
+                    candidates, phi = _featurize(shop, rows_at(profiles, block.shopper_row[targets]))
+                    yield RankingQuery(block.number[targets], block.steps_before[targets], candidates, phi)
             events = rows_at(block.events, rows)
             events["record"] = np.arange(len(rows))
-            _, caused = fold_with_activity(profiles, block.who[rows], events, block.number[rows])
+            _, caused = fold_with_activity(profiles, block.shopper_row[rows], events, block.number[rows])
             activity.append(caused)
-        for at in np.flatnonzero(block.again).tolist():
-            shop.shoppers[int(block.shopper[at])] = profiles[at : at + 1].copy()
+        for row in np.flatnonzero(block.returns).tolist():
+            shop.shoppers[int(block.shopper[row])] = profiles[row : row + 1].copy()
         if learn:
             shop.learn(np.concatenate(activity))
 
 
-def _ask(shop: Shop, profiles: Rows, click: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> RankingQuery:
+def _take_profiles(shop: OfflineShop, block: EventBlock) -> Rows:
+    """(U,) PROFILE of the block's shoppers: those of earlier blocks, which leave the shop, and blank ones."""
+    profiles = blank_profiles(len(block.shopper))
+    for row, shopper in enumerate(block.shopper.tolist()):
+        if (known := shop.shoppers.pop(shopper, None)) is not None:
+            profiles[row] = known
+    return profiles
+
+
+def _featurize(shop: OfflineShop, profiles: Rows) -> tuple[Candidates, F32]:
+    """Candidates and phi (U, C, F) of U profiles at the time of their last events, as a page would get them."""
     now = profiles["last_seen"].copy()
-    leaders, history = shop.signals.leaders(float(now.max())), shop.history
-    foresight = history.predict(profiles) if history is not None else None
-    proposals = NO_PROPOSALS if foresight is None else foresight.rows
+    leaders, history = shop.signals.trending(float(now.max())), shop.history
+    prediction = history.predict(profiles) if history is not None else None
+    proposals = NO_PROPOSALS if prediction is None else prediction.rows
     candidates = retrieve(profiles, now, shop.catalog, shop.signals, leaders, proposals=proposals)
-    foreseen = NO_HISTORY_SCORES if history is None or foresight is None else history.judge(foresight, candidates)
+    scores = NO_HISTORY_SCORES if history is None or prediction is None else history.score(prediction, candidates)
     phi = joint_features(
-        profiles, np.zeros(len(now), SERVING), now, candidates, shop.catalog, shop.signals, foreseen=foreseen
+        profiles, np.zeros(len(now), SERVING), now, candidates, shop.catalog, shop.signals, history_scores=scores
     )
-    return RankingQuery(click, before, candidates, phi)
+    return candidates, phi

@@ -1,8 +1,8 @@
-"""How well the next click is foreseen: a clickstream through the fold, the candidates, phi and the ranker that serve.
+"""Evaluation of next-click prediction: a clickstream through the fold, candidates, phi and ranker that serve.
 
-At each click of a session but the first the whole catalogue is ranked. What is no candidate comes last, and ties count
-against us. Frozen: signals stay as the training part left them. Prequential: they learn from each block of sessions after
-it was ranked, as a worker's do.
+At each click of a session but the first, the whole catalogue is ranked. Items that are not candidates come last, and
+ties count against us. With the frozen protocol the signals stay as training left them. With the prequential protocol
+they learn from each block of sessions after it was ranked, as a worker's signals do.
 """
 
 from __future__ import annotations
@@ -15,165 +15,195 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from models.data.clickstream import Clicks
-from models.data.replay import Shop, walk
+from models.data.replay import OfflineShop, replay_sessions
 from models.ranker.model import Ranker
 from models.train import clicks
-from models.train.clicks import QUERIES
+from models.train.clicks import QUERIES, TrainedModels
 from models.train.learning_curve import Point
-from models.train.progress import Say
+from models.train.progress import LogLine
 from models.train.ranker import half_lives
 from models.train.ranker.fit import export
+from stream.types import F32, F64, I32, I64, Bools
 
-Floats = npt.NDArray[np.float32]
-# Where the rows of the report begin.
-LENGTHS = (1, 2, 3, 5, 10)  # clicks before the one that is foreseen
-POPULARITY = (0, 1, 5, 20, 100)  # clicks on it in the training part
+# Lower bounds of the groups in reports.
+LENGTHS = (1, 2, 3, 5, 10)  # clicks of the session before the target
+POPULARITY = (0, 1, 5, 20, 100)  # clicks on the target item in the training part
+CALIBRATION_BINS = 15
+PROGRESS_POSITIONS = 10_000  # between two progress lines
 
 
-def ranks(scores: Floats, count: npt.NDArray[np.int32], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(U,) rank, from 1, of each target among the scores (U, C) of its candidates, behind its equals; 0 for target -1."""
+def ranks(scores: F32, count: I32, targets: I64) -> I64:
+    """(U,) rank, from 1, of each target among the scores (U, C) of its candidates; 0 for target -1.
+
+    count: (U,) number of candidates. A target ranks behind candidates with the same score.
+    """
     own = np.take_along_axis(scores, np.maximum(targets, 0)[:, None], axis=1)
-    offered = np.arange(scores.shape[1])[None, :] < count[:, None]
-    found = ((scores >= own) & offered).sum(axis=1)
-    return np.where(targets < 0, 0, found).astype(np.int64)
+    is_candidate = np.arange(scores.shape[1])[None, :] < count[:, None]
+    rank = ((scores >= own) & is_candidate).sum(axis=1)
+    return np.where(targets < 0, 0, rank).astype(np.int64)
+
+
+def hit_and_reciprocal_rank(rank: I64, k: int) -> tuple[float, float]:
+    """HR@k and MRR@k, from 0 to 1, of ranks (P,) from 1; 0 is a miss."""
+    is_hit = (rank > 0) & (rank <= k)
+    return float(is_hit.mean()), float((is_hit / np.maximum(rank, 1)).mean())
 
 
 class Calibration(NamedTuple):
-    """How far probabilities are from what comes true, in B bins of equal width."""
+    """Probabilities compared with outcomes, in B bins of equal width."""
 
-    said: npt.NDArray[np.float64]  # (B,) sum of the probabilities in each
-    came: npt.NDArray[np.float64]  # (B,) how many of them came true
-    positions: npt.NDArray[np.int64]  # (B,) how many there are
+    probability_sum: F64  # (B,)
+    successes: F64  # (B,)
+    positions: I64  # (B,)
 
     @classmethod
-    def of(cls, sure: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> Calibration:
-        """sure: (P,) probabilities; right: (P,) which of them came true."""
-        at = np.minimum((sure * bins).astype(np.int64), bins - 1)
-        said, came = (np.bincount(at, weights, bins).astype(np.float64) for weights in (sure, right))
-        return cls(said, came, np.bincount(at, minlength=bins))
+    def of(cls, probability: F32, is_success: Bools, bins: int = CALIBRATION_BINS) -> Calibration:
+        """probability, is_success: (P,)."""
+        bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+        sums, successes = (
+            np.bincount(bin_of, weights, bins).astype(np.float64) for weights in (probability, is_success)
+        )
+        return cls(sums, successes, np.bincount(bin_of, minlength=bins))
 
     @property
     def error(self) -> float:
-        """Expected calibration error (Guo et al., 2017): the mean distance in the bins, weighted by their positions."""
-        return float(np.abs(self.said - self.came).sum() / max(1, self.positions.sum()))
+        """Expected calibration error (Guo et al., 2017): mean distance of the bins, weighted by their positions."""
+        return float(np.abs(self.probability_sum - self.successes).sum() / max(1, self.positions.sum()))
 
 
 class Row(NamedTuple):
-    """Of the positions of one kind; hit and gain in per cent."""
+    """Figures of one group of positions, in per cent."""
 
-    what: str
+    group: str
     positions: int
-    hit: float  # HR@k
-    gain: float  # MRR@k
+    hit_rate: float  # HR@k
+    mrr: float  # MRR@k
 
 
 class Report(NamedTuple):
-    """Of P positions."""
+    """Results at P positions."""
 
-    rank: npt.NDArray[np.int64]  # (P,) of the next click; 0: no candidate
-    before: npt.NDArray[np.int64]  # (P,) clicks before it in its session
-    popularity: npt.NDArray[np.int64]  # (P,) clicks on it in the training part
-    sure: Floats  # (P,) probability that the favourite was given
+    rank: I64  # (P,) of the next click; 0 if it was not a candidate
+    steps_before: I64  # (P,) clicks before it in its session
+    popularity: I64  # (P,) clicks on its item in the training part
+    top_probability: F32  # (P,) probability of the top-ranked candidate
     train_minutes: float
     us_per_page: float
-    head: str  # of ranker.HEADS, that scored
-    curves: Mapping[str, Sequence[Point]]  # how each model learnt, by name
+    head: str  # one of ranker.HEADS
+    curves: Mapping[str, Sequence[Point]]  # learning curve by model
 
     @property
     def calibration(self) -> Calibration:
-        """Of the favourites' probabilities, where a next click that is no candidate makes all of them wrong."""
-        return Calibration.of(self.sure, self.rank == 1)
+        """Calibration of the top-ranked candidate. If the next click was not a candidate, no prediction was right."""
+        return Calibration.of(self.top_probability, self.rank == 1)
 
     @property
     def calibration_among_candidates(self) -> Calibration:
-        """The same where the next click is a candidate, as P(C|U) supposes."""
-        there = self.rank > 0
-        return Calibration.of(self.sure[there], self.rank[there] == 1)
+        """The same for positions whose next click was a candidate, as P(C|U) assumes."""
+        is_candidate = self.rank > 0
+        return Calibration.of(self.top_probability[is_candidate], self.rank[is_candidate] == 1)
 
     def figures(self, k: int) -> dict[str, float]:
-        """What is compared: per cent, minutes, us."""
-        hit, gain = self._of(np.ones(len(self.rank), np.bool_), k)
+        """Figures to compare: per cent, minutes, microseconds."""
+        hit_rate, mrr = self._percent(np.ones(len(self.rank), np.bool_), k)
         return {
-            f"HR@{k}": round(hit, 3), f"MRR@{k}": round(gain, 3), "positions": len(self.rank),
+            f"HR@{k}": round(hit_rate, 3),
+            f"MRR@{k}": round(mrr, 3),
+            "positions": len(self.rank),
             "recall_candidates": round(100 * float((self.rank > 0).mean()), 3),
             "calibration_error": round(100 * self.calibration.error, 3),
             "calibration_error_among_candidates": round(100 * self.calibration_among_candidates.error, 3),
-            "train_minutes": round(self.train_minutes, 2), "us_per_page": round(self.us_per_page, 1),
-        }  # fmt: skip
+            "train_minutes": round(self.train_minutes, 2),
+            "us_per_page": round(self.us_per_page, 1),
+        }
 
-    def _of(self, these: npt.NDArray[np.bool_], k: int) -> tuple[float, float]:
-        rank = self.rank[these]
-        hit = (rank > 0) & (rank <= k)
-        return 100 * float(hit.mean()), 100 * float((hit / np.maximum(rank, 1)).mean())
+    def _percent(self, these: Bools, k: int) -> tuple[float, float]:
+        hit_rate, mrr = hit_and_reciprocal_rank(self.rank[these], k)
+        return 100 * hit_rate, 100 * mrr
 
     def rows(self, k: int) -> list[Row]:
-        """By length of the session and by popularity of the item; kinds without a position are left out."""
+        """By length of the session and by popularity of the item; groups without positions are left out."""
         found = []
-        for what, values, edges in (
-            ("clicks before", self.before, LENGTHS),
+        for what, values, bounds in (
+            ("clicks before", self.steps_before, LENGTHS),
             ("clicks on it in training", self.popularity, POPULARITY),
         ):
-            for low, high in zip(edges, [*edges[1:], None], strict=True):
+            for low, high in zip(bounds, [*bounds[1:], None], strict=True):
                 these = (values >= low) & ((values < high) if high is not None else True)
                 if these.any():
-                    span = (
-                        f"{low}" if high == low + 1 else f"{low} and more" if high is None else f"{low} to {high - 1}"
-                    )
-                    found.append(Row(f"{what}, {span}", int(these.sum()), *self._of(these, k)))
+                    group = f"{what}, {_span(low, high)}"
+                    found.append(Row(group, int(these.sum()), *self._percent(these, k)))
         return found
 
     def table(self, k: int) -> str:
-        """The rows, for people."""
+        """The rows as text."""
         lines = [f"{'':34}{'positions':>10}{f'HR@{k}':>9}{f'MRR@{k}':>9}"]
-        lines += [f"{row.what:34}{row.positions:>10,}{row.hit:>9.2f}{row.gain:>9.2f}" for row in self.rows(k)]
+        lines += [f"{row.group:34}{row.positions:>10,}{row.hit_rate:>9.2f}{row.mrr:>9.2f}" for row in self.rows(k)]
         return "\n".join(lines)
+
+
+def _span(low: int, high: int | None) -> str:
+    """Text of the range from low to high, exclusive."""
+    if high is None:
+        return f"{low} and more"
+    return f"{low}" if high == low + 1 else f"{low} to {high - 1}"
 
 
 def evaluate(
     items: Sequence[str], train: Clicks, test: Clicks, *, prequential: bool = False, limit: int | None = None,
-    queries: int = QUERIES, seed: int = 1, head: str = "mlp", history: bool = True, say: Say = lambda line: None,
+    queries: int = QUERIES, seed: int = 1, head: str = "mlp", history: bool = True,
+    log: LogLine = lambda line: None,
 ) -> Report:  # fmt: skip
-    """Fit history model and ranker on `train`, rank each position of `test`, at most `limit` of them.
+    """Train history model and ranker on `train`, and rank at the positions of `test`, at most `limit` of them.
 
-    items: ids by number, of both. head: of ranker.HEADS; the MLP needs torch, without which the logit stands in.
-    Raises ValueError where there is too little to learn from.
+    items: ids by number, of both parts. head: one of ranker.HEADS; the MLP needs torch, and without it the logit is
+    used. log: receives progress lines. Raises ValueError if there is too little data.
     """
     began = perf_counter()
-    shop = Shop(items, half_lives=half_lives.choose(partial(Shop, items), train, say))
-    fitted = clicks.train(shop, train, say, queries=queries, seed=seed, history=history)
+    shop = OfflineShop(items, half_lives=half_lives.choose(partial(OfflineShop, items), train, log))
+    models = clicks.train(shop, train, log, queries=queries, seed=seed, history=history)
     minutes = (perf_counter() - began) / 60
-    with tempfile.TemporaryDirectory() as folder:
-        export(Path(folder), fitted.logit, "a clickstream", "", {}, fitted.head)
-        head = head if fitted.head is not None else "logit"
-        ranker = Ranker(Path(folder), head)
-    known = np.bincount(train.item, minlength=len(items))
-    found: list[npt.NDArray[np.int64]] = []
-    before: list[npt.NDArray[np.int64]] = []
-    asked_for: list[npt.NDArray[np.int64]] = []
-    sure: list[Floats] = []
-    done, spent, told = 0, 0.0, 0
+    ranker, used_head = _load_ranker(models, head)
+    popularity = np.bincount(train.item, minlength=len(items))
+    rank: list[I64] = []
+    steps_before: list[I64] = []
+    target_events: list[I64] = []
+    top_probability: list[F32] = []
+    done, spent, logged = 0, 0.0, 0
     start = perf_counter()
-    for asked in walk(shop, test, ask=True, learn=prequential):
-        scores = ranker.score(asked.phi, asked.candidates.count)
+    for query in replay_sessions(shop, test, query=True, learn=prequential):
+        scores = ranker.score(query.phi, query.candidates.count)
         spent += perf_counter() - start
-        found.append(ranks(scores, asked.candidates.count, asked.targets(test)))
-        before.append(asked.before)
-        sure.append(scores.max(axis=1))
-        asked_for.append(asked.click)
-        done += len(asked.click)
-        if done // 10_000 > told:
-            told = done // 10_000
-            say(f"{done:,} positions ranked")
+        rank.append(ranks(scores, query.candidates.count, query.target_columns(test)))
+        steps_before.append(query.steps_before)
+        top_probability.append(scores.max(axis=1))
+        target_events.append(query.target_event)
+        done += len(query.target_event)
+        if done // PROGRESS_POSITIONS > logged:
+            logged = done // PROGRESS_POSITIONS
+            log(f"{done:,} positions ranked")
         if limit is not None and done >= limit:
             break
         start = perf_counter()
     if not done:
-        raise ValueError("no session of the test has a second click, so that there is nothing to foresee")
-    at = np.concatenate(asked_for)
+        raise ValueError("no session of the test part has a second click, so there is nothing to predict")
     return Report(
-        np.concatenate(found)[:limit], np.concatenate(before)[:limit], known[test.item[at]][:limit],
-        np.concatenate(sure)[:limit], minutes, 1e6 * spent / done, head, fitted.curves,
-    )  # fmt: skip
+        rank=np.concatenate(rank)[:limit],
+        steps_before=np.concatenate(steps_before)[:limit],
+        popularity=popularity[test.item[np.concatenate(target_events)]][:limit],
+        top_probability=np.concatenate(top_probability)[:limit],
+        train_minutes=minutes,
+        us_per_page=1e6 * spent / done,
+        head=used_head,
+        curves=models.curves,
+    )
+
+
+def _load_ranker(models: TrainedModels, head: str) -> tuple[Ranker, str]:
+    """The trained ranker as it serves, exported and loaded again; and the head that it uses."""
+    used_head = head if models.head is not None else "logit"
+    with tempfile.TemporaryDirectory() as folder:
+        export(Path(folder), models.logit, "a clickstream", "", {}, models.head)
+        return Ranker(Path(folder), used_head), used_head

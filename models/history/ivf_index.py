@@ -1,30 +1,45 @@
-"""The items whose vectors have the largest product with a query: all are asked in a small catalogue, in a large one the near.
+"""Maximum inner product search: an exact scan in a small catalogue, an inverted file in a large one.
 
-An inverted file (Jégou, Douze and Schmid, 2011, without residuals): items lie in lists by the centre that is nearest, and
-of a query the lists of the nearest centres are looked through until SCANNED items were seen. So a page costs the same in a
-catalogue of a million. Products are sums of integers: the same to the bit in any batch.
+The inverted file follows Jégou, Douze and Schmid (2011), without residuals. Each item is in the list of its nearest
+centre, and a query scans the lists of its nearest centres until it has seen SCANNED_ITEMS items. So the cost of a page
+does not grow with the catalogue. Products are sums of integers, so they are equal to the bit in any batch.
+
+Recall of the best 50 items against an exact scan, measured by tests/unit/models/history/test_ivf_index.py on vectors
+of width 48 in 60 clusters: 0.997 of 10,000 items, 0.954 of 30,000 (14% scanned), 0.831 of 100,000 (4% scanned).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-import numpy.typing as npt
 
 from stream.jit import njit
+from stream.types import F32, I8, I16, I32, I64
 
-Floats = npt.NDArray[np.float32]
-EXACT = 4096  # items up to which all are asked
-SCANNED = 4096  # items that are looked at else, about
-PER_LIST = 64
-LISTS = 1024  # at most: to find the nearest of more would cost a start and every new item more
-LOOKED_INTO = 128  # lists at most
-ROUNDS = 6  # of k-means
-SAMPLE = 16  # items a list that k-means learns from
+EXACT_SEARCH_ITEMS = 4096  # a catalogue up to this size is scanned completely
+SCANNED_ITEMS = 4096  # items that a query scans in a larger catalogue, about
+ITEMS_PER_LIST = 64  # average
+MAX_LISTS = 1024  # more lists would cost too much at every start and for every new item
+MAX_PROBED_LISTS = 128  # lists that a query scans
+KMEANS_ROUNDS = 6
+KMEANS_ITEMS_PER_LIST = 16  # sample that k-means learns from
+_REBUILD_SHARE = 16  # lists are built again when a 16th of the items is in none
+
+
+class Lists(NamedTuple):
+    """K lists of n items; vectors and scales are copied in the order of the lists, to be read in sequence."""
+
+    centres: I8  # (K, width)
+    starts: I64  # (K + 1,) offsets of the lists in the arrays below
+    rows: I32  # (n,)
+    vectors: I8  # (n, width)
+    scales: F32  # (n,)
 
 
 @njit
-def product(queries, u, vectors, row):  # type: ignore[no-untyped-def]
-    """Of two rows of small integers, as int32."""
+def product(queries: I8 | I16, u: int, vectors: I8, row: int) -> np.int32:
+    """Inner product of queries[u] and vectors[row], of small integers, as int32."""
     total = np.int32(0)
     for k in range(queries.shape[1]):
         total += np.int32(queries[u, k]) * np.int32(vectors[row, k])
@@ -32,138 +47,148 @@ def product(queries, u, vectors, row):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _nearest(rows, vectors, centres, out):  # type: ignore[no-untyped-def]
-    """The centre of the largest product with each of the rows, of equals the first."""
+def _assign(rows: I32, vectors: I8, centres: I8, nearest: I32) -> None:
+    """Write to nearest (n,) the centre with the largest product for each row; the first one if several are equal."""
     for i in range(rows.shape[0]):
-        best, at = np.int32(-2147483648), 0
+        largest, at = np.int32(-2147483648), 0
         for c in range(centres.shape[0]):
-            p = product(centres, c, vectors, rows[i])
-            if p > best:
-                best, at = p, c
-        out[i] = at
+            similarity = product(centres, c, vectors, rows[i])
+            if similarity > largest:
+                largest, at = similarity, c
+        nearest[i] = at
 
 
 @njit
-def _means(rows, of, vectors, scales, centres):  # type: ignore[no-untyped-def]
-    """In place: each centre the mean direction of its rows, in 8 bits; one without rows stays."""
+def _update_centres(rows: I32, nearest: I32, vectors: I8, scales: F32, centres: I8) -> None:
+    """Set each centre to the mean direction of its rows, in 8 bits. A centre without rows does not change."""
     width = vectors.shape[1]
     sums = np.zeros((centres.shape[0], width), np.float64)
     for i in range(rows.shape[0]):
         for k in range(width):
-            sums[of[i], k] += vectors[rows[i], k] * scales[rows[i]]
+            sums[nearest[i], k] += vectors[rows[i], k] * scales[rows[i]]
     for c in range(centres.shape[0]):
         square = 0.0
         for k in range(width):
             square += sums[c, k] ** 2
         if square == 0.0:
             continue
-        # All centres on one scale, so that their products compare: a unit vector's largest entry is 1.
+        # All centres have one scale, so that their products compare: the largest entry of a unit vector is 1.
         for k in range(width):
             centres[c, k] = np.int8(np.rint(sums[c, k] / np.sqrt(square) * 127.0))
 
 
 @njit
-def _offer(score, row, strength, heap, size):  # type: ignore[no-untyped-def]
-    """Put one that is strong enough into a heap with the weakest on top, which goes where it is full. -> how many it holds."""
-    if size < heap.shape[0]:
+def _offer(score: float, row: int, scores: F32, rows: I32, size: int) -> int:
+    """Add a row to a min-heap, in place of the weakest if it is full, and return the new size.
+
+    scores, rows (capacity,). If the heap is full, `score` must be larger than scores[0].
+    """
+    if size < rows.shape[0]:
         at = size
-        while at > 0 and strength[(at - 1) // 2] > score:
-            strength[at], heap[at] = strength[(at - 1) // 2], heap[(at - 1) // 2]
+        while at > 0 and scores[(at - 1) // 2] > score:
+            scores[at], rows[at] = scores[(at - 1) // 2], rows[(at - 1) // 2]
             at = (at - 1) // 2
-        strength[at], heap[at] = score, row
+        scores[at], rows[at] = score, row
         return size + 1
     at = 0
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        if child + 1 < size and strength[child + 1] < strength[child]:
+        if child + 1 < size and scores[child + 1] < scores[child]:
             child += 1
-        if strength[child] >= score:
+        if scores[child] >= score:
             break
-        strength[at], heap[at] = strength[child], heap[child]
+        scores[at], rows[at] = scores[child], rows[child]
         at = child
-    strength[at], heap[at] = score, row
+    scores[at], rows[at] = score, row
     return size
 
 
 @njit
-def _best(queries, vectors, scales, centres, starts, order, listed, listed_scales, tail, scanned, strength, heap,  # type: ignore[no-untyped-def]
-          nearness, near, out):  # fmt: skip
-    """For each query the rows of the largest products, the largest first, into out (U, K); -1 beyond.
+def _search(
+    queries: I16, vectors: I8, scales: F32, lists: Lists, tail: I32, scanned_items: int, max_lists: int, found: I32
+) -> None:
+    """Write to found (U, K) the rows of the largest products of each query, the largest first, -1 beyond.
 
-    Lists are looked through by nearness until `scanned` rows were seen, then the rows of the tail, which are in no list.
+    Lists are scanned from the nearest centre on until `scanned_items` rows were seen; then the tail, the rows that are
+    in no list. Oracle: `exact` in tests/unit/models/history/test_ivf_index.py.
     """
+    centres, starts, list_rows, list_vectors, list_scales = lists
+    scores, rows = np.empty(found.shape[1], np.float32), np.empty(found.shape[1], np.int32)
+    probe_scores, probes = np.empty(max_lists, np.float32), np.empty(max_lists, np.int32)
     for u in range(queries.shape[0]):
-        size, seen = 0, 0
-        lists = 0
+        size, seen, probed = 0, 0, 0
         for c in range(centres.shape[0]):
             score = np.float32(product(queries, u, centres, c))
-            if lists < near.shape[0] or score > nearness[0]:
-                lists = _offer(score, c, nearness, near, lists)
-        nearest = np.argsort(-nearness[:lists], kind="mergesort")
-        for i in range(lists):
-            if seen >= scanned:
+            if probed < max_lists or score > probe_scores[0]:
+                probed = _offer(score, c, probe_scores, probes, probed)
+        order = np.argsort(-probe_scores[:probed], kind="mergesort")
+        for i in range(probed):
+            if seen >= scanned_items:
                 break
-            start = starts[near[nearest[i]]]
-            end = min(starts[near[nearest[i]] + 1], start + scanned - seen)
+            start = starts[probes[order[i]]]
+            end = min(starts[probes[order[i]] + 1], start + scanned_items - seen)
             seen += end - start
             for j in range(start, end):
-                score = np.float32(product(queries, u, listed, j)) * listed_scales[j]
-                if size < heap.shape[0] or score > strength[0]:  # the call alone would cost as much as the product
-                    size = _offer(score, order[j], strength, heap, size)
+                score = np.float32(product(queries, u, list_vectors, j)) * list_scales[j]
+                # Compare before the call, which would cost as much as the product.
+                if size < rows.shape[0] or score > scores[0]:
+                    size = _offer(score, list_rows[j], scores, rows, size)
         for j in range(tail.shape[0]):
             row = tail[j]
             score = np.float32(product(queries, u, vectors, row)) * scales[row]
-            if size < heap.shape[0] or score > strength[0]:
-                size = _offer(score, row, strength, heap, size)
-        ranked = np.argsort(-strength[:size], kind="mergesort")
-        for j in range(out.shape[1]):
-            out[u, j] = heap[ranked[j]] if j < size else -1
+            if size < rows.shape[0] or score > scores[0]:
+                size = _offer(score, row, scores, rows, size)
+        ranked = np.argsort(-scores[:size], kind="mergesort")
+        for j in range(found.shape[1]):
+            found[u, j] = rows[ranked[j]] if j < size else -1
+
+
+def _no_lists(width: int) -> Lists:
+    return Lists(
+        np.zeros((0, width), np.int8),
+        np.zeros(1, np.int64),
+        np.zeros(0, np.int32),
+        np.zeros((0, width), np.int8),
+        np.zeros(0, np.float32),
+    )
 
 
 class IvfIndex:
-    """Finds among vectors (capacity, width) int8 with scales (capacity,), of which the caller says which rows there are."""
+    """Index of the first n rows of the caller's vectors (capacity, width) int8 and scales (capacity,)."""
 
     def __init__(self) -> None:
-        self._centres = np.zeros((0, 0), np.int8)  # (K, width)
-        self._starts, self._order = np.zeros(1, np.int64), np.zeros(0, np.int32)  # (K + 1,), rows list by list
-        # Vectors and scales once more in the order of the lists: what is looked through lies side by side.
-        self._listed, self._listed_scales = np.zeros((0, 0), np.int8), np.zeros(0, np.float32)
-        self._tail = np.zeros(0, np.int32)  # rows that came since
+        self._lists: Lists | None = None
+        self._tail = np.zeros(0, np.int32)  # rows added since the lists were built
 
-    def add(self, first: int, end: int, vectors: npt.NDArray[np.int8], scales: Floats) -> None:
-        """Rows `first` to `end` have come; lists are made anew once those without are a sixteenth of all."""
+    def add(self, first: int, end: int, vectors: I8, scales: F32) -> None:
+        """Add rows `first` to `end`. Builds the lists again once a 16th of all rows is in no list."""
         self._tail = np.concatenate([self._tail, np.arange(first, end, dtype=np.int32)])
-        if end > EXACT and 16 * len(self._tail) > end:
-            self._make_lists(end, vectors, scales)
+        if end > EXACT_SEARCH_ITEMS and _REBUILD_SHARE * len(self._tail) > end:
+            self._lists = _build_lists(end, vectors, scales)
+            self._tail = np.zeros(0, np.int32)
 
-    def _make_lists(self, n: int, vectors: npt.NDArray[np.int8], scales: Floats) -> None:
-        count = min(LISTS, n // PER_LIST)
-        rows = np.random.default_rng(n).permutation(n)[: SAMPLE * count].astype(np.int32)
-        centres = vectors[rows[:count]].copy()
-        _means(rows[:count], np.arange(count, dtype=np.int32), vectors, scales, centres)
-        of = np.empty(len(rows), np.int32)
-        for _ in range(ROUNDS):
-            _nearest(rows, vectors, centres, of)
-            _means(rows, of, vectors, scales, centres)
-        every, of = np.arange(n, dtype=np.int32), np.empty(n, np.int32)
-        _nearest(every, vectors, centres, of)
-        self._centres, self._order = centres, np.argsort(of, kind="stable").astype(np.int32)
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(of, minlength=count))]).astype(np.int64)
-        self._listed, self._listed_scales = vectors[self._order], scales[self._order]
-        self._tail = np.zeros(0, np.int32)
+    def find(self, queries: I16, vectors: I8, scales: F32, count: int) -> I32:
+        """Return rows (U, count) of the largest products with queries (U, width), the largest first; -1 beyond."""
+        found = np.empty((len(queries), count), np.int32)
+        lists = self._lists or _no_lists(vectors.shape[1])
+        _search(queries, vectors, scales, lists, self._tail, SCANNED_ITEMS, MAX_PROBED_LISTS, found)
+        return found
 
-    def find(
-        self, queries: npt.NDArray[np.int16], vectors: npt.NDArray[np.int8], scales: Floats, count: int
-    ) -> npt.NDArray[np.int32]:
-        """Rows (U, count) of the largest products with queries (U, width), the largest first; -1 beyond."""
-        out = np.empty((len(queries), count), np.int32)
-        strength, heap = np.empty(count, np.float32), np.empty(count, np.int32)
-        none = np.zeros((0, vectors.shape[1]), np.int8)
-        centres, listed = (self._centres, self._listed) if len(self._centres) else (none, none)
-        _best(
-            queries, vectors, scales, centres, self._starts, self._order, listed, self._listed_scales, self._tail, SCANNED,
-            strength, heap, np.empty(LOOKED_INTO, np.float32), np.empty(LOOKED_INTO, np.int32), out,
-        )  # fmt: skip
-        return out
+
+def _build_lists(n: int, vectors: I8, scales: F32) -> Lists:
+    """Lists of rows 0 to n, by k-means over a sample. The sample depends only on n."""
+    count = min(MAX_LISTS, n // ITEMS_PER_LIST)
+    sample = np.random.default_rng(n).permutation(n)[: KMEANS_ITEMS_PER_LIST * count].astype(np.int32)
+    centres = vectors[sample[:count]].copy()
+    _update_centres(sample[:count], np.arange(count, dtype=np.int32), vectors, scales, centres)
+    nearest = np.empty(len(sample), np.int32)
+    for _ in range(KMEANS_ROUNDS):
+        _assign(sample, vectors, centres, nearest)
+        _update_centres(sample, nearest, vectors, scales, centres)
+    nearest = np.empty(n, np.int32)
+    _assign(np.arange(n, dtype=np.int32), vectors, centres, nearest)
+    rows = np.argsort(nearest, kind="stable").astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=count))]).astype(np.int64)
+    return Lists(centres, starts, rows, vectors[rows], scales[rows])

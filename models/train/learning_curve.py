@@ -1,4 +1,4 @@
-"""A learning curve: what a model lost at the end of each epoch of its training."""
+"""A learning curve: the losses of a model at the end of each epoch of its training."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 
 class Point(NamedTuple):
-    """An epoch. Losses are means of a cross-entropy, in nats."""
+    """Losses of one epoch: mean cross-entropies, in nats."""
 
     epoch: int  # from 1
-    learnt: float  # of what was learnt from, while it was
-    held_out: float  # of what was not, at the epoch's end; NaN where nothing is held out
+    training: float  # training loss, averaged over the epoch
+    held_out: float  # held-out loss at the end of the epoch; NaN if nothing is held out
 
 
-Progress = Callable[[Point], None]
+OnEpoch = Callable[[Point], None]
 
 
-def unheard(point: Point) -> None:
-    """Progress that nobody asked for."""
+def ignore_epoch(point: Point) -> None:
+    """Default callback that does nothing."""

@@ -1,37 +1,37 @@
-"""What a training tells while it works: how far it is, its loss, and how long the rest takes."""
+"""Progress lines of a training: how far it is, its loss, and how long the rest takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
 
-from models.train.learning_curve import Point, Progress
+from models.train.learning_curve import OnEpoch, Point
 
-Say = Callable[[str], None]  # takes a line for people
-PATIENCE = 2.0  # s of work that nothing is said of
+LogLine = Callable[[str], None]  # writes a line for people
+QUIET_S = 2.0  # work that takes less is not reported
 
 
-def of_epochs(what: str, epochs: int, say: Say, curve: list[Point]) -> Progress:
-    """Tells of each epoch its held-out loss, and how long the rest takes; the curve gets it too."""
+def epoch_logger(what: str, epochs: int, log: LogLine, curve: list[Point]) -> OnEpoch:
+    """Return a callback that logs each epoch's held-out loss and the time left, and appends the point to `curve`."""
     began = perf_counter()
 
-    def told(point: Point) -> None:
+    def on_epoch(point: Point) -> None:
         curve.append(point)
         left = (perf_counter() - began) / point.epoch * (epochs - point.epoch)
-        say(f"{what}, epoch {point.epoch} of {epochs}: held-out loss {point.held_out:.4f} nats, {left:.0f} s left")
+        log(f"{what}, epoch {point.epoch} of {epochs}: held-out loss {point.held_out:.4f} nats, {left:.0f} s left")
 
-    return told
+    return on_epoch
 
 
-def of_stretch(what: str, say: Say) -> Callable[[int, int], None]:
-    """Tells each tenth of a long stretch; gets how much of it is done, and how much there is."""
-    began, told = perf_counter(), 0
+def progress_logger(what: str, log: LogLine) -> Callable[[int, int], None]:
+    """Return a callback (done, total) that logs each tenth of a long piece of work, with the time left."""
+    began, logged_tenths = perf_counter(), 0
 
-    def progress(done: int, total: int) -> None:
-        nonlocal told
+    def on_progress(done: int, total: int) -> None:
+        nonlocal logged_tenths
         spent = perf_counter() - began
-        if done and spent > PATIENCE and 10 * done // total > told:
-            told = 10 * done // total
-            say(f"{what}: {done:,} of {total:,}, {spent / done * (total - done):.0f} s left")
+        if done and spent > QUIET_S and 10 * done // total > logged_tenths:
+            logged_tenths = 10 * done // total
+            log(f"{what}: {done:,} of {total:,}, {spent / done * (total - done):.0f} s left")
 
-    return progress
+    return on_progress

@@ -1,7 +1,7 @@
-"""What a model that ships was made of, as its manifest tells: arguments, data, versions, processor.
+"""The recipe of a shipped model, part of its manifest: arguments, data, library versions, processor.
 
-The same recipe gives the same model, to the bit on one kind of processor. A test makes the recipe anew and compares, so
-that a model is not left behind by the code that made it.
+The same recipe gives the same model, to the bit on one kind of processor. A test computes the recipe from the current
+code and compares it, so that a shipped model never falls behind the code that trains it.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from typing import Any
 import msgspec
 
 Recipe = dict[str, Any] | msgspec.UnsetType
-UNTOLD = msgspec.UNSET  # of a model that is not shipped, which nobody compares
+NO_RECIPE = msgspec.UNSET  # of a model that is not shipped
 LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
-_CPU = Path("/proc/cpuinfo")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
-def ingredients(arguments: Mapping[str, Any], data: Iterable[bytes], **more: Any) -> dict[str, Any]:
-    """arguments, more: JSON values; data: what is learnt from, or enough of it to tell whether it is another."""
+def make_recipe(arguments: Mapping[str, Any], data: Iterable[bytes], **more: Any) -> dict[str, Any]:
+    """Recipe without library versions and processor.
+
+    arguments, more: JSON values. data: the training data, or enough of it to detect a change; only its hash is kept.
+    """
     digest = hashlib.sha256()
     for part in data:
         digest.update(len(part).to_bytes(8, "little") + part)
     return {"arguments": dict(arguments), "data": "sha256:" + digest.hexdigest(), **more}
 
 
-def made_here(of: Mapping[str, Any]) -> dict[str, Any]:
-    """The ingredients, and by what they are made into a model. Needs torch."""
-    return {**of, "versions": {name: version(name).partition("+")[0] for name in LIBRARIES}, "processor": processor()}
+def with_environment(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with library versions and processor of this machine. Needs torch."""
+    return {
+        **recipe,
+        "versions": {name: version(name).partition("+")[0] for name in LIBRARIES},
+        "processor": processor(),
+    }
 
 
 def processor() -> str:
-    """On one of the same kind sums come in the same order, and results to the same bit."""
-    told = _CPU.read_text().splitlines() if _CPU.is_file() else []
-    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(told))}
-    wide = "avx512" if "avx512f" in values.get("flags", "").split() else ""
-    return " ".join(
-        part
-        for part in (
-            platform.machine(),
-            *(values.get(name, "") for name in ("model name", "cpu family", "model")),
-            wide,
-        )
-        if part
-    )
+    """Kind of this processor. On the same kind, sums are computed in the same order and give the same bits."""
+    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.is_file() else []
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    vector_unit = "avx512" if "avx512f" in values.get("flags", "").split() else ""
+    fields = (values.get(name, "") for name in ("model name", "cpu family", "model"))
+    return " ".join(part for part in (platform.machine(), *fields, vector_unit) if part)

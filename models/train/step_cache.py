@@ -1,4 +1,4 @@
-"""What a training has finished, kept on disk, so that one that was killed goes on and comes to the same."""
+"""Finished steps of a training, kept on disk so that a killed training resumes and gives the same models."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.ranker.features import features_hash
-from models.train.progress import Say
+from models.ranker.columns import features_hash
+from models.train.progress import LogLine
 
 Arrays = dict[str, npt.NDArray[Any]]
 FOLDER = ".training"
+# Version of the stored arrays. Steps of another version are deleted, as steps of other inputs are.
+FORMAT = 2
 
 
 class StepCache:
-    """Finished pieces of a training by name, in a folder beside what it makes; those of other inputs or features are thrown away.
+    """Arrays of finished steps by name, in a folder beside the models. Steps of other inputs or features are deleted.
 
-    inputs: all that the result depends on beside the features of phi, as text. As a context manager they are kept where the
-    training is interrupted, killed or breaks, not where it ends or its data do not do (ValueError): asked again, it looks
-    at the data anew.
+    inputs: text that identifies all the result depends on, except the features of phi, which are added here. As a
+    context manager the cache survives an interrupt, a kill and any other error. It is deleted when training ends, or
+    when the data are unusable (ValueError): the next run then reads the data again.
     """
 
-    def __init__(self, out: Path, inputs: str, say: Say) -> None:
-        self._folder, self._say = out / FOLDER, say
-        mark, wanted = self._folder / "inputs", hashlib.sha256(f"{features_hash()} {inputs}".encode()).hexdigest()
-        if self._folder.is_dir() and (not mark.is_file() or mark.read_text() != wanted):
-            say(f"what {self._folder} holds is of other inputs and is thrown away")
+    def __init__(self, out: Path, inputs: str, log: LogLine) -> None:
+        self._folder, self._log = out / FOLDER, log
+        mark = self._folder / "inputs"
+        expected = hashlib.sha256(f"{FORMAT} {features_hash()} {inputs}".encode()).hexdigest()
+        if self._folder.is_dir() and (not mark.is_file() or mark.read_text() != expected):
+            log(f"{self._folder} holds steps of other inputs; they are deleted")
             shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(wanted)
+        mark.write_text(expected)
 
     def __enter__(self) -> StepCache:
         return self
@@ -43,32 +46,35 @@ class StepCache:
         if kind is None or issubclass(kind, ValueError):
             shutil.rmtree(self._folder)
 
-    def __contains__(self, name: str) -> bool:
-        return (self._folder / f"{name}.npz").is_file()
+    def __contains__(self, step: str) -> bool:
+        return self._file(step).is_file()
 
-    def get(self, name: str) -> Arrays | None:
-        """What was put there, if anything."""
-        path = self._folder / f"{name}.npz"
+    def load(self, step: str) -> Arrays | None:
+        """Arrays of a finished step, or None."""
+        path = self._file(step)
         if not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+            return {name: stored[name] for name in stored.files}
 
-    def put(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Whole or not at all: a kill leaves what was there before."""
-        path = self._folder / f"{name}.npz"
+    def save(self, step: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Store a step atomically: after a kill the file is the previous one or the new one."""
+        path = self._file(step)
         with open(path.with_suffix(".part"), "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path.with_suffix(".part"), path)
 
-    def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """What `make` gives, asked for only where it is not there yet."""
-        found = self.get(name)
+    def load_or_compute(self, step: str, compute: Callable[[], Arrays]) -> Arrays:
+        """Arrays of a step, computed and stored if it is not finished yet."""
+        found = self.load(step)
         if found is None:
-            found = make()
-            self.put(name, found)
+            found = compute()
+            self.save(step, found)
         else:
-            self._say(f"{name} was finished before")
+            self._log(f"{step} was finished before")
         return found
+
+    def _file(self, step: str) -> Path:
+        return self._folder / f"{step}.npz"

@@ -1,4 +1,4 @@
-"""The catalogue: items as rows of 64 bytes for the kernels, and as pre-encoded JSON for the page writer."""
+"""The catalogue: items as rows of 64 bytes for the kernels, and as encoded JSON fragments for the page encoder."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,31 +6,40 @@ from typing import Annotated, NamedTuple, Self
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from stream.events import locale_code, words
 from stream.ids import IdIndex, key32, key64
 from stream.jit import njit
+from stream.types import I32, I64, Row, Rows
 
-Rows = npt.NDArray[np.void]
-
-AVAILABLE, PRODUCT, EN, ZH = 1, 2, 4, 8  # bits of `flags`; EN, ZH: has a title in that locale
+AVAILABLE, PRODUCT, EN, ZH = 1, 2, 4, 8  # bits of `flags`; EN, ZH: the item has a title in that locale
 TITLE_WORDS = 6
 TITLE_BITS = np.array([0, EN, ZH])  # by locale code
 
-# Row numbers are dense, in order of first sight, shared with the signals; `present` is 0 where only signals know the item.
+# One item. Row numbers are dense, in order of first appearance, and shared with the signals.
+#
+# field      unit                  meaning of the value, and of zero
+# id         key64                 of the item id; 0: the row is free
+# expires    s since the epoch     when the item leaves the shop; inf: never
+# added      s since the epoch     when it came; 0: unknown
+# category   key32                 0: none
+# brand      key32                 0: none
+# log_price  ln of the price       0: no price
+# present    0 or 1                0: only the signals know the item, or it was deleted
+# flags      bits                  AVAILABLE, PRODUCT, EN, ZH
+# word       key32                 title words of all locales; 0: no more words
 ITEM = np.dtype(
     [
-        ("id", "i8"),  # key64 of the item id
-        ("expires", "f8"),  # s since the epoch; inf where it never does
-        ("added", "f8"),  # s since the epoch; 0 unknown
-        ("category", "i4"),  # key32
-        ("brand", "i4"),  # key32
-        ("log_price", "f4"),  # ln(price); 0 where there is none
+        ("id", "i8"),
+        ("expires", "f8"),
+        ("added", "f8"),
+        ("category", "i4"),
+        ("brand", "i4"),
+        ("log_price", "f4"),
         ("present", "i1"),
         ("flags", "i1"),
         ("pad", "i1", 2),
-        ("word", "i4", TITLE_WORDS),  # key32 of title words of all locales
+        ("word", "i4", TITLE_WORDS),
     ]
 )
 assert ITEM.itemsize == 64
@@ -43,7 +52,7 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item of the catalogue, schema `item/1`. Texts are one string for every language, or one by locale."""
+    """An item of the catalogue, schema `item/1`. A text is one string for all languages, or one for each locale."""
 
     item_id: Id
     title: Title | dict[str, Title]
@@ -60,7 +69,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ItemError(ValueError):
-    """An item that is refused; the message names the field and the value."""
+    """A record that is not a valid item; the message names the field and the value."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -68,7 +77,7 @@ class ItemError(ValueError):
 
 
 class ItemReject(NamedTuple):
-    record: int  # index among the records applied
+    record: int  # index among the records passed to `apply`
     field: str
     message: str
 
@@ -77,7 +86,7 @@ _decoder = msgspec.json.Decoder(Item)
 
 
 def decode_item(key: bytes | None, value: bytes) -> Item:
-    """The item in a record of the catalogue, whose key is the item id (None: not checked). Raises only ItemError."""
+    """The item in a catalogue record. `key` must be the item id; None skips that check. Raises only ItemError."""
     try:
         item = _decoder.decode(value)
         for time in (item.added_at, item.expires_at):
@@ -88,7 +97,7 @@ def decode_item(key: bytes | None, value: bytes) -> Item:
         field = path.strip("`.") or "value"
         raise ItemError(field, f"{field}: {what} in {value[:80]!r}") from None
     except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as error:
-        raise ItemError("value", f"not an item: {error} in {value[:80]!r}") from None
+        raise ItemError("value", f"the record is not a valid item: {error} in {value[:80]!r}") from None
     if key is not None and key != item.item_id.encode("utf-8", "surrogatepass"):
         raise ItemError("key", f"the record's key is {key[:80]!r}, expected the item id {item.item_id[:80]!r}")
     if isinstance(item.title, dict) and not item.title:
@@ -97,13 +106,13 @@ def decode_item(key: bytes | None, value: bytes) -> Item:
 
 
 def fragment_of(item_id: str) -> bytes:
-    """How pages and impressions begin to speak of an item."""
+    """Start of the item's JSON object in pages and impressions."""
     return b'{"item_id":%s,"kind":"product"' % msgspec.json.encode(item_id)
 
 
 @njit
-def showable(item, now, title_bit):  # type: ignore[no-untyped-def]
-    """True where the ITEM row may be on a page at `now` for a reader of the locale whose flag is `title_bit` (0: any)."""
+def showable(item: Row, now: float, title_bit: int) -> bool:
+    """Whether the ITEM row may be on a page at `now` (s) for the locale with the flag `title_bit` (0: any locale)."""
     return (
         item.present == 1
         and (item.flags & AVAILABLE) != 0
@@ -113,70 +122,70 @@ def showable(item, now, title_bit):  # type: ignore[no-untyped-def]
 
 
 class Catalog:
-    """The items by row. Arrays grow by doubling: read the attribute anew for each batch."""
+    """The items by row. Arrays are replaced when they grow: read the attributes again for each batch."""
 
     def __init__(self) -> None:
-        self.index = IdIndex()  # item id -> row, for ever
+        self.index = IdIndex()  # item id (key64) -> row; never changes
         self.items = np.zeros(1024, ITEM)  # (capacity,) ITEM
-        self.version = 0  # +1 for each change that was applied
-        self.names: dict[int, str] = {}  # ids of items, categories, brands -> their text
-        # `{"item_id":"SKU1","kind":"product"` of each row, as pages and impressions say it.
+        self.version = 0  # incremented by every `apply` that changes an item
+        self.names: dict[int, str] = {}  # keys of items, categories and brands -> their text
+        # `{"item_id":"SKU1","kind":"product"` of each row, for pages and impressions.
         self.fragments = np.zeros(1 << 16, np.uint8)
         self.fragment_at = np.zeros((1024, 2), np.int64)  # (capacity, 2) start and end in `fragments`
         self.longest_fragment = 0  # bytes
-        self._changed: set[int] | None = None  # rows, while somebody watches
-        self._used = 0
+        self._changed: set[int] | None = None  # rows, once `track_changes` was called
+        self._fragment_bytes = 0  # used of `fragments`
         self._items: dict[int, Item] = {}
 
     @classmethod
-    def of_rows(cls, items: Rows, fragments: Sequence[bytes]) -> Self:
-        """A catalogue of (n,) ITEM that are ready, with distinct ids, and the n fragments that pages name them by.
+    def from_rows(cls, items: Rows, fragments: Sequence[bytes]) -> Self:
+        """A catalogue of (n,) ITEM rows with distinct ids, and their n fragments.
 
-        It knows no texts: `item`, `item_id` and `title` raise KeyError.
+        It has no texts: `item`, `item_id` and `title` raise KeyError.
         """
         self = cls()
         self.index.add_all(np.ascontiguousarray(items["id"]))
         if len(self) != len(items):
-            raise ValueError(f"{len(items)} items have {len(self)} ids; give each its own")
+            raise ValueError(f"{len(items)} items have {len(self)} ids; every item needs a distinct id")
         self.items, self.fragments = items.copy(), np.frombuffer(b"".join(fragments), np.uint8).copy()
         ends = np.cumsum([len(fragment) for fragment in fragments], dtype=np.int64)
         self.fragment_at = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
         self.longest_fragment = max(map(len, fragments))
-        self._used, self.version = len(self.fragments), 1
+        self._fragment_bytes, self.version = len(self.fragments), 1
         return self
 
     def __len__(self) -> int:
         return len(self.index)
 
     def row(self, item: int) -> int:
-        """Row of the item id (key64), a new one at first sight."""
+        """Row of the item id (key64); an unknown id gets a new row."""
         row = self.index.add(item)
         if row >= len(self.items):
             self.items = np.concatenate([self.items, np.zeros_like(self.items)])
             self.fragment_at = np.concatenate([self.fragment_at, np.zeros_like(self.fragment_at)])
         if self.items[row]["id"] == 0:
             self.items[row]["id"] = item
-            self._note(row)
+            self._note_change(row)
         return row
 
-    def watch(self) -> set[int]:
-        """Where rows are noted from now on that come or change; whoever asked for it clears it. One at a time."""
+    def track_changes(self) -> set[int]:
+        """Set that new and changed rows are added to from now on. The caller clears it; only one caller at a time."""
         self._changed = set()
         return self._changed
 
-    def _note(self, row: int) -> None:
+    def _note_change(self, row: int) -> None:
         if self._changed is not None:
             self._changed.add(row)
 
-    def rows_of(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Row of each item id, a new one at first sight; -1 for 0. (n,) -> (n,)."""
+    def rows_of(self, items: I64) -> I32:
+        """Row of each item id (key64); an unknown id gets a new row, 0 gets -1. (n,) -> (n,)."""
         rows = self.index.get_all(np.ascontiguousarray(items))
         for at in np.flatnonzero((rows < 0) & (items != 0)).tolist():
             rows[at] = self.row(int(items[at]))
         return rows
 
     def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> list[ItemReject]:
-        """Set the items of catalogue records, in order; None deletes. Bad ones are returned and change nothing."""
+        """Apply catalogue records in order; the value None deletes an item. Returns the invalid records, ignored."""
         rejects = []
         for at, (key, value) in enumerate(records):
             try:
@@ -196,15 +205,15 @@ class Catalog:
         return self._items[row].item_id
 
     def item(self, row: int) -> Item:
-        """Raises KeyError where only signals know the row."""
+        """The item of the row. Raises KeyError if only the signals know it."""
         return self._items[row]
 
     def title(self, row: int, locale: str) -> str:
-        """In `locale`, else in the first language there is."""
-        return self.named(row, locale)[1]
+        """Title in `locale`, otherwise in the first language that the item has."""
+        return self.id_and_title(row, locale)[1]
 
-    def named(self, row: int, locale: str) -> tuple[str, str]:
-        """Id and title at once: the path asks for both, often. Raises KeyError as `item`."""
+    def id_and_title(self, row: int, locale: str) -> tuple[str, str]:
+        """Item id and title in one look-up, because the page path often needs both. Raises KeyError like `item`."""
         item = self._items[row]
         title = item.title
         if not isinstance(title, str):
@@ -235,7 +244,8 @@ class Catalog:
         for locale in titles:
             flags |= {0: EN | ZH if locale == "" else 0, 1: EN, 2: ZH}[locale_code(locale)]
         if not flags & (EN | ZH):
-            flags |= EN | ZH  # only languages that no shopper asks for: better shown than lost
+            # All titles are in languages that no shopper can have: show the item in both.
+            flags |= EN | ZH
         found = list(dict.fromkeys(key32(word) for title in titles.values() for word in words(title)))[:TITLE_WORDS]
         filled["flags"] = flags
         filled["category"] = key32(item.category) if item.category else 0
@@ -251,13 +261,13 @@ class Catalog:
         if row not in self._items:
             self._write_fragment(row, fragment_of(item.item_id))
         self._items[row] = item
-        self._note(row)
+        self._note_change(row)
 
     def _write_fragment(self, row: int, fragment: bytes) -> None:
-        end = self._used + len(fragment)
+        end = self._fragment_bytes + len(fragment)
         while end > len(self.fragments):
             self.fragments = np.concatenate([self.fragments, np.zeros_like(self.fragments)])
-        self.fragments[self._used : end] = np.frombuffer(fragment, np.uint8)
-        self.fragment_at[row] = self._used, end
+        self.fragments[self._fragment_bytes : end] = np.frombuffer(fragment, np.uint8)
+        self.fragment_at[row] = self._fragment_bytes, end
         self.longest_fragment = max(self.longest_fragment, len(fragment))
-        self._used = end
+        self._fragment_bytes = end

@@ -1,83 +1,85 @@
-"""What leads in a catalogue, overall, in each category and among what is new: where every page begins to look for items."""
+"""Trending items of a catalogue: overall, by category, and the newest. Retrieval of every page uses them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from stream.decay import decay_factor
 from stream.ids import find, insert, rehash
 from stream.items.catalog import Catalog, showable
 from stream.jit import njit
+from stream.types import F32, F64, I32, I64, Rows
 
-Rows = npt.NDArray[np.void]
-LEADERS, CATEGORY_LEADERS, FRESH_DAYS = 240, 32, 14.0
-LEADERS_AGE = 5.0  # s of event time after which leaders are found anew
-SCAN = 4096  # items looked at in one go, a fraction of a millisecond
+TRENDING_ITEMS, TRENDING_PER_CATEGORY = 240, 32
+FRESH_DAYS = 14.0
+TRENDING_MAX_AGE_S = 5.0  # event time after which the trending items are computed again
+SCAN_ITEMS = 4096  # most items that one call scans, a fraction of a millisecond
 
 
 class Trending(NamedTuple):
-    """Rows of the catalogue that lead, best first, -1 at the end."""
+    """Rows of the catalogue, best first, -1 at the end."""
 
-    overall: npt.NDArray[np.int32]  # (LEADERS,)
-    popularity: npt.NDArray[np.float32]  # (LEADERS,) of the same
-    categories: npt.NDArray[np.int32]  # (K,) key32, sorted
-    by_category: npt.NDArray[np.int32]  # (K, CATEGORY_LEADERS)
-    fresh: npt.NDArray[np.int32]  # (LEADERS,) newest first
+    overall: I32  # (TRENDING_ITEMS,)
+    popularity: F32  # (TRENDING_ITEMS,) of the same items
+    categories: I32  # (K,) key32, ascending
+    by_category: I32  # (K, TRENDING_PER_CATEGORY)
+    fresh: I32  # (TRENDING_ITEMS,) newest first
 
 
 class TrendingIndex:
-    """Leaders of a catalogue, found anew as time goes on.
+    """Trending items of a catalogue, kept up to date as event time advances.
 
-    A catalogue of at most SCAN items is looked through anew where that was more than LEADERS_AGE ago or an item has
-    changed. A larger one is looked through all the time, in pieces: a share of it that goes with the event time that has
-    passed, so that all of it takes LEADERS_AGE, but never more than SCAN items at a call. No page waits longer.
+    A catalogue of at most SCAN_ITEMS is scanned again if the last scan is older than TRENDING_MAX_AGE_S or an item has
+    changed. A larger one is scanned in pieces. The size of a piece is proportional to the event time that has passed,
+    so that a whole scan takes TRENDING_MAX_AGE_S. No call scans more than SCAN_ITEMS: no page waits longer.
     """
 
-    def __init__(self, catalog: Catalog, lives: npt.NDArray[np.float64]) -> None:
-        """lives: (4,) s, `HalfLives.array` of the signals, of which the first three are those of popularity."""
-        self._catalog, self._lives = catalog, lives
-        self._leaders: Trending | None = None
-        self._found_at, self._version = 0.0, -1  # event time (s) and the catalogue's version when they were found
-        self._scan: _Scan | None = None  # under way
-        self._rest = 0.0  # what of a row is still to be looked at
-        self._asked_at = 0.0  # event time of the last call, s
+    def __init__(self, catalog: Catalog, half_lives: F64) -> None:
+        """half_lives (4,) s, `HalfLives.array` of the signals; the first three are those of popularity."""
+        self._catalog, self._half_lives = catalog, half_lives
+        self._trending: Trending | None = None
+        self._trending_at, self._version = 0.0, -1  # event time (s) and catalogue version of the last whole scan
+        self._scan: _Scan | None = None  # in progress
+        self._remainder = 0.0  # fraction of an item that the next piece includes
+        self._called_at = 0.0  # event time of the last call, s
 
-    def at(self, now: float, figures: Rows, clock: float) -> Trending:
-        """What leads at `now` (s, event time).
+    def at(self, now: float, summaries: Rows, clock: float) -> Trending:
+        """Trending items at event time `now`, s.
 
-        figures: (capacity,) FIGURES of the signals, as many as the catalogue has room for; clock: s, `Signals.clock`.
+        summaries (capacity,) SIGNAL_SUMMARY, of the catalogue's capacity; clock: s, `Signals.clock`.
         """
         n = len(self._catalog)
-        if self._leaders is None:
+        if self._trending is None:
             scan = _Scan(now, clock)
-            scan.look(self._catalog, figures, self._lives, n)
-            return self._finished(scan)
-        passed, self._asked_at = abs(now - self._asked_at), now
-        if self._scan is None and (abs(now - self._found_at) > LEADERS_AGE or self._version != self._catalog.version):
-            self._scan, self._rest = _Scan(now, clock), 0.0
+            scan.advance(self._catalog, summaries, self._half_lives, n)
+            return self._finish(scan)
+        passed, self._called_at = abs(now - self._called_at), now
+        is_stale = abs(now - self._trending_at) > TRENDING_MAX_AGE_S or self._version != self._catalog.version
+        if self._scan is None and is_stale:
+            self._scan, self._remainder = _Scan(now, clock), 0.0
         if self._scan is None:
-            return self._leaders
-        if n <= SCAN:
+            return self._trending
+        if n <= SCAN_ITEMS:
             piece = n
         else:
-            self._rest += min(n * passed / LEADERS_AGE, SCAN)
-            piece = int(self._rest)
-            self._rest -= piece
-        if self._scan.look(self._catalog, figures, self._lives, piece) < n:
-            return self._leaders
-        return self._finished(self._scan)
+            self._remainder += min(n * passed / TRENDING_MAX_AGE_S, SCAN_ITEMS)
+            piece = int(self._remainder)
+            self._remainder -= piece
+        if self._scan.advance(self._catalog, summaries, self._half_lives, piece) < n:
+            return self._trending
+        return self._finish(self._scan)
 
-    def _finished(self, scan: _Scan) -> Trending:
-        self._leaders = scan.leaders()
-        self._found_at, self._version, self._scan = scan.now, scan.version, None
-        return self._leaders
+    def _finish(self, scan: _Scan) -> Trending:
+        self._trending = scan.trending()
+        self._trending_at, self._version, self._scan = scan.now, scan.version, None
+        return self._trending
 
 
 @njit
-def _insert(rows, scores, row, score, items):  # type: ignore[no-untyped-def]
-    """Keep `row` among the best (rows (k,), -1 free; scores (k,) descending; of equals the lowest id first)."""
+def _insert_sorted(rows: I32, scores: F64, row: int, score: float, items: Rows) -> None:
+    """Insert `row` if it is among the best: rows (k,), -1 free; scores (k,) descending; ties go to the lowest id."""
     j = rows.shape[0] - 1
     if rows[j] >= 0 and (scores[j] > score or (scores[j] == score and items[rows[j]].id < items[row].id)):
         return
@@ -90,22 +92,39 @@ def _insert(rows, scores, row, score, items):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _look(items, figures, lives, start, end, now, as_of, keys, places, known, overall, popularity, of_category, strength,  # type: ignore[no-untyped-def]
-          fresh, added):  # fmt: skip
-    """Look through the rows `start` to `end`. lives: `HalfLives.array`. -> the row to go on from, how many categories are known.
+def _scan_rows(
+    items: Rows,
+    summaries: Rows,
+    half_lives: F64,
+    start: int,
+    end: int,
+    now: float,
+    as_of: float,
+    keys: I64,
+    places: I32,
+    known: int,
+    overall: I32,
+    popularity: F64,
+    by_category: I32,
+    strength: F64,
+    fresh: I32,
+    added: F64,
+) -> tuple[int, int]:
+    """Scan the rows from `start` to `end`; return the row to continue from and the number of categories known.
 
-    It stops early where the categories fill half of `keys`.
+    Stops early if the categories fill half of the hash (keys, places). Mutates the hash and the lists: overall with
+    popularity, by_category with strength (both by place), fresh with added. Oracle: `expected_trending` in the tests.
     """
     for row in range(start, end):
         item = items[row]
         if not showable(item, now, 0):
             continue
-        f = figures[row]
-        gap = max(0.0, as_of - f.time)
-        # By the hour, the day and the fortnight: what trends now leads what was once loved.
-        score = 0.5 * f.popular[0] * 2.0 ** -(gap / lives[0])
-        score += 1.0 * f.popular[1] * 2.0 ** -(gap / lives[1])
-        score += 0.25 * f.popular[2] * 2.0 ** -(gap / lives[2])
+        s = summaries[row]
+        elapsed = max(0.0, as_of - s.time)
+        # Popularity at half-lives of an hour, a day and a fortnight: current trends outrank past success.
+        score = 0.5 * s.popular[0] * decay_factor(elapsed, half_lives[0])
+        score += 1.0 * s.popular[1] * decay_factor(elapsed, half_lives[1])
+        score += 0.25 * s.popular[2] * decay_factor(elapsed, half_lives[2])
         if item.category != 0:
             place = find(keys, places, item.category)
             if place < 0:
@@ -114,54 +133,52 @@ def _look(items, figures, lives, start, end, now, as_of, keys, places, known, ov
                 insert(keys, places, item.category, known)
                 place = np.int32(known)
                 known += 1
-            _insert(of_category[place], strength[place], row, score, items)
-        _insert(overall, popularity, row, score, items)
+            _insert_sorted(by_category[place], strength[place], row, score, items)
+        _insert_sorted(overall, popularity, row, score, items)
         if now - FRESH_DAYS * 86_400.0 < item.added <= now:
-            _insert(fresh, added, row, item.added, items)
+            _insert_sorted(fresh, added, row, item.added, items)
     return end, known
 
 
 class _Scan:
-    """One look through the catalogue, in as many pieces as one likes."""
-
-    _keys: npt.NDArray[np.int64]  # hash of the categories met, and their places
-    _places: npt.NDArray[np.int32]
-    _of_category: npt.NDArray[np.int32]  # (places, CATEGORY_LEADERS) rows of the catalogue
-    _strength: npt.NDArray[np.float64]
+    """One scan of the catalogue, in any number of pieces."""
 
     def __init__(self, now: float, clock: float) -> None:
         self.now, self.version = now, -1
-        self._as_of = min(now, clock)  # of popularity
-        self._at = self._known = 0
-        self._overall, self._popularity = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
-        self._fresh, self._added = np.full(LEADERS, -1, np.int32), np.zeros(LEADERS)
-        self._keys, self._places = np.zeros(128, np.int64), np.zeros(128, np.int32)  # of the categories, for `find`
-        self._of_category = np.full((64, CATEGORY_LEADERS), -1, np.int32)
-        self._strength = np.zeros((64, CATEGORY_LEADERS))
+        self._popularity_at = min(now, clock)  # event time that popularity is decayed to
+        self._next_row = self._known = 0
+        self._overall, self._popularity = np.full(TRENDING_ITEMS, -1, np.int32), np.zeros(TRENDING_ITEMS)
+        self._fresh, self._added = np.full(TRENDING_ITEMS, -1, np.int32), np.zeros(TRENDING_ITEMS)
+        # Hash of the categories found so far, for `find`: key32 -> place in the two arrays below.
+        self._keys: I64 = np.zeros(128, np.int64)
+        self._places: I32 = np.zeros(128, np.int32)
+        self._by_category: I32 = np.full((64, TRENDING_PER_CATEGORY), -1, np.int32)
+        self._strength: F64 = np.zeros((64, TRENDING_PER_CATEGORY))
 
     def _grow(self) -> None:
-        """Make room for twice the categories."""
+        """Double the capacity for categories."""
         keys, places = np.zeros(2 * len(self._keys), np.int64), np.zeros(2 * len(self._keys), np.int32)
         rehash(self._keys, self._places, keys, places)
         self._keys, self._places = keys, places
-        self._of_category = np.concatenate([self._of_category, np.full_like(self._of_category, -1)])
+        self._by_category = np.concatenate([self._by_category, np.full_like(self._by_category, -1)])
         self._strength = np.concatenate([self._strength, np.zeros_like(self._strength)])
 
-    def look(self, catalog: Catalog, figures: Rows, lives: npt.NDArray[np.float64], items: int) -> int:
-        """Look at so many items more, at most. -> how many have been looked at."""
+    def advance(self, catalog: Catalog, summaries: Rows, half_lives: F64, items: int) -> int:
+        """Scan at most `items` more items; return how many are scanned in total."""
         if self.version < 0:
             self.version = catalog.version
-        end = min(self._at + items, len(catalog))
-        while self._at < end:
-            self._at, self._known = _look(
-                catalog.items, figures, lives, self._at, end, self.now, self._as_of, self._keys, self._places,
-                self._known, self._overall, self._popularity, self._of_category, self._strength, self._fresh, self._added,
+        end = min(self._next_row + items, len(catalog))
+        while self._next_row < end:
+            self._next_row, self._known = _scan_rows(
+                catalog.items, summaries, half_lives, self._next_row, end, self.now, self._popularity_at, self._keys,
+                self._places, self._known, self._overall, self._popularity, self._by_category, self._strength,
+                self._fresh, self._added,
             )  # fmt: skip
-            if self._at < end:
+            if self._next_row < end:
                 self._grow()
-        return self._at
+        return self._next_row
 
-    def leaders(self) -> Trending:
+    def trending(self) -> Trending:
         found = self._keys != 0
         keys, places = self._keys[found], self._places[found]
         order = np.argsort(keys)
@@ -169,6 +186,6 @@ class _Scan:
             self._overall,
             self._popularity.astype(np.float32),
             keys[order].astype(np.int32),
-            np.ascontiguousarray(self._of_category[places[order]]),
+            np.ascontiguousarray(self._by_category[places[order]]),
             self._fresh,
         )

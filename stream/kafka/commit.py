@@ -1,28 +1,28 @@
-"""Grouped sends, and the order of writes that makes a run count exactly once."""
+"""Grouped sends, and the order of writes that makes each run take effect exactly once."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka.errors import ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from stream.kafka.client.connection import partition_of
-from stream.kafka.client.producer import BatchProducer, BatchSender
+from stream.kafka.client.producer import BatchSender
 from stream.kafka.topics import CHANGELOG_BYTES
 from stream.profile.store import META_PREFIX
 
 if TYPE_CHECKING:
-    from stream.kafka.app import BatchApp
     from stream.kafka.run import Run
+    from stream.settings import Settings
 
-# Of one record batch of output; below the broker's message.max.bytes (1 MiB) with room for the batch's header.
+# Maximum size of one record batch of output: the broker's message.max.bytes (1 MiB) less room for the batch header.
 BATCH_BYTES = 900_000
 
 
@@ -32,58 +32,61 @@ _NO_HEADERS: Headers = []
 
 
 class Output(NamedTuple):
-    """Records for one topic (logical name); partition None: each goes where its key hashes to."""
+    """Records for one topic (logical name). With partition None, each record goes to the partition of its key."""
 
     topic: str
     partition: int | None
     records: Sequence[Pair]
-    headers: Sequence[Headers] | None = None  # of each record, in parallel; None: none has any
+    headers: Sequence[Headers] | None = None  # one entry per record; None: no record has headers
 
 
 class Batch(BatchBuilder):  # type: ignore[misc]  # aiokafka has no types
-    """One record batch, filled a stretch at a time: a call of aiokafka's `append` for each record costs twice as much."""
+    """One record batch, filled by many records per call: calling aiokafka's `append` per record costs twice as much."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size, 0, is_transactional=0, key_serializer=None, value_serializer=None)
         self._timestamp = int(time.time() * 1000)
 
     def extend(self, records: Sequence[Pair], headers: Sequence[Headers] | None = None, start: int = 0) -> int:
-        """Append records from `start` on while they fit; an empty batch takes one of any size. -> the first that did not."""
+        """Append records from index `start` while they fit. Return the index of the first that did not.
+
+        An empty batch takes one record of any size.
+        """
         append, timestamp = self._builder.append, self._timestamp
         first: int = self.record_count()
-        at = first
+        count = first
         own_headers = headers[start:] if headers else repeat(_NO_HEADERS)
         for (key, value), own in zip(records[start:] if start else records, own_headers, strict=False):
-            if append(at, timestamp, key, value, own) is None:
+            if append(count, timestamp, key, value, own) is None:
                 break
-            at += 1
-        self._relative_offset = at
-        return start + at - first
+            count += 1
+        self._relative_offset = count
+        return start + count - first
 
 
-class _Post:
-    """Records that somebody waits for, and how many of their batches are still on the way."""
+class _PendingSend:
+    """One call's records: how many of its batches are not acknowledged yet, and the future that its caller awaits."""
 
-    __slots__ = ("acknowledged", "open")
+    __slots__ = ("acknowledged", "open_batches")
 
-    def __init__(self, groups: int) -> None:
-        self.open = groups
+    def __init__(self, batches: int) -> None:
+        self.open_batches = batches
         self.acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not groups:
+        if not batches:
             self.acknowledged.set_result(None)
 
-    def settle(self, error: BaseException | None) -> None:
-        self.open -= 1
-        if self.acknowledged.done():  # failed before, or its sender was cancelled
+    def settle_batch(self, error: BaseException | None) -> None:
+        self.open_batches -= 1
+        if self.acknowledged.done():  # an earlier batch failed, or the caller was cancelled
             return
         if error is not None:
             self.acknowledged.set_exception(error)
-        elif self.open == 0:
+        elif self.open_batches == 0:
             self.acknowledged.set_result(None)
 
 
-class _Group(NamedTuple):
-    """Records for one partition; headers of each, or none at all."""
+class _RecordGroup(NamedTuple):
+    """Records for one partition. `headers` is empty, or has an entry for each record."""
 
     records: list[Pair]
     headers: list[Headers]
@@ -98,123 +101,139 @@ class _Group(NamedTuple):
 
 
 class Outputs:
-    """What agents publish through. Sends return when the broker has acknowledged; a failed send raises.
+    """What agents publish through. Sends return once the broker has acknowledged them; a failed send raises.
 
-    What several runs have to send to a partition goes in common batches: what comes while one is under way waits for its
-    acknowledgement, and is the next.
+    Records of several runs for one partition share batches. While a batch of a partition is in flight, further
+    records of that partition wait; they form the next batch.
+
+    `sender` returns the sender of the started producer. `on_commit_end` is called with a run and its commit task
+    when that task, started by `commit_in_background`, has ended.
     """
 
-    def __init__(self, app: BatchApp) -> None:
-        self._app = app
-        self._waiting: dict[tuple[str, int], list[tuple[_Group, _Post]]] = {}
-        self._under_way: Counter[tuple[str, int]] = Counter()  # batches of each partition
-        self._due = False
+    def __init__(
+        self,
+        settings: Settings,
+        sender: Callable[[], BatchSender],
+        on_commit_end: Callable[[Run, asyncio.Task[None]], None],
+    ) -> None:
+        self._settings, self._sender, self._on_commit_end = settings, sender, on_commit_end
+        self._waiting: dict[tuple[str, int], list[tuple[_RecordGroup, _PendingSend]]] = {}
+        self._in_flight: Counter[tuple[str, int]] = Counter()  # batches of each partition
+        self._flush_is_scheduled = False
 
     async def send(self, topic: str, partition: int | None, records: Sequence[Pair]) -> None:
-        """Send all in as few record batches as fit, and wait for their acknowledgement.
+        """Send all records in as few batches as possible, and wait for their acknowledgement.
 
-        Raises the Kafka error of the first batch that failed; others of the call may have arrived.
+        Raises the Kafka error of the first batch that failed; other batches of the call may have arrived.
         """
-        await self._post([Output(topic, partition, records)])
+        await self._enqueue([Output(topic, partition, records)])
 
-    def _post(self, outputs: Iterable[Output]) -> asyncio.Future[None]:
-        """-> settled when all are acknowledged, or the first has failed."""
-        groups: dict[tuple[str, int], _Group] = {}
-        count = self._app.settings.partitions  # of every topic: nothing starts where the cluster has it otherwise
+    def _enqueue(self, outputs: Iterable[Output]) -> asyncio.Future[None]:
+        """Queue records to be sent. The future is done when all are acknowledged, or when the first batch failed."""
+        groups: dict[tuple[str, int], _RecordGroup] = {}
+        # Every topic has this number of partitions: the worker refuses to start otherwise.
+        partitions = self._settings.partitions
         for output in outputs:
-            name = self._app.settings.prefix + output.topic
+            name = self._settings.prefix + output.topic
             if output.partition is not None:
-                groups.setdefault((name, output.partition), _Group([], [])).add(output.records, output.headers)
+                groups.setdefault((name, output.partition), _RecordGroup([], [])).add(output.records, output.headers)
                 continue
-            for at, record in enumerate(output.records):
-                place = name, partition_of(record[0] or b"", count)
-                groups.setdefault(place, _Group([], [])).add((record,), output.headers and (output.headers[at],))
+            for index, record in enumerate(output.records):
+                place = name, partition_of(record[0] or b"", partitions)
+                own_headers = output.headers and (output.headers[index],)
+                groups.setdefault(place, _RecordGroup([], [])).add((record,), own_headers)
         groups = {place: group for place, group in groups.items() if group.records}
-        post = _Post(len(groups))
+        pending = _PendingSend(len(groups))
         for place, group in groups.items():
-            self._waiting.setdefault(place, []).append((group, post))
-        if not groups.keys() <= self._under_way.keys():
-            self._send_soon()
-        return post.acknowledged
+            self._waiting.setdefault(place, []).append((group, pending))
+        if not groups.keys() <= self._in_flight.keys():
+            self._schedule_flush()
+        return pending.acknowledged
 
-    def _send_soon(self) -> None:
-        if not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_soon(self._send_waiting)
+    def _schedule_flush(self) -> None:
+        if not self._flush_is_scheduled:
+            self._flush_is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
-    def _send_waiting(self) -> None:
-        self._due = False
-        for place in self._waiting.keys() - self._under_way.keys():
-            for batch, posts in _batches(self._waiting.pop(place)):
-                self._under_way[place] += 1
-                self._posts().send(batch, *place).add_done_callback(partial(self._settle, place, posts))
+    def _flush(self) -> None:
+        self._flush_is_scheduled = False
+        for place in self._waiting.keys() - self._in_flight.keys():
+            for batch, senders in _fill_batches(self._waiting.pop(place)):
+                self._in_flight[place] += 1
+                self._sender().send(batch, *place).add_done_callback(partial(self._settle, place, senders))
 
-    def _settle(self, place: tuple[str, int], posts: Sequence[_Post], sent: asyncio.Future[Any]) -> None:
+    def _settle(self, place: tuple[str, int], senders: Sequence[_PendingSend], sent: asyncio.Future[Any]) -> None:
         error = ProducerClosed() if sent.cancelled() else sent.exception()
-        for post in posts:
-            post.settle(error)
-        if error is not None:  # nothing may overtake what did not come
-            for _, post in self._waiting.pop(place, ()):
-                post.settle(error)
-        self._under_way[place] -= 1
-        if not self._under_way[place]:
-            del self._under_way[place]
+        for pending in senders:
+            pending.settle_batch(error)
+        if error is not None:  # records that wait behind a failed batch must not overtake it
+            for _, pending in self._waiting.pop(place, ()):
+                pending.settle_batch(error)
+        self._in_flight[place] -= 1
+        if not self._in_flight[place]:
+            del self._in_flight[place]
             if place in self._waiting:
-                self._send_soon()
+                self._schedule_flush()
 
     async def commit_run(
         self, run: Run, outputs: Iterable[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
     ) -> None:
-        """Make the effect of `run` durable; when this returns, it is, and the run is acknowledged.
+        """Make the effects of `run` durable and acknowledge it.
 
-        The order is the guarantee:
+        The order of the steps is the guarantee:
 
         1. the outputs, acknowledged;
-        2. the changelog with the run's end as watermark in ONE batch (one append: whole or not at all), acknowledged;
+        2. the changelog and the run's end as watermark, in ONE batch (a single append: whole or not at all),
+           acknowledged;
         3. the run's acknowledgement.
 
-        A crash before 2 redoes the whole run upon the old state (outputs may come twice, the state does not);
-        after 2 its records are below the watermark and never reach an agent again.
+        A crash before step 2 repeats the whole run on the old state: outputs may be duplicated, the state is not.
+        After step 2 the records are below the watermark and never reach an agent again.
 
-        Raises PartitionLost where the partition has, or may have, another owner: nothing more is written, and the
-        transport drops the state of the partition. Raises ValueError where the changelog exceeds one batch, the
-        Kafka error where a send failed: both stop the worker, and the run is done again after its restart.
+        Raises PartitionLost if the partition has, or may have, another owner. Nothing more is then written, and the
+        partition's state is dropped. Raises ValueError if the changelog exceeds one batch, or the Kafka error of a
+        failed send. Both stop the worker, and the run is repeated after a restart.
         """
-        await self._count(run, outputs, changelog, self._post(outputs))
+        await self._commit(run, outputs, changelog, self._enqueue(outputs))
 
     def commit_in_background(
         self, run: Run, outputs: Sequence[Output] = (), changelog: Sequence[tuple[bytes, bytes | None]] = ()
     ) -> asyncio.Task[None]:
-        """Begin what `commit_run` does, and let the agent have the partition's next run. -> ends when this one counts.
+        """Start what `commit_run` does, and let the agent take the partition's next run. Return the commit task.
 
-        Runs of a partition count in order, each as `commit_run` promises it. Outputs go out while a run before does not
-        count yet only where the two change no row in common: a crash then redoes each of them on the state that it had
-        found. What fails stops the worker or drops the partition's state, as in `commit_run`; nobody has to await it.
+        Runs of a partition are committed in order, each as `commit_run` guarantees. The outputs may be sent before an
+        earlier run is committed, but only if the two runs change no common row. After a crash each of them is then
+        repeated on the state that it had found. A failure stops the worker or drops the partition's state, as in
+        `commit_run`; the task need not be awaited.
         """
-        run.rows = frozenset(key for key, _ in changelog if not key.startswith(META_PREFIX))
+        run.changed_keys = frozenset(key for key, _ in changelog if not key.startswith(META_PREFIX))
         sent = None
-        if all(before.posted and run.rows.isdisjoint(before.rows) for before in run.uncounted()):
-            sent, run.posted = self._post(outputs), True
-        run.counts = asyncio.create_task(self._count(run, outputs, changelog, sent))
-        run.counts.add_done_callback(partial(self._app.run_ended, run))
-        run.stepped()
-        return run.counts
+        if all(
+            earlier.outputs_sent and run.changed_keys.isdisjoint(earlier.changed_keys)
+            for earlier in run.uncommitted_predecessors()
+        ):
+            sent, run.outputs_sent = self._enqueue(outputs), True
+        run.commit_task = asyncio.create_task(self._commit(run, outputs, changelog, sent))
+        run.commit_task.add_done_callback(partial(self._on_commit_end, run))
+        run.release_next()
+        return run.commit_task
 
-    async def _count(
+    async def _commit(
         self, run: Run, outputs: Iterable[Output], changelog: Sequence[tuple[bytes, bytes | None]],
         sent: asyncio.Future[None] | None,
     ) -> None:  # fmt: skip
-        before = next(run.uncounted(), None)
+        """Take the steps of `commit_run`. `sent`: the outputs' acknowledgement; None: they are not sent yet."""
+        previous = next(run.uncommitted_predecessors(), None)
         if sent is None:
-            await _counted(before)
-            sent, run.posted = self._post(outputs), True
+            await _wait_committed(previous)
+            sent, run.outputs_sent = self._enqueue(outputs), True
         await sent
-        await _counted(before)
+        await _wait_committed(previous)
         if run.table is not None:
             await self._write_changelog(run, changelog)
         elif changelog:
             raise ValueError(f"the agent of '{run.topic}' keeps no table, but wrote a changelog of {len(changelog)}")
-        run.done()
+        run.acknowledge()
 
     async def _write_changelog(self, run: Run, changelog: Sequence[tuple[bytes, bytes | None]]) -> None:
         table = run.table
@@ -226,34 +245,32 @@ class Outputs:
                 f"the changelog of a run of {len(run.records)} records ({len(changelog)} keys) exceeds one batch "
                 f"of {CHANGELOG_BYTES} bytes; smaller runs fit (SHOPWINDOW_RUN_RECORDS)"
             )
-        # The last look before the write. What remains is the time the batch is on its way: a worker cut off from the
-        # group right here, for longer than its session, while its batch still reaches the partition's leader, writes
-        # after the next owner has recovered. Its successor's state is right, the changelog then holds our older row
-        # until the shopper's next event. Only transactions would close that; they cost a p99 of tens of ms.
-        await run.still_owned()
-        offset = await self._posts().send(batch, table.changelog_topic.get_topic_name(), run.partition)
-        table.written(run.topic, run.partition, run.last + 1, offset + batch.record_count() - 1, changelog)
-
-    def _posts(self) -> BatchSender:
-        return cast(BatchProducer, self._app.producer).posts
+        # The last check before the write. One race remains, while the batch is on its way: a worker is cut off from
+        # the group for longer than its session, yet its batch still reaches the partition's leader, after the next
+        # owner has recovered. The next owner's state is right, but the changelog then holds our older row until the
+        # shopper's next event. Only transactions would close this gap, and they cost a p99 of tens of milliseconds.
+        await run.ensure_owned()
+        offset = await self._sender().send(batch, table.changelog_name(), run.partition)
+        table.mark_written(run.topic, run.partition, run.last + 1, offset + batch.record_count() - 1, changelog)
 
 
-async def _counted(run: Run | None) -> None:
-    """Return when the run counts. Raises what keeps it from it."""
-    if run is not None and not run.counted and run.counts is not None:
-        await asyncio.shield(run.counts)
+async def _wait_committed(run: Run | None) -> None:
+    """Return once the run is committed. Raises the error that prevents it."""
+    if run is not None and not run.is_committed and run.commit_task is not None:
+        await asyncio.shield(run.commit_task)
 
 
-def _batches(groups: Sequence[tuple[_Group, _Post]]) -> list[tuple[Batch, list[_Post]]]:
-    """All records in order, each batch with the posts that wait for it."""
+def _fill_batches(groups: Sequence[tuple[_RecordGroup, _PendingSend]]) -> list[tuple[Batch, list[_PendingSend]]]:
+    """Put all records into batches, in order. Return each batch with the sends that wait for it."""
     batch = Batch(BATCH_BYTES)
-    made: list[tuple[Batch, list[_Post]]] = [(batch, [])]
-    for (records, headers), post in groups:
-        made[-1][1].append(post)
+    filled: list[tuple[Batch, list[_PendingSend]]] = [(batch, [])]
+    for (records, headers), pending in groups:
+        filled[-1][1].append(pending)
         done = batch.extend(records, headers)
         while done < len(records):
-            batch = Batch(BATCH_BYTES)  # takes a record of any size: the broker has the last word
-            made.append((batch, [post]))
-            post.open += 1
+            # An empty batch takes a record of any size: whether that is too large is for the broker to decide.
+            batch = Batch(BATCH_BYTES)
+            filled.append((batch, [pending]))
+            pending.open_batches += 1
             done = batch.extend(records, headers, done)
-    return made
+    return filled

@@ -1,22 +1,22 @@
-"""Faust fed in runs: its consumer, which hands over one message for a stretch of records.
+"""The group's consumer, which delivers runs: one Faust message carries a stretch of records.
 
-Stock Faust handles one record at a time (14,000/s before any work is done) and forgets or doubles some at
-rebalances and crashes. Here an agent takes a `Run`: what has arrived in one partition, at most some hundred records.
-Partitions go in parallel. Of one partition, between fetch and commit:
+Stock Faust handles one record at a time (14,000 records/s before any work is done). At rebalances and crashes it loses
+or duplicates some. Here an agent takes a `Run`: the records that have arrived in one partition, at most some hundred.
+Partitions are processed concurrently. A partition's records pass these stages:
 
-    Kafka ──> _backlog ──> Run ──> step ──> outputs ──> changelog ──> _done ──> Kafka
+    Kafka ──> _backlog ──> Run ──> step ──> outputs ──> changelog ──> acknowledged ──> Kafka
               1            2       3        4           5             6
 
-    1  fetched, in no run yet: the next run forms here; nothing more is asked for while PREFETCH_RUNS wait
-    2  in_flight, in the hands of the agent, one of a partition
-    3  together with runs of other partitions, off the loop where it is not brief; then the next run may be handed over
-    4  pages and all else, sent and acknowledged: those of the next run as well, where it touches other rows
-    5  the changed rows and the run's end offset in one batch, sent and acknowledged, in order: the run counts now, once
-    6  the offset is committed within a second
+    1  Fetched, but in no run yet. The next run forms here. Fetching pauses while PREFETCH_RUNS runs wait.
+    2  In `in_flight`, held by the agent: one run per partition.
+    3  The agent's step, together with runs of other partitions. Then the next run may be delivered.
+    4  Pages and all other outputs, sent and acknowledged. The next run's outputs may follow if it changes other rows.
+    5  The changed rows and the run's end offset, in one batch, in order. From now on the run counts, exactly once.
+    6  The offset is committed within a second.
 
-A crash before 5 redoes the whole run on the old state; after it, its records lie below the table's watermark.
-A rebalance raises `epoch`: what was fetched before is dropped, runs at work may end, `_done` is committed, and only then do
-the partitions go.
+A crash before stage 5 repeats the whole run on the old state. After it, the run's records are below the table's
+watermark. A rebalance increments `epoch`: fetched records are dropped, runs in flight may end, `acknowledged` is
+committed, and only then are the partitions revoked.
 """
 
 from __future__ import annotations
@@ -26,32 +26,30 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from stream.kafka.client.fetcher import Answer, BatchConsumerThread, Fetcher
+from stream.kafka.agent import AgentApp
+from stream.kafka.client.fetcher import BatchConsumerThread, FetchedRecords, Fetcher
 from stream.kafka.client.producer import BatchProducer
 from stream.kafka.run import BatchMessage, PartitionLost, Run
 
-if TYPE_CHECKING:
-    from stream.kafka.app import BatchApp
-
-# A partition is not read further while this many runs of it wait.
+# A partition is not fetched further while this many of its runs wait.
 PREFETCH_RUNS = 4
-# Of a partition, runs that have taken their step or are about to, and do not count yet.
-DEPTH = 4
-# How long a rebalance or a stop waits for runs at work. A rebalance may take 60 s (broker_rebalance_timeout).
-PATIENCE = 10.0
+# Maximum runs of a partition that are in flight: in the agent's step, or with a commit under way.
+MAX_UNCOMMITTED_RUNS = 4
+# How long a rebalance or a stop waits for runs in flight. A rebalance may take 60 s (broker_rebalance_timeout).
+FINISH_TIMEOUT_S = 10.0
 log = logging.getLogger(__name__)
 
 
 class BatchConsumer(driver.Consumer):
-    """Delivers runs of the agents' topics, and keeps of each partition only how far it is done."""
+    """Delivers runs of the agents' topics. Per partition it keeps a single offset: everything below it is done."""
 
-    app: BatchApp
+    app: AgentApp
     _thread: BatchConsumerThread
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -59,31 +57,31 @@ class BatchConsumer(driver.Consumer):
 
     def _reset_state(self) -> None:
         super()._reset_state()
-        self.epoch = 0  # rises whenever what was fetched before must not be processed any more
-        self.in_flight: dict[TP, list[Run]] = {}  # runs that agents work on or whose effects are on their way
+        self.epoch = 0  # incremented whenever records fetched so far must not be processed any more
+        self.in_flight: dict[TP, list[Run]] = {}  # runs in an agent's step, or with a commit under way
+        self.acknowledged: dict[TP, int] = {}  # next offset to commit
         self._backlog: dict[TP, list[Any]] = {}  # fetched, not yet in a run
-        # Partitions with a run on its way to the agent or before its step, and the timestamp (s) of its first record.
+        # Partitions with a run that is delivered and has not finished its step; the timestamp (s) of its first record.
         self._delivered: dict[TP, float] = {}
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
-        self._done: dict[TP, int] = {}  # next offset to commit
-        self._withheld: set[TP] = set()  # resumed, but not before the seek
-        self._answered: dict[TP, float] = {}  # when (s since the epoch) a fetch of the partition was last answered
-        self._ends: dict[TP, int] = {}  # its high watermark then
-        self._rests_until: dict[TP, float] = {}  # monotonic, of partitions of paced topics that keep up
+        self._resume_after_seek: set[TP] = set()
+        self._answered: dict[TP, float] = {}  # time (s since the epoch) of the partition's last fetch answer
+        self._ends: dict[TP, int] = {}  # high watermark at the last fetch answer
+        self._paused_until: dict[TP, float] = {}  # monotonic; partitions of paced topics that keep up
 
     # Delivery.
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:
-            await Fetcher(self.app.settings, self.wanted, self._take).run()
+            await Fetcher(self.app.settings, self.wanted, self._on_fetched).run()
         except asyncio.CancelledError:
-            if not self.app.should_stop:  # else Faust would take it for the reason of a stop that has another
+            if not self.app.should_stop:  # otherwise Faust would report it as the reason of the stop
                 raise
         except Exception as error:
             await self.app.crash(error)
 
     def wanted(self) -> dict[TP, int]:
-        """The next offset to fetch of each partition that is ours, has not enough waiting and does not rest."""
+        """The next offset to fetch, of each assigned partition that has no full backlog and is not paused."""
         if not self.flow_active:
             return {}
         now = monotonic()
@@ -91,52 +89,55 @@ class BatchConsumer(driver.Consumer):
             tp: offset
             for tp in self._get_active_partitions()
             if (offset := self._read_offset[tp]) is not None
-            and now >= self._rests_until.get(tp, 0.0)
-            and not self._full(tp)
+            and now >= self._paused_until.get(tp, 0.0)
+            and not self._has_full_backlog(tp)
         }
 
-    def _take(self, tp: TP, asked: int, answer: Answer | None) -> None:
-        """Note what was fetched, unless a rebalance has meanwhile given the partition away or set it back."""
-        if not self.flow_active or self._read_offset[tp] != asked or tp not in self._get_active_partitions():
+    def _on_fetched(self, tp: TP, offset: int, fetched: FetchedRecords | None) -> None:
+        """Take in the records of a fetch from `offset`, unless a rebalance has revoked or rewound the partition."""
+        if not self.flow_active or self._read_offset[tp] != offset or tp not in self._get_active_partitions():
             return
         self._answered[tp] = time.time()
-        if answer is None:
+        if fetched is None:
             self._read_offset[tp] = None
-            self.add_future(self._start_anew(tp, asked))
+            self.add_future(self._restart_from_beginning(tp, offset))
             return
-        self._read_offset[tp], self._ends[tp] = answer.next_offset, answer.end
-        if answer.records:
-            lanes = self.app.agent_of[tp.topic]
-            if lanes.pace and len(answer.records) < lanes.limit:
-                # A paced partition that keeps up rests till the next beat, the same for all of them: each answer of the
-                # broker would else wake us for a record or two.
-                self._rests_until[tp] = (monotonic() // lanes.pace + 1) * lanes.pace
-            self._backlog.setdefault(tp, []).extend(answer.records)
+        self._read_offset[tp], self._ends[tp] = fetched.next_offset, fetched.end
+        if fetched.records:
+            agent = self.app.agent_of[tp.topic]
+            if agent.pace and len(fetched.records) < agent.limit:
+                # A paced partition that keeps up pauses until the next beat, which all partitions share. Otherwise
+                # each answer of the broker would wake the agent for a record or two.
+                self._paused_until[tp] = (monotonic() // agent.pace + 1) * agent.pace
+            self._backlog.setdefault(tp, []).extend(fetched.records)
             self._deliver_next(tp)
 
-    async def _start_anew(self, tp: TP, missing: int) -> None:
-        """Go on where the log begins: what was before has been removed, or the topic was created anew."""
+    async def _restart_from_beginning(self, tp: TP, missing: int) -> None:
+        """Continue where the log begins: earlier records have been removed, or the topic was recreated."""
         epoch, begins = self.epoch, await self.earliest_offsets(tp)
         if self.epoch == epoch and self._read_offset[tp] is None:
             log.error(
-                "partition %d of '%s' has nothing at offset %d any more and is read from %d on: a retention that is shorter "
-                "than the lag loses events", tp.partition, tp.topic, missing, begins[tp],
+                "partition %d of '%s' has nothing at offset %d any more and is read from %d on: a retention that is "
+                "shorter than the lag loses events", tp.partition, tp.topic, missing, begins[tp],
             )  # fmt: skip
             self._read_offset[tp] = begins[tp]
 
-    def _full(self, tp: TP) -> bool:
+    def _has_full_backlog(self, tp: TP) -> bool:
         backlog = self._backlog.get(tp)
         if not backlog:
             return False
-        lanes = self.app.agent_of[tp.topic]
-        if lanes.limit_bytes:
-            return lanes.run_length(backlog) < len(backlog)
-        return len(backlog) >= PREFETCH_RUNS * lanes.limit
+        agent = self.app.agent_of[tp.topic]
+        if agent.limit_bytes:
+            return agent.run_length(backlog) < len(backlog)
+        return len(backlog) >= PREFETCH_RUNS * agent.limit
 
     def _deliver_next(self, tp: TP) -> None:
-        """Make a run of what waits, unless one has its step before it or DEPTH do not count yet: so batches form by draining."""
+        """Form a run of the backlog and deliver it, so that batches form by draining.
+
+        Do nothing while a delivered run has not finished its step, or MAX_UNCOMMITTED_RUNS are in flight.
+        """
         backlog = self._backlog.get(tp)
-        if not backlog or tp in self._delivered or len(self.in_flight.get(tp, ())) >= DEPTH:
+        if not backlog or tp in self._delivered or len(self.in_flight.get(tp, ())) >= MAX_UNCOMMITTED_RUNS:
             return
         length = self.app.agent_of[tp.topic].run_length(backlog)
         records, self._backlog[tp] = backlog[:length], backlog[length:]
@@ -157,90 +158,96 @@ class BatchConsumer(driver.Consumer):
             if message.epoch == self.epoch:
                 await self.callback(message)
 
-    def take_up(self, run: Run) -> None:
-        """The agent has the run in hand."""
+    # The life of a run.
+
+    def add_run(self, run: Run) -> None:
+        """Note that the agent has taken the run."""
         self.in_flight.setdefault(run.tp, []).append(run)
 
-    def step_on(self, run: Run) -> None:
-        """The run has taken its step; the next of its partition may."""
-        if self._has(run):
+    def release_next(self, run: Run) -> None:
+        """Note that the run has finished its step, and deliver the next run of its partition."""
+        if self._is_in_flight(run):
             self._delivered.pop(run.tp, None)
             self._deliver_next(run.tp)
 
-    def finish(self, tp: TP, next_offset: int, run: Run | None) -> None:
-        """All up to `next_offset` is done with. A run given up by a rebalance comes too late and changes nothing."""
-        if run is not None and not self._has(run):
+    def acknowledge(self, tp: TP, next_offset: int, run: Run | None) -> None:
+        """Note that every record below `next_offset` is done. Ignored if a rebalance has abandoned `run`.
+
+        `run` is None if all records of a message were below the watermark.
+        """
+        if run is not None and not self._is_in_flight(run):
             return
         if run is not None:
-            self.give_up(run)
-        if run is None or run.counts is None:  # else another may be on its way already
+            self.remove_run(run)
+        if run is None or run.commit_task is None:  # otherwise the next run may have been delivered already
             self._delivered.pop(tp, None)
-        self._done[tp] = next_offset
+        self.acknowledged[tp] = next_offset
         self._deliver_next(tp)
 
-    def give_up(self, run: Run) -> None:
-        if self._has(run):
+    def remove_run(self, run: Run) -> None:
+        """Remove the run from those in flight, without an acknowledgement."""
+        if self._is_in_flight(run):
             self.in_flight[run.tp].remove(run)
             if not self.in_flight[run.tp]:
                 del self.in_flight[run.tp]
 
-    def _has(self, run: Run) -> bool:
+    def _is_in_flight(self, run: Run) -> bool:
         return run in self.in_flight.get(run.tp, ())
 
-    # Acknowledgement: Faust keeps a list of offsets and looks for gaps; runs of a partition end in order.
+    # Commit. Faust keeps a list of acknowledged offsets and looks for gaps; runs of a partition end in order.
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
-        return (tp for tp in self._done if topics is None or tp in topics or tp.topic in topics)
+        return (tp for tp in self.acknowledged if topics is None or tp in topics or tp.topic in topics)
 
     def _new_offset(self, tp: TP) -> int | None:
-        return self._done.get(tp)
+        return self.acknowledged.get(tp)
 
     # Rebalance.
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        # Faust would forget the acknowledgements first and then commit: a commit interval of work done twice.
+        # Faust would discard the acknowledgements before it commits: a commit interval of work would be repeated.
         try:
-            await self.settle()
+            await self.finish_runs()
         except Exception as error:
             await self.app.crash(error)
         await super().on_partitions_revoked(revoked)
-        self._done.clear()
+        self.acknowledged.clear()
         self._answered.clear()
         self._ends.clear()
 
-    async def settle(self) -> None:
-        """Take no new runs, wait for those at work, commit what is done.
+    async def finish_runs(self) -> None:
+        """Deliver no new runs, wait for those in flight, and commit what is acknowledged.
 
-        Raises RuntimeError where a run that writes a table outlasts PATIENCE: its rows in memory are then ahead of
-        the changelog, and only a restart is sure to forget them. A run without a table is left to itself; whatever
-        it still does is done again.
+        Raises RuntimeError if a run that writes a table takes longer than FINISH_TIMEOUT_S. Its rows in memory are then
+        ahead of the changelog, and only a restart is sure to discard them. A run without a table is left running;
+        its effects are repeated by the next owner.
         """
         self.stop_flow()
         self.epoch += 1
         self._backlog.clear()
         self._delivered.clear()
-        at_work = [run for runs in self.in_flight.values() for run in runs]
-        if at_work:
-            await asyncio.wait([asyncio.ensure_future(run.ending()) for run in at_work], timeout=PATIENCE)
-        late = [run for run in at_work if run.table is not None and not run.ended]
+        in_flight = [run for runs in self.in_flight.values() for run in runs]
+        if in_flight:
+            await asyncio.wait([asyncio.ensure_future(run.wait_ended()) for run in in_flight], timeout=FINISH_TIMEOUT_S)
+        late = [run for run in in_flight if run.table is not None and not run.has_ended]
         self.in_flight.clear()
         await self.maybe_wait_for_commit_to_finish()
         await self.commit()
         if late:
             raise RuntimeError(
-                f"a run of {len(late[0].records)} records of '{late[0].topic}' has not ended in {PATIENCE:.0f} s, and "
-                "its partition is wanted elsewhere; it is done again after a restart"
+                f"a run of {len(late[0].records)} records of '{late[0].topic}' has not ended in {FINISH_TIMEOUT_S:.0f} "
+                "s, and its partition is needed elsewhere; the run is repeated after a restart"
             )
 
-    async def still_owned(self, run: Run) -> None:
+    async def ensure_owned(self, run: Run) -> None:
         """Return while the group counts the run's partition as ours.
 
-        Waits while the coordinator is silent for longer than a session: it may just restart, or have given the
-        partition away. Raises PartitionLost when it has, or when a rebalance gave the run up.
+        Waits while the coordinator has been silent for longer than a session: it may be restarting, or have assigned
+        the partition elsewhere. Raises PartitionLost if it has, or if a rebalance abandoned the run.
         """
         coordinator = self._thread._ensure_consumer()._coordinator
         while True:
-            if not self._has(run) or coordinator.generation != run.generation:
+            if not self._is_in_flight(run) or coordinator.generation != run.generation:
                 raise PartitionLost(f"'{run.topic}' {run.partition} has another owner")
             if monotonic() - self._thread.heartbeat_at < self.app.conf.broker_session_timeout:
                 return
@@ -249,7 +256,7 @@ class BatchConsumer(driver.Consumer):
     async def perform_seek(self) -> None:
         self._backlog.clear()
         await super().perform_seek()
-        # A partition without a commit is read from its beginning.
+        # A partition without a committed offset is read from its beginning.
         sources = [tp for tp in self.assignment() if tp.topic in self.app.agent_of]
         fresh = [tp for tp in sources if not self._read_offset[tp]]
         if fresh:
@@ -258,65 +265,68 @@ class BatchConsumer(driver.Consumer):
         await self._check_watermarks(sources)
 
     async def _check_watermarks(self, sources: list[TP]) -> None:
+        """Crash the app if a source ends below its table's watermark: the source was recreated."""
         if not sources:
             return
         ends = await self.highwaters(*sources)
         for tp, end in ends.items():
-            lane = self.app.agent_of[tp.topic]
-            if lane.table is None:
+            table = self.app.agent_of[tp.topic].table
+            if table is None:
                 continue
             topic = tp.topic.removeprefix(self.app.settings.prefix)
-            counted = lane.table.watermark(topic, tp.partition)
-            if counted > end:
+            watermark = table.watermark(topic, tp.partition)
+            if watermark > end:
                 error = RuntimeError(
-                    f"partition {tp.partition} of '{tp.topic}' ends at {end}, but '{lane.table.name}' has counted it "
-                    f"up to {counted}: the topic was created anew, and its new events would be taken for old ones. "
-                    f"Create '{lane.table.name}' anew too, or use another SHOPWINDOW_PREFIX"
+                    f"partition {tp.partition} of '{tp.topic}' ends at {end}, but '{table.name}' has counted it "
+                    f"up to {watermark}: the topic was recreated, and its new events would be skipped as old ones. "
+                    f"Recreate '{table.name}' too, or use another SHOPWINDOW_PREFIX"
                 )
                 await self.app.crash(error)
 
-    # Faust resumes partitions before it seeks: records from the old position slip in. Ours wait for the flow,
-    # which is resumed after the seek.
+    # Faust resumes partitions before it seeks, so records from the old position could be delivered. Here partitions
+    # resume together with the flow, which Faust resumes after the seek.
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
-        # Changelogs never: recovery has a reader of its own.
-        self._withheld |= {tp for tp in tps if tp.topic in self.app.agent_of}
+        # Changelogs are never resumed: recovery has its own reader.
+        self._resume_after_seek |= {tp for tp in tps if tp.topic in self.app.agent_of}
 
     def resume_flow(self) -> None:
-        withheld, self._withheld = self._withheld, set()
-        super().resume_partitions(withheld)
+        partitions, self._resume_after_seek = self._resume_after_seek, set()
+        super().resume_partitions(partitions)
         super().resume_flow()
 
     def pause_partitions(self, tps: Iterable[TP]) -> None:
-        self._withheld.difference_update(tps)
+        self._resume_after_seek.difference_update(tps)
         super().pause_partitions(tps)
 
-    # What others may ask.
+    # State that others may read.
 
-    def position_now(self, tp: TP) -> int | None:
+    def next_fetch_offset(self, tp: TP) -> int | None:
         """Where the next fetch of the partition starts; None while not known."""
         return self._read_offset[tp]
 
     def highwater(self, tp: TP) -> int | None:  # type: ignore[override]
-        """Where the partition ended at its last fetch; None before."""
+        """Where the partition ended at its last fetch; None before the first."""
         return self._ends.get(tp)
 
     def waiting_since(self) -> dict[TP, float]:
-        """Timestamp (s since the epoch) of the oldest record that waits or is worked on, of partitions that have one."""
+        """Timestamp (s since the epoch) of the oldest record that is delivered or in flight, by partition."""
         return self._delivered | {tp: runs[0].records[0].timestamp / 1000 for tp, runs in self.in_flight.items()}
 
     def fetched_at(self) -> float | None:
-        """When (s since the epoch) the broker last answered a fetch; None before. It ages when we have gone deaf."""
+        """When (s since the epoch) the broker last answered a fetch; None before the first answer."""
         return max(self._answered.values(), default=None)
 
-    def traces(self) -> dict[TP, object]:
-        """Of each partition that the next fetch asks for, what its last answer left behind; any later one changes it.
+    def last_answers(self) -> dict[TP, object]:
+        """A value for each partition that the next fetch requests; any later fetch answer changes it.
 
-        Empty where nothing is asked for: no partitions, a rebalance, or enough waiting in all of them.
+        Empty if nothing is requested: no partitions, a rebalance, or a full backlog in all of them.
         """
         return {tp: self._answered.get(tp) for tp in self.wanted()}
 
 
 class BatchTransport(driver.Transport):
+    """Faust's transport, with our consumer and producer."""
+
     Consumer = BatchConsumer
     Producer = BatchProducer

@@ -1,4 +1,4 @@
-"""A refused record as it goes to `dead-letters`: the original bytes, and headers that say where, why and how often."""
+"""Rejected records in the topic `dead-to_dead_letters`: the original bytes, and headers that say where, why and how often."""
 
 from __future__ import annotations
 
@@ -16,31 +16,36 @@ if TYPE_CHECKING:
     from stream.events import Reject
     from stream.kafka.run import Run
 
-# On a record that was sent again from `dead-letters`: a `RedriveOrigin` as JSON. Should it fail again, its letter says so.
+# Header of a record that was sent again from `dead-to_dead_letters`: a `RedriveOrigin` as JSON. If the record is rejected
+# again, its next dead letter continues the history.
 REDRIVEN = "shopwindow-redriven"
+# Header of a dead letter whose value was cut: the bytes that the value had.
 CUT = "cut_from"
-# More than the largest record of a cluster with Kafka's own limit. What is beyond would be refused, and stop the worker.
-KEPT = DEAD_LETTER_BYTES // 2 + (256 << 10)
+# A dead letter keeps this many bytes: more than the largest record of a cluster with Kafka's default limit. The broker
+# would refuse a larger one, and that would stop the worker.
+KEPT_BYTES = DEAD_LETTER_BYTES // 2 + (256 << 10)
+CUT_KEY_BYTES = 1024  # of a cut dead letter
+HEADER_ROOM_BYTES = 2048  # that the value of a cut dead letter leaves for key and headers
 log = logging.getLogger(__name__)
-_OURS = ("topic", "partition", "offset", "attempts", "error", "field", "message")
+_HEADER_NAMES = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
 
 class RedriveOrigin(msgspec.Struct, frozen=True):
-    """Which letter a record was, and where it came from when it was refused for the first time."""
+    """The dead letter that a record was, and where the record was rejected for the first time."""
 
-    letter: str
+    letter: str  # id of the dead letter
     topic: str
     partition: int
     offset: int
-    attempts: int  # that had failed
+    attempts: int  # failed ones
 
 
 class DeadLetter(NamedTuple):
-    """A record of `dead-letters`. Of one that somebody else wrote there, what it does not say is "" or -1."""
+    """A record of `dead-to_dead_letters`. In one that another program wrote, missing fields are "" or -1."""
 
-    id: str  # "partition-offset" of the letter itself
-    time: float  # when it was refused, s since the epoch
-    topic: str  # logical, as are partition and offset where it was refused for the first time
+    id: str  # "partition-offset" of the dead letter itself
+    time: float  # of the rejection, seconds since the epoch
+    topic: str  # logical name; topic, partition and offset are those of the first rejection
     partition: int
     offset: int
     attempts: int
@@ -50,83 +55,88 @@ class DeadLetter(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # the producer's own
-    cut_from: int = 0  # bytes that the value had, where it was too large to be kept whole
+    cut_from: int = 0  # bytes of the original value if it was cut, else 0
 
 
 def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
-    """What goes to `dead-letters` for the rejects of a run, counted; nothing where there are none."""
-    made = letters(run, run.records, rejects)
-    count_letters(made)
-    return made
+    """Return the dead letters of a run's rejects, and count them. Empty if there are no rejects."""
+    outputs = to_dead_letters(run, run.records, rejects)
+    count_dead_letters(outputs)
+    return outputs
 
 
-def letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
-    """The same for some records of a run, which `rejects` number; not counted, as it may be a trial."""
-    made = [dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
-    return [Output("dead-letters", None, [pair for pair, _ in made], [own for _, own in made])] if made else []
+def to_dead_letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
+    """Return the dead letters of some records of a run. `rejects` refer to indices of `records`.
+
+    They are not counted, because this may be a trial.
+    """
+    encoded = [encode_dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
+    if not encoded:
+        return []
+    return [Output("dead-letters", None, [pair for pair, _ in encoded], [headers for _, headers in encoded])]
 
 
-def count_letters(outputs: Sequence[Output]) -> None:
-    """Count those of `outputs` that are letters, and log where each record lay and which field was at fault.
+def count_dead_letters(outputs: Sequence[Output]) -> None:
+    """Count those of `outputs` that are dead letters, and log where each record was and which field is at fault.
 
-    What was found there is in the letter's message, and stays out of the log.
+    The dead letter's message contains the field's value and therefore stays out of the log.
     """
     for output in outputs:
         if output.topic != "dead-letters":
             continue
         for headers in output.headers or ():
-            of = {name: value.decode() for name, value in headers[: len(_OURS)] if value is not None}
-            metrics.DEAD_LETTERS.labels(of["topic"], of["error"]).inc()
-            if of["error"] != "poison":  # its finder has told more
-                place = {"topic": of["topic"], "partition": int(of["partition"]), "offset": int(of["offset"])}
-                log.warning("a record is refused, %s in %s", of["error"], of["field"], extra=place)
+            found = {name: value.decode() for name, value in headers[: len(_HEADER_NAMES)] if value is not None}
+            metrics.DEAD_LETTERS.labels(found["topic"], found["error"]).inc()
+            if found["error"] != "poison":  # poison is logged with more detail where it is found
+                place = {"topic": found["topic"], "partition": int(found["partition"]), "offset": int(found["offset"])}
+                log.warning("a record is refused, %s in %s", found["error"], found["field"], extra=place)
 
 
-def dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
-    """`topic` is the logical name, `record` as it came from Kafka; its own headers follow ours.
+def encode_dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
+    """Return the key, value and headers of the dead letter of an aiokafka record; `topic` is the logical name.
 
-    A record beyond KEPT bytes, as only a cluster with a raised message.max.bytes has them, is cut there and loses its own
-    headers; the header `cut_from` then gives its bytes.
+    The record's own headers follow ours. A record larger than KEPT_BYTES, which exists only in a cluster with a raised
+    message.max.bytes, is cut and loses its own headers; the header `cut_from` then gives the size of its value.
     """
     offset, attempts = record.offset, 1
-    before = redriven(record.headers)
-    if before is not None and before.topic == topic:
-        partition, offset, attempts = before.partition, before.offset, before.attempts + 1
+    origin = redrive_origin(record.headers)
+    if origin is not None and origin.topic == topic:
+        partition, offset, attempts = origin.partition, origin.offset, origin.attempts + 1
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
-    headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_OURS, values, strict=True)]
-    own = [pair for pair in record.headers if pair[0] != REDRIVEN]
+    headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_HEADER_NAMES, values, strict=True)]
+    own_headers = [header for header in record.headers if header[0] != REDRIVEN]
     key, value = record.key or b"", record.value or b""
-    if len(key) + len(value) + sum(len(name) + len(held or b"") for name, held in own) > KEPT:
-        return (key[:1024], value[: KEPT - 2048]), [*headers, (CUT, b"%d" % len(value))]
-    return (record.key, record.value), [*headers, *own]
+    if len(key) + len(value) + sum(len(name) + len(content or b"") for name, content in own_headers) > KEPT_BYTES:
+        return (key[:CUT_KEY_BYTES], value[: KEPT_BYTES - HEADER_ROOM_BYTES]), [*headers, (CUT, b"%d" % len(value))]
+    return (record.key, record.value), [*headers, *own_headers]
 
 
-def redriven(headers: Any) -> RedriveOrigin | None:
-    """What the headers of a record tell of its time in `dead-letters`; None for one that was not there."""
+def redrive_origin(headers: Any) -> RedriveOrigin | None:
+    """The history that a record's headers give of its time in `dead-to_dead_letters`; None if it was never there."""
     for name, value in headers:
         if name == REDRIVEN:
             try:
                 return msgspec.json.decode(value, type=RedriveOrigin)
             except msgspec.MsgspecError:
-                return None  # a producer's own, by chance
+                return None  # a producer's own header that happens to have this name
     return None
 
 
-def read_letter(record: Any) -> DeadLetter:
-    """The letter in an aiokafka record of `dead-letters`."""
-    told: dict[str, str] = {}
+def decode_dead_letter(record: Any) -> DeadLetter:
+    """The dead letter in an aiokafka record of `dead-to_dead_letters`."""
+    ours: dict[str, str] = {}
     for name, value in record.headers:
-        if name not in (*_OURS, CUT) or name in told:
-            break  # the producer's own begin
-        told[name] = (value or b"").decode("utf-8", "replace")
+        if name not in (*_HEADER_NAMES, CUT) or name in ours:
+            break  # the producer's own headers start here
+        ours[name] = (value or b"").decode("utf-8", "replace")
     return DeadLetter(
-        f"{record.partition}-{record.offset}", record.timestamp / 1000, told.get("topic", ""),
-        _number(told, "partition", -1), _number(told, "offset", -1), _number(told, "attempts", 1),
-        told.get("error", ""), told.get("field", ""), told.get("message", ""), record.key, record.value,
-        tuple(record.headers[len(told) :]), _number(told, CUT, 0),
+        f"{record.partition}-{record.offset}", record.timestamp / 1000, ours.get("topic", ""),
+        _number(ours, "partition", -1), _number(ours, "offset", -1), _number(ours, "attempts", 1),
+        ours.get("error", ""), ours.get("field", ""), ours.get("message", ""), record.key, record.value,
+        tuple(record.headers[len(ours) :]), _number(ours, CUT, 0),
     )  # fmt: skip
 
 
-def _number(told: dict[str, str], name: str, otherwise: int) -> int:
-    text = told.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else otherwise
+def _number(headers: dict[str, str], name: str, default: int) -> int:
+    text = headers.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else default

@@ -1,4 +1,4 @@
-"""Whole topics for whoever wants them: followed by every worker, or read once to the end. No group, no commits."""
+"""Whole topics: held in full by every worker, or read once to the end. No consumer group, no commits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from stream.profile.store import META_PREFIX
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-# What a connection buffers before it stops reading, for a megabyte from each partition: aiokafka's 64 KiB make a fetch stop
-# and start dozens of times.
+# How many bytes a connection buffers before it stops reading: a fetch has a megabyte from each partition. With
+# aiokafka's 64 KiB a fetch stops and starts dozens of times.
 conn.READER_LIMIT = 4 << 20
+FETCH_WAIT_MS = 100  # how long the broker holds a fetch while it has no record
+FOLLOW_TIMEOUT_MS = 60_000
+READ_TIMEOUT_MS = 200
 KeyValue = tuple[bytes, bytes | None]
-Progress = Callable[[int, int], None]  # records read, records there were at the start
+Progress = Callable[[int, int], None]  # records read, records that the topics had at the start
 
 
-class Stretch(NamedTuple):
+class PartitionRecords(NamedTuple):
     """Records of one partition, in order."""
 
-    topic: str  # logical
+    topic: str  # logical name
     records: list[KeyValue]
     partition: int
     offsets: list[int]  # of each record: compaction leaves gaps
@@ -35,48 +38,48 @@ class Stretch(NamedTuple):
 class GlobalTopics:
     """Compacted topics that every worker holds in full, such as the catalogue.
 
-    `start` reads what there is; a task then follows. Records wait until `drain` takes them: the caller applies
-    them between its own batches, so that tables which a batch reads do not change under it.
+    `start` reads the existing records; then a task follows new ones. Records wait until `drain` takes them: the caller
+    applies them between its own batches, so that the tables do not change during a batch.
     """
 
     def __init__(self, settings: Settings, topics: Sequence[str]) -> None:
         self._settings = settings
         self._topics = topics
-        self._waiting: deque[Stretch] = deque()
+        self._waiting: deque[PartitionRecords] = deque()
         self._arrived = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self.ready = False
 
     async def start(self, progress: Progress | None = None) -> None:
-        """Return when all that the topics held at the call waits in `drain`.
+        """Return once everything that the topics held at the call waits in `drain`.
 
-        Raises NoBroker, LookupError where a topic is missing.
+        Raises NoBroker, and LookupError if a topic is missing.
         """
-        self._consumer = await connected(self._settings)
+        self._consumer = await connect_reader(self._settings)
         ends = await assign(self._consumer, [self._settings.prefix + topic for topic in self._topics])
-        async for records in to_end(self._consumer, ends, progress):
+        async for records in read_to_end(self._consumer, ends, progress):
             self._put(records)
         self.ready = True
         self._follower = asyncio.create_task(self._follow(self._consumer))
 
-    def drain(self) -> list[Stretch]:
-        """What came since the last call, in order; the value of a deleted key is None."""
+    def drain(self) -> list[PartitionRecords]:
+        """Return what arrived since the last call, in order; the value of a deleted key is None."""
         self._arrived.clear()
         taken = list(self._waiting)
         self._waiting.clear()
         return taken
 
     async def arrived(self) -> None:
-        """Return when `drain` has something. Raises what ended the follower: then nothing will come any more."""
+        """Return once `drain` has records. Raises the error that ended the follower: then no more records will come."""
         if self._waiting:
             return
         assert self._follower is not None, "start first"
-        waits = {asyncio.ensure_future(self._arrived.wait()), self._follower}
+        arrival = asyncio.ensure_future(self._arrived.wait())
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({arrival, self._follower}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            (waits - {self._follower}).pop().cancel()
+            arrival.cancel()
         if self._follower.done():
             self._follower.result()
 
@@ -89,32 +92,33 @@ class GlobalTopics:
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         while True:
-            for records in (await consumer.getmany(timeout_ms=60_000)).values():
+            for records in (await consumer.getmany(timeout_ms=FOLLOW_TIMEOUT_MS)).values():
                 self._put(records)
 
     def _put(self, records: Sequence[Any]) -> None:
         topic = records[0].topic.removeprefix(self._settings.prefix)
         rows = [(record.key, record.value) for record in records]
-        self._waiting.append(Stretch(topic, rows, records[0].partition, [record.offset for record in records]))
+        offsets = [record.offset for record in records]
+        self._waiting.append(PartitionRecords(topic, rows, records[0].partition, offsets))
         self._arrived.set()
 
 
 async def read_topic(settings: Settings, topic: str, progress: Progress | None = None) -> AsyncIterator[Any]:
-    """Every record of `topic` (logical) up to the end it has at the call, in order within each partition.
+    """Yield every record of `topic` (logical name) up to its end at the call, in order within each partition.
 
-    Raises NoBroker, LookupError where the topic is missing.
+    Raises NoBroker, and LookupError if the topic is missing.
     """
     async with _reader(settings) as consumer:
         ends = await assign(consumer, [settings.prefix + topic])
-        async for records in to_end(consumer, ends, progress):
+        async for records in read_to_end(consumer, ends, progress):
             for record in records:
                 yield record
 
 
 async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
-    """The newest value of every key of a compacted topic (logical name), watermarks left out.
+    """Return the newest value of every key of a compacted topic (logical name), without watermarks.
 
-    Raises NoBroker, LookupError where the topic is missing.
+    Raises NoBroker, and LookupError if the topic is missing.
     """
     rows: dict[bytes, bytes] = {}
     async for record in read_topic(settings, topic):
@@ -129,18 +133,19 @@ async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
 
 @asynccontextmanager
 async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = await connected(settings)
+    consumer = await connect_reader(settings)
     try:
         yield consumer
     finally:
         await consumer.stop()
 
 
-async def connected(settings: Settings) -> AIOKafkaConsumer:
-    """A consumer without a group, started. Raises NoBroker or a Kafka error, and leaves nothing open then."""
+async def connect_reader(settings: Settings) -> AIOKafkaConsumer:
+    """Return a started consumer without a group. Raises NoBroker or a Kafka error, and then leaves nothing open."""
     consumer = AIOKafkaConsumer(
-        **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=100
-    )
+        **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest",
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+    )  # fmt: skip
     try:
         with connecting(settings):
             await consumer.start()
@@ -151,12 +156,12 @@ async def connected(settings: Settings) -> AIOKafkaConsumer:
 
 
 async def assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[TopicPartition, int]:
-    """Assign all partitions of the topics (as the cluster names them), from their start. -> their ends.
+    """Assign all partitions of the topics (as the cluster names them), from their start. Return their ends.
 
-    Raises LookupError where one is missing.
+    Raises LookupError if a topic is missing.
     """
     partitions = []
-    # Asks the cluster: the consumer's own partitions_for_topic() knows only topics that it already reads.
+    # This asks the cluster: the consumer's own partitions_for_topic() knows only topics that it already reads.
     cluster = await consumer._client.fetch_all_metadata()
     for name in names:
         numbers = cluster.partitions_for_topic(name)
@@ -168,13 +173,13 @@ async def assign(consumer: AIOKafkaConsumer, names: Sequence[str]) -> dict[Topic
     return dict(await consumer.end_offsets(partitions))
 
 
-async def to_end(
+async def read_to_end(
     consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int], progress: Progress | None
 ) -> AsyncIterator[list[Any]]:
-    """Fetched stretches, each of one partition, until every position has reached its end.
+    """Yield the fetched records, one partition at a time, until every position has reached its end.
 
-    Positions count, not records: compaction leaves topics whose last offsets hold nothing. Records that came after
-    the ends were asked for are left to a follower of the same consumer, or are not read at all.
+    Positions decide, not records: compaction leaves topics whose last offsets have no record. Records that arrive after
+    `ends` was read are left to a later fetch of the same consumer.
     """
     total = 0
     behind = {}
@@ -185,7 +190,7 @@ async def to_end(
             total += end - start
     read = 0
     while behind:
-        for partition, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
+        for partition, records in (await consumer.getmany(*behind, timeout_ms=READ_TIMEOUT_MS)).items():
             read += len(records)
             end = behind[partition]
             if records[-1].offset >= end:

@@ -1,8 +1,10 @@
-"""A consumer group beside that of the workers, for work that keeps no table: what waits is taken as it comes, and a partition
-is committed up to its first record that is not done.
+"""A consumer group beside the workers' group, for work that keeps no table.
 
-Faust allows an app one group. In one of their own members come, go, lag and crash without a rebalance of the others; whatever
-a member had taken and not committed is done again by the partition's next owner, so that its effects must bear to come twice.
+Records are taken as they come. A partition is committed up to its first record that is not done.
+
+Faust allows an app one group. Members of a group of their own can start, stop, lag and crash without a rebalance of the
+workers. What a member had taken and not committed is processed again by the partition's next owner, so the effects must
+be idempotent.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from stream.kafka.topics import DEAD_LETTER_BYTES
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-GOODBYE = 3.0  # s that each client may take to end; the brokers may be gone
+STOP_TIMEOUT_S = 3.0  # for each client; the brokers may be down
 
 
-class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """A member that reads `topic` (logical) as one of the group `name`; use it as an async context.
+class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """A member of the group `name` that reads `topic` (logical name); use it as an async context.
 
-    Entering raises NoBroker. Records that a rebalance took away are not `held` any more.
+    Entering the context raises NoBroker. Records of partitions that a rebalance has revoked are no longer `held`.
     """
 
     def __init__(self, settings: Settings, topic: str, name: str) -> None:
@@ -36,9 +38,9 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
         self._joined = asyncio.Event()
-        # Of each partition, offset -> timestamp (s) of what was taken and is not done, in order.
+        # By partition: offset -> timestamp (s) of the records that are taken and not done, in order.
         self._taken: dict[TopicPartition, dict[int, float]] = {}
-        self._next: dict[TopicPartition, int] = {}  # offset after the last that was taken
+        self._next: dict[TopicPartition, int] = {}  # offset after the last record that was taken
         self._committed: dict[TopicPartition, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -67,7 +69,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         for client in (consumer, producer):
             if client is not None:
                 with suppress(TimeoutError, KafkaError):
-                    await asyncio.wait_for(client.stop(), GOODBYE)
+                    await asyncio.wait_for(client.stop(), STOP_TIMEOUT_S)
         self._forget()
 
     @property
@@ -75,16 +77,16 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         """True while the group has given us an assignment, which may be empty."""
         return self._joined.is_set()
 
-    async def joining(self) -> None:
+    async def wait_joined(self) -> None:
         """Return once `joined`."""
         await self._joined.wait()
 
     def partitions(self) -> set[int]:
-        """Numbers of those that are ours."""
+        """Numbers of the partitions that are assigned to this member."""
         return {tp.partition for tp in self._consumer.assignment()} if self._consumer is not None else set()
 
     async def take(self, limit: int, seconds: float) -> list[Any]:
-        """What waits, `limit` records at most, as aiokafka has them; waits for `seconds` where nothing does."""
+        """Return at most `limit` waiting records, as aiokafka returns them. Waits up to `seconds` if there are none."""
         assert self._consumer is not None, "enter first"
         found = await self._consumer.getmany(timeout_ms=int(seconds * 1000), max_records=limit)
         for tp, records in found.items():
@@ -93,13 +95,13 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         return [record for records in found.values() for record in records]
 
     def held(self, record: Any) -> bool:
-        """True where the record is ours and not done."""
+        """True if the record's partition is still ours and the record is not done."""
         return record.offset in self._taken.get(TopicPartition(record.topic, record.partition), ())
 
     async def done(self, records: Iterable[Any], outputs: Sequence[Output] = ()) -> None:
-        """Send `outputs`, and when they are acknowledged commit what is done with `records`.
+        """Send `outputs`; once they are acknowledged, mark `records` as done and commit.
 
-        Raises the Kafka error of an output that is not taken. A commit that a rebalance overtakes is left out.
+        Raises the Kafka error of an output that is refused. A commit that comes after a rebalance is skipped.
         """
         await self._send(outputs)
         for record in records:
@@ -107,15 +109,15 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         await self._commit()
 
     async def send(self, topic: str, record: Pair) -> None:
-        """Send a record, and wait for its acknowledgement. Raises the Kafka error where there is none."""
+        """Send a record and wait for its acknowledgement. Raises the Kafka error if there is none."""
         await self._send([Output(topic, None, [record])])
 
     async def _send(self, outputs: Sequence[Output]) -> None:
         assert self._producer is not None, "enter first"
         prefix, sent = self._settings.prefix, []
         for output in outputs:
-            for at, (key, value) in enumerate(output.records):
-                headers = output.headers[at] if output.headers else None
+            for index, (key, value) in enumerate(output.records):
+                headers = output.headers[index] if output.headers else None
                 sent.append(
                     await self._producer.send(prefix + output.topic, value, key, output.partition, headers=headers)
                 )
@@ -123,21 +125,21 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     async def _commit(self) -> None:
         offsets = {tp: next(iter(self._taken.get(tp, ())), following) for tp, following in self._next.items()}
-        news = {tp: offset for tp, offset in offsets.items() if self._committed.get(tp) != offset}
-        if not news or self._consumer is None:
+        changed = {tp: offset for tp, offset in offsets.items() if self._committed.get(tp) != offset}
+        if not changed or self._consumer is None:
             return
         try:
-            await self._consumer.commit(news)
+            await self._consumer.commit(changed)
         except (CommitFailedError, IllegalStateError):
-            return  # no more ours
+            return  # the partitions are no longer ours
         except KafkaError as error:
             if not error.retriable:
                 raise
-            return  # the next commit says the same and more
-        self._committed.update(news)
+            return  # the next commit covers this one
+        self._committed.update(changed)
 
     def lag(self) -> dict[int, int]:
-        """Records not yet done, by partition; of those that have been fetched from."""
+        """Records that are not done, by partition; only partitions that have been fetched from."""
         if self._consumer is None:
             return {}
         ends = {tp: self._consumer.highwater(tp) for tp in self._consumer.assignment()}
@@ -148,7 +150,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         }
 
     def oldest(self) -> float | None:
-        """Timestamp (s) of the oldest record that is taken and not done; None where there is none."""
+        """Timestamp (s) of the oldest record that is taken and not done; None if there is none."""
         return min((next(iter(taken.values())) for taken in self._taken.values() if taken), default=None)
 
     def _forget(self) -> None:

@@ -1,17 +1,17 @@
-"""Dead letters sent back to where they came from, each of them once.
+"""Sends dead letters back to their source topics, each of them once.
 
-What has been sent is kept in the topic `redrives`, a log that every operator appends to and reads. For some hundred
+The topic `redrives` is a log of what has been sent; every operator appends to it and reads it. For REDRIVE_BATCH
 letters at a time:
 
-1. a claim for each letter is appended, with the end that its source partition has now;
-2. the log is read to its end: of several claims the first one holds, so two operators never send the same letter;
-3. the letters whose claim is ours are sent to their source, and acknowledged;
-4. "done" is appended for each.
+1. append a claim for each letter, with the current end of its source partition;
+2. read the log to its end: of several claims the first is valid, so two operators never send the same letter;
+3. send the letters with a valid claim of ours to their source, and wait for the acknowledgements;
+4. append "done" for each.
 
-Who dies between 3 and 4 leaves a claim without an end. After EXPIRES another may take it over, and then reads the source
-from the end that the first claim noted: a record that names the letter was sent, and is not sent again. The broker's
-clock dates the log (LogAppendTime), so operators' clocks do not matter; an operator who is held up for longer than
-PATIENCE gives up.
+An operator that dies between steps 3 and 4 leaves an open claim. After CLAIM_EXPIRY_S another may take it over. It
+then reads the source from the end that the first claim noted: a record that names the letter was sent, and is not
+sent again. The broker's clock dates the log (LogAppendTime), so the operators' clocks do not matter. An operator that
+is delayed for longer than SEND_TIMEOUT_S gives up.
 """
 
 from __future__ import annotations
@@ -26,197 +26,201 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from stream.kafka.client.connection import client_options, connecting, partition_of
-from stream.kafka.dead_letters import REDRIVEN, DeadLetter, RedriveOrigin, redriven
-from stream.kafka.global_topics import assign, connected, to_end
+from stream.kafka.dead_letters import REDRIVEN, DeadLetter, RedriveOrigin, redrive_origin
+from stream.kafka.global_topics import assign, connect_reader, read_to_end
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-EXPIRES = 120.0  # s after which a claim that was never done may be taken over
-PATIENCE = EXPIRES / 2  # s in which claimed letters are sent, or given up
-AT_ONCE = 200  # letters
+TOPIC = "redrives"
+CLAIM_EXPIRY_S = 120.0  # after which a claim that is not done may be taken over
+SEND_TIMEOUT_S = CLAIM_EXPIRY_S / 2  # in which claimed letters must be sent
+REDRIVE_BATCH = 200  # letters
+DONE = -1  # in a log line, instead of an end
 
 
 class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of the log; its key is the letter's id."""
 
-    by: str  # of one run of the command
-    end: int = -1  # of a claim: the next offset of the letter's source partition; -1: done
+    by: str  # id of one run of the command
+    end: int = DONE  # in a claim: the next offset of the letter's source partition
 
 
 class _Entry(NamedTuple):
-    """What the log says of a letter."""
+    """The state of a letter according to the log."""
 
     by: str
-    at: float  # s since the epoch, by the broker's clock
-    since: int  # offset in the source from which the letter may lie there
-    taken_over: bool
-    done: bool
+    at: float  # seconds since the epoch, by the broker's clock
+    since: int  # offset in the source from which the letter may be found there
+    is_taken_over: bool
+    is_done: bool
 
 
-class Sent(NamedTuple):
+class RedriveResult(NamedTuple):
     sent: list[DeadLetter]
-    found: list[DeadLetter]  # were sent before by an operator who could not note it
-    held: list[DeadLetter]  # are another operator's
+    found: list[DeadLetter]  # already sent by an operator that could not note it
+    held: list[DeadLetter]  # claimed by another operator
 
 
-class Ledger:
-    """The log `redrives`, read up to its end by `catch_up`; made by `ledger`."""
+class RedriveLog:
+    """The topic `redrives`, read to its end by `catch_up`; open it with `open_redrive_log`."""
 
     def __init__(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
         self._consumer, self._partitions = consumer, partitions
         self._entries: dict[str, _Entry] = {}
 
     async def catch_up(self) -> None:
+        """Read what was appended since the last call."""
         ends = dict(await self._consumer.end_offsets(self._partitions))
-        async for records in to_end(self._consumer, ends, None):
+        async for records in read_to_end(self._consumer, ends, None):
             for record in records:
                 self._note(record.key.decode(), record.timestamp / 1000, msgspec.json.decode(record.value, type=_Line))
 
     def done(self, letter: str) -> float | None:
-        """When (s since the epoch) the letter was sent again; None where it was not."""
+        """When (s since the epoch) the letter was sent back; None if it was not."""
         entry = self._entries.get(letter)
-        return entry.at if entry is not None and entry.done else None
+        return entry.at if entry is not None and entry.is_done else None
 
     def entry(self, letter: str) -> _Entry:
-        """Raises KeyError where nobody has claimed it."""
+        """The letter's state. Raises KeyError if nobody has claimed it."""
         return self._entries[letter]
 
     def _note(self, letter: str, at: float, line: _Line) -> None:
         known = self._entries.get(letter)
         if known is None:
             self._entries[letter] = _Entry(line.by, at, line.end, False, line.end < 0)
-        elif known.done:
+        elif known.is_done:
             return
         elif line.end < 0:
-            self._entries[letter] = known._replace(at=at, done=True)
-        elif at - known.at > EXPIRES:
+            self._entries[letter] = known._replace(at=at, is_done=True)
+        elif at - known.at > CLAIM_EXPIRY_S:
             self._entries[letter] = _Entry(line.by, at, known.since, True, False)
 
 
 @asynccontextmanager
-async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
-    """What has been sent again so far. Raises NoBroker, LookupError where the topic is missing."""
-    consumer = await connected(settings)
+async def open_redrive_log(settings: Settings) -> AsyncIterator[RedriveLog]:
+    """Open the log, read to its end. Raises NoBroker, and LookupError if the topic is missing."""
+    consumer = await connect_reader(settings)
     try:
-        ends = await assign(consumer, [settings.prefix + "redrives"])
-        log = Ledger(consumer, list(ends))
+        ends = await assign(consumer, [settings.prefix + TOPIC])
+        log = RedriveLog(consumer, list(ends))
         await log.catch_up()
         yield log
     finally:
         await consumer.stop()
 
 
-def home_of(letter: DeadLetter, partitions: int) -> int:
-    """The partition of its source topic that its key has; a record without a key goes back to where it was."""
+def source_partition(letter: DeadLetter, partitions: int) -> int:
+    """The partition of its source topic that a letter goes to: that of its key, or without a key its original one."""
     return max(0, letter.partition) if letter.key is None else partition_of(letter.key, partitions)
 
 
-def again(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    """The headers with which a letter goes back: its producer's own, and what is to be kept of its history."""
-    history = RedriveOrigin(letter.id, letter.topic, letter.partition, letter.offset, letter.attempts)
-    return [*letter.headers, (REDRIVEN, msgspec.json.encode(history))]
+def redrive_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    """The headers of a letter that is sent back: its producer's own, and its history."""
+    origin = RedriveOrigin(letter.id, letter.topic, letter.partition, letter.offset, letter.attempts)
+    return [*letter.headers, (REDRIVEN, msgspec.json.encode(origin))]
 
 
-async def redrive(settings: Settings, letters: Sequence[DeadLetter], log: Ledger) -> Sent:
-    """Send the letters back with their original key and bytes, those of them that nobody has sent or claimed.
+async def redrive(settings: Settings, letters: Sequence[DeadLetter], log: RedriveLog) -> RedriveResult:
+    """Send back those letters that nobody has sent or claimed, with their original key and bytes.
 
-    Returns when all are acknowledged and noted. Raises NoBroker, LookupError where a source topic is missing,
-    TimeoutError where the broker does not take them in time (then nothing is known of the last AT_ONCE letters; they are
-    found or sent by the next call after EXPIRES), or the Kafka error of a send.
+    Returns when all are acknowledged and noted. Raises NoBroker, LookupError if a source topic is missing, and the
+    Kafka error of a send. Raises TimeoutError if the broker does not accept them in time. The outcome of the last
+    REDRIVE_BATCH letters is then unknown; the next call after CLAIM_EXPIRY_S finds or sends them.
     """
-    result = Sent([], [], [])
-    reader = await connected(settings)
+    result = RedriveResult([], [], [])
+    reader = await connect_reader(settings)
     producer = AIOKafkaProducer(
         **client_options(settings), enable_idempotence=True, acks="all", max_request_size=DEAD_LETTER_BYTES,
-        request_timeout_ms=int(PATIENCE / 2 * 1000),
+        request_timeout_ms=int(SEND_TIMEOUT_S / 2 * 1000),
     )  # fmt: skip
     try:
         with connecting(settings):
             await producer.start()
-        for start in range(0, len(letters), AT_ONCE):
-            some = letters[start : start + AT_ONCE]
+        for start in range(0, len(letters), REDRIVE_BATCH):
+            batch = letters[start : start + REDRIVE_BATCH]
             try:
-                async with asyncio.timeout(PATIENCE):
-                    await _redrive_some(settings, some, log, producer, reader, result)
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await _redrive_batch(settings, batch, log, producer, reader, result)
             except TimeoutError:
                 raise TimeoutError(
-                    f"the broker did not take {len(some)} letters within {PATIENCE:.0f} s, some may have been sent; "
-                    f"run the command again in {EXPIRES:.0f} s, it sends what was not"
+                    f"the broker did not take {len(batch)} letters within {SEND_TIMEOUT_S:.0f} s, some may have been "
+                    f"sent; run the command again in {CLAIM_EXPIRY_S:.0f} s, it sends what was not"
                 ) from None
     finally:
         await asyncio.gather(producer.stop(), reader.stop())
     return result
 
 
-async def _redrive_some(
-    settings: Settings, letters: Sequence[DeadLetter], log: Ledger, producer: AIOKafkaProducer, reader: AIOKafkaConsumer,
-    result: Sent,
+async def _redrive_batch(
+    settings: Settings, letters: Sequence[DeadLetter], log: RedriveLog, producer: AIOKafkaProducer,
+    reader: AIOKafkaConsumer, result: RedriveResult,
 ) -> None:  # fmt: skip
-    me = uuid.uuid4().hex
-    homes = {
-        letter.id: TopicPartition(settings.prefix + letter.topic, home_of(letter, settings.partitions))
+    """Take the four steps of the module docstring, and add their outcome to `result`."""
+    operator = uuid.uuid4().hex
+    sources = {
+        letter.id: TopicPartition(settings.prefix + letter.topic, source_partition(letter, settings.partitions))
         for letter in letters
     }
-    await assign(reader, sorted({home.topic for home in homes.values()}))
-    ends = await reader.end_offsets(list(set(homes.values())))
+    await assign(reader, sorted({source.topic for source in sources.values()}))
+    ends = await reader.end_offsets(list(set(sources.values())))
 
-    async def note(these: Sequence[DeadLetter], done: bool) -> None:
+    async def note(noted: Sequence[DeadLetter], is_done: bool) -> None:
         lines = [
-            (letter.id.encode(), msgspec.json.encode(_Line(me, -1 if done else ends[homes[letter.id]])))
-            for letter in these
+            (letter.id.encode(), msgspec.json.encode(_Line(operator, DONE if is_done else ends[sources[letter.id]])))
+            for letter in noted
         ]
-        await _all(
+        await _wait_acknowledged(
             [
                 await producer.send(
-                    settings.prefix + "redrives", value, key=key, partition=partition_of(key, settings.partitions)
+                    settings.prefix + TOPIC, value, key=key, partition=partition_of(key, settings.partitions)
                 )
                 for key, value in lines
             ]
         )
 
-    await note(letters, done=False)
+    await note(letters, is_done=False)
     await log.catch_up()
-    mine = [letter for letter in letters if log.entry(letter.id).by == me and log.done(letter.id) is None]
+    mine = [letter for letter in letters if log.entry(letter.id).by == operator and log.done(letter.id) is None]
     held = {letter.id for letter in letters} - {letter.id for letter in mine}
-    there: set[str] = set()
-    orphans = [letter.id for letter in mine if log.entry(letter.id).taken_over]
+    found: set[str] = set()
+    orphans = [letter.id for letter in mine if log.entry(letter.id).is_taken_over]
     if orphans:
-        there = await _sent_before({id: (homes[id], log.entry(id).since) for id in orphans}, reader)
-    sends = [letter for letter in mine if letter.id not in there]
-    await _all(
+        found = await _find_sent({id: (sources[id], log.entry(id).since) for id in orphans}, reader)
+    unsent = [letter for letter in mine if letter.id not in found]
+    await _wait_acknowledged(
         [
             await producer.send(
-                homes[letter.id].topic, letter.value, key=letter.key, partition=homes[letter.id].partition,
-                headers=again(letter),
+                sources[letter.id].topic, letter.value, key=letter.key, partition=sources[letter.id].partition,
+                headers=redrive_headers(letter),
             )
-            for letter in sends
+            for letter in unsent
         ]
     )  # fmt: skip
-    await note(mine, done=True)
-    result.sent.extend(sends)
-    result.found.extend(letter for letter in mine if letter.id in there)
+    await note(mine, is_done=True)
+    result.sent.extend(unsent)
+    result.found.extend(letter for letter in mine if letter.id in found)
     result.held.extend(letter for letter in letters if letter.id in held)
 
 
-async def _all(sent: Sequence[Any]) -> None:
+async def _wait_acknowledged(sent: Sequence[Any]) -> None:
     for acknowledged in sent:
         await acknowledged
 
 
-async def _sent_before(claims: dict[str, tuple[TopicPartition, int]], reader: AIOKafkaConsumer) -> set[str]:
-    """Those of the claimed letters (id -> source partition, offset from which to look) that lie in their source."""
-    since: dict[TopicPartition, int] = {}
-    for home, offset in claims.values():
-        since[home] = min(since.get(home, offset), offset)
-    reader.assign(list(since))
-    for home, offset in since.items():
-        reader.seek(home, offset)
-    there = set()
-    async for records in to_end(reader, dict(await reader.end_offsets(list(since))), None):
+async def _find_sent(claims: dict[str, tuple[TopicPartition, int]], reader: AIOKafkaConsumer) -> set[str]:
+    """Return those of the claimed letters that are in their source. `claims`: id -> source, offset to read from."""
+    starts: dict[TopicPartition, int] = {}
+    for source, offset in claims.values():
+        starts[source] = min(starts.get(source, offset), offset)
+    reader.assign(list(starts))
+    for source, offset in starts.items():
+        reader.seek(source, offset)
+    found = set()
+    async for records in read_to_end(reader, dict(await reader.end_offsets(list(starts))), None):
         for record in records:
-            history = redriven(record.headers)
-            if history is not None and history.letter in claims:
-                there.add(history.letter)
-    return there
+            origin = redrive_origin(record.headers)
+            if origin is not None and origin.letter in claims:
+                found.add(origin.letter)
+    return found

@@ -1,54 +1,99 @@
-"""A run: a stretch of records of one partition, from the agent's hands until it counts."""
+"""A run: a contiguous stretch of records of one partition, from its delivery to its acknowledgement."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
-
-if TYPE_CHECKING:
-    from stream.kafka.consumer import BatchConsumer
-    from stream.kafka.tables.table import ExactTable
 
 
 class PartitionLost(Exception):
     """The partition of a run has, or may have, another owner: nothing more of the run may be written."""
 
 
+class RunOwner(Protocol):
+    """What a run needs of the consumer that delivered it."""
+
+    def acknowledge(self, tp: TP, next_offset: int, run: Run | None) -> None:
+        """Record that every record below `next_offset` is done."""
+
+    def release_next(self, run: Run) -> None:
+        """Allow the next run of the partition to be delivered."""
+
+    def remove_run(self, run: Run) -> None:
+        """Remove the run from those in flight, without an acknowledgement."""
+
+    async def ensure_owned(self, run: Run) -> None:
+        """Return while the partition is ours; raise PartitionLost if it is not."""
+
+
+class RunTable(Protocol):
+    """What a run, its consumer and its commit need of the table that the agent keeps."""
+
+    name: str
+    skipped: int
+
+    def watermark(self, topic: str, partition: int) -> int:
+        """The first offset of the source that the table has not counted."""
+
+    def watermark_record(self, topic: str, partition: int, next_offset: int) -> tuple[bytes, bytes]:
+        """The changelog record that sets the watermark of a source."""
+
+    def changelog_name(self) -> str:
+        """The changelog topic, as the cluster names it."""
+
+    def mark_written(
+        self, topic: str, partition: int, next_offset: int, changelog_offset: int,
+        changelog: Sequence[tuple[bytes, bytes | None]],
+    ) -> None:  # fmt: skip
+        """Record that a run's changelog batch is acknowledged."""
+
+    def invalidate(self, partition: int) -> None:
+        """Drop the rows of the partition at the next rebalance."""
+
+
+class BatchMessage(ConsumerMessage):
+    """The single Faust message that carries the records of a run; `epoch` increases at each rebalance."""
+
+    __slots__ = ("epoch", "records")
+    epoch: int
+    records: list[Any]
+
+
 class Run:
-    """A contiguous stretch of records of one partition, none of which the agent's table has counted yet."""
+    """A contiguous stretch of records of one partition; the agent's table has counted none of them yet."""
 
     __slots__ = (
-        "_consumer", "_ended", "before", "counted", "counts", "epoch", "generation", "partition", "posted", "records",
-        "rows", "skipped", "table", "topic", "tp",
+        "_ended", "_owner", "changed_keys", "commit_task", "epoch", "generation", "is_committed", "outputs_sent",
+        "partition", "previous", "records", "skipped", "table", "topic", "tp",
     )  # fmt: skip
 
     def __init__(
         self,
-        consumer: BatchConsumer,
+        owner: RunOwner,
         message: BatchMessage,
         topic: str,
         records: Sequence[Any],
-        table: ExactTable | None,
-        before: Run | None = None,
+        table: RunTable | None,
+        previous: Run | None = None,
     ) -> None:
         self.topic = topic  # logical: without the prefix
         self.partition = message.partition
         self.records = records  # aiokafka's: .key .value .timestamp (ms) .offset .headers
-        self.skipped = len(message.records) - len(records)  # came again, below the table's watermark
+        self.skipped = len(message.records) - len(records)  # delivered again, below the table's watermark
         self.table = table
         self.tp: TP = message.tp
         self.generation = message.generation_id
-        self._consumer = consumer
         self.epoch = message.epoch
-        self.before = before  # of the same agent and partition number; may count already
-        self.counted = False
-        self.counts: asyncio.Task[None] | None = None  # sees to it that it counts, while the agent goes on
-        self.rows: frozenset[bytes] = frozenset()  # keys that it changes
-        self.posted = False  # its outputs are on their way
+        self.previous = previous  # of the same agent and partition number; it may be committed already
+        self.is_committed = False
+        self.commit_task: asyncio.Task[None] | None = None  # set if the run is committed in the background
+        self.changed_keys: frozenset[bytes] = frozenset()  # keys of the table's rows that the run changes
+        self.outputs_sent = False  # the outputs are sent, but not necessarily acknowledged
+        self._owner = owner
         self._ended = asyncio.Event()
 
     @property
@@ -62,42 +107,36 @@ class Run:
         return int(self.records[-1].offset)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """True once the run is acknowledged or abandoned."""
         return self._ended.is_set()
 
-    def done(self) -> None:
-        """Acknowledge: every effect of the run is durable. `Outputs.commit_run` calls it, in the right order."""
-        self._consumer.finish(self.tp, self.last + 1, self)
-        self.counted, self.before = True, None
+    def acknowledge(self) -> None:
+        """Acknowledge the run: all its effects are durable. `Outputs.commit_run` calls this, in the right order."""
+        self._owner.acknowledge(self.tp, self.last + 1, self)
+        self.is_committed, self.previous = True, None
         self._ended.set()
 
-    def uncounted(self) -> Iterator[Run]:
-        """The runs before it that do not count yet, the last first."""
-        run = self.before
-        while run is not None and not run.counted:
+    def uncommitted_predecessors(self) -> Iterator[Run]:
+        """Yield the earlier runs of the partition that are not committed yet, the latest first."""
+        run = self.previous
+        while run is not None and not run.is_committed:
             yield run
-            run = run.before
+            run = run.previous
 
-    def stepped(self) -> None:
-        """The agent is done with the run but for its effects, which are on their way: it may have the next."""
-        self._consumer.step_on(self)
+    def release_next(self) -> None:
+        """Let the agent take the next run of the partition while this one is being committed."""
+        self._owner.release_next(self)
 
     def abandon(self) -> None:
-        """Give up the run, unacknowledged; its partition's next owner has it again."""
-        self._consumer.give_up(self)
+        """End the run without an acknowledgement; the partition's next owner processes it again."""
+        self._owner.remove_run(self)
         self._ended.set()
 
-    async def ending(self) -> None:
+    async def wait_ended(self) -> None:
+        """Return once `has_ended`."""
         await self._ended.wait()
 
-    async def still_owned(self) -> None:
-        """Return while the group counts the partition as ours. Raises PartitionLost where it does not."""
-        await self._consumer.still_owned(self)
-
-
-class BatchMessage(ConsumerMessage):
-    """The one Faust message that stands for a run; `epoch` tells it from one of before the last rebalance."""
-
-    __slots__ = ("epoch", "records")
-    epoch: int
-    records: list[Any]
+    async def ensure_owned(self) -> None:
+        """Return while the group counts the partition as ours. Raise PartitionLost if it does not."""
+        await self._owner.ensure_owned(self)

@@ -1,4 +1,4 @@
-"""The topics of the product, each with its settings; creating them and checking those that are there."""
+"""The product's topics with their settings: creation of missing ones, and a check of existing ones."""
 
 from __future__ import annotations
 
@@ -16,90 +16,92 @@ from stream.kafka.client.connection import client_options, connecting
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-DAY = 86_400_000  # ms
-CREATION = 30.0  # s that a cluster may take to create topics
+DAY_MS = 86_400_000
+CREATE_TIMEOUT_S = 30.0
+POLL_S = 0.02
 
-# A changelog batch carries a whole run and is never split, for it must land whole or not at all.
+# Maximum of a changelog batch. It carries a whole run and is never split: it must be appended whole or not at all.
 CHANGELOG_BYTES = 16 << 20
-# A dead letter is the original record plus headers: it must fit where the original (at most 1 MiB) did.
+# Maximum of a dead letter: the original record (at most 1 MiB by default) plus headers.
 DEAD_LETTER_BYTES = 2 << 20
 
 
 class WrongTopics(RuntimeError):
-    """The cluster's topics would lose or misplace data; the message has a line for each problem and its way out."""
+    """The cluster's topics would lose or misplace data; the message has a line per problem, with its solution."""
 
 
 class Topic(NamedTuple):
     name: str  # logical: the cluster's name is `settings.prefix` + name
     configs: Mapping[str, str]
-    beside: bool  # True: partition p belongs to the owner of the shoppers of p, so its count must match
-    policies: frozenset[str] = frozenset()  # cleanup policies of clusters of before, which do as well
+    # True if partition p must belong to the worker that owns the shoppers of p, so that partition counts must match.
+    is_copartitioned: bool
+    legacy_policies: frozenset[str] = frozenset()  # cleanup policies of older clusters, also accepted
 
 
-def _kept(days: int) -> dict[str, str]:
-    return {"cleanup.policy": "delete", "retention.ms": str(days * DAY)}
+def _retained(days: int) -> dict[str, str]:
+    return {"cleanup.policy": "delete", "retention.ms": str(days * DAY_MS)}
 
 
 def _compacted(**more: str) -> dict[str, str]:
-    # Small segments and a low dirty ratio keep a newcomer's read near the size of the live data; a tombstone
-    # stays a day, longer than any reader takes to reach it.
+    # Small segments and a low dirty ratio keep the topic near the size of its live data, which a new reader must read.
+    # A tombstone stays for a day, longer than any reader takes to reach it.
     return {
         "cleanup.policy": "compact",
         "segment.bytes": str(64 << 20),
         "min.cleanable.dirty.ratio": "0.2",
-        "delete.retention.ms": str(DAY),
+        "delete.retention.ms": str(DAY_MS),
         **{name.replace("_", "."): value for name, value in more.items()},
     }
 
 
 TOPICS = (
-    Topic("clicks", _kept(7), True),
-    Topic("purchases", _kept(30), True),
-    Topic("privacy", _kept(30), True),
-    Topic("refreshes", _kept(1), True),
+    Topic("clicks", _retained(7), True),
+    Topic("purchases", _retained(30), True),
+    Topic("privacy", _retained(30), True),
+    Topic("refreshes", _retained(1), True),
     Topic("profiles", _compacted(max_message_bytes=str(CHANGELOG_BYTES)), True),
-    Topic("homepages", {**_compacted(), "cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY)}, True),
-    Topic("impressions", _kept(30), False),
+    Topic("homepages", {**_compacted(), "cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)}, True),
+    Topic("impressions", _retained(30), False),
     Topic("catalog", _compacted(), False),
-    Topic("item-activity", _kept(1), False),
+    Topic("item-activity", _retained(1), False),
     Topic("item-signals", _compacted(max_message_bytes=str(CHANGELOG_BYTES)), False),
-    Topic("copy-requests", _kept(1), False),
-    # A headline holds for an hour, unless set otherwise; those that name items are many, and come again when asked for.
+    Topic("copy-requests", _retained(1), False),
+    # A headline is valid for an hour by default. Headlines that name items are many, and are requested again as needed.
     Topic(
         "copy",
-        {**_compacted(segment_ms=str(DAY // 4)), "cleanup.policy": "compact,delete", "retention.ms": str(DAY)},
+        {**_compacted(segment_ms=str(DAY_MS // 4)), "cleanup.policy": "compact,delete", "retention.ms": str(DAY_MS)},
         False,
         frozenset(("compact",)),
     ),
-    Topic("dead-letters", {**_kept(30), "max.message.bytes": str(DEAD_LETTER_BYTES)}, False),
-    # Dated by the broker; see status.py. A worker that was killed is forgotten after a day.
+    Topic("dead-letters", {**_retained(30), "max.message.bytes": str(DEAD_LETTER_BYTES)}, False),
+    # Dated by the broker; see worker_status.py. The record of a killed worker is deleted after a day.
     Topic(
         "worker-status",
         {
             **_compacted(),
             "cleanup.policy": "compact,delete",
-            "retention.ms": str(DAY),
+            "retention.ms": str(DAY_MS),
             "message.timestamp.type": "LogAppendTime",
         },
         False,
     ),
-    # Kept longer than the letters, and dated by the broker; see redrive.py.
-    Topic("redrives", {**_kept(37), "message.timestamp.type": "LogAppendTime"}, False),
+    # Kept longer than the dead letters, and dated by the broker; see redrive.py.
+    Topic("redrives", {**_retained(37), "message.timestamp.type": "LogAppendTime"}, False),
 )
 
 
 def copy_group(settings: Settings) -> str:
-    """Name of the consumer group of those who write headlines; that of those who make pages is the app's id."""
+    """Name of the consumer group of the headline workers. The page workers' group has the name of the app id."""
     return f"{settings.app_id}-copy"
 
 
 async def create(settings: Settings) -> list[str]:
-    """Create the topics that are missing; those that exist are left as they are. -> names of the created.
+    """Create the missing topics and return their names. Existing topics are left unchanged.
 
     Returns when every partition has a leader: the controller answers before the brokers know. Raises NoBroker,
-    TimeoutError after CREATION seconds, or the Kafka error where the cluster refuses.
+    TimeoutError after CREATE_TIMEOUT_S, or the Kafka error if the cluster refuses.
     """
-    # Three copies survive the loss of one only where two must hold a write before it counts.
+    # Three replicas survive the loss of one only if a write must reach two before it is acknowledged.
     replicas = {"min.insync.replicas": "2"} if settings.replication >= 3 else {}
     wanted = [
         NewTopic(
@@ -119,22 +121,22 @@ async def create(settings: Settings) -> list[str]:
                 created.append(name)
             elif error is not TopicAlreadyExistsError:
                 raise error(f"topic '{name}' cannot be created: {reason[0] if reason else error.__name__}")
-        async with asyncio.timeout(CREATION):
+        async with asyncio.timeout(CREATE_TIMEOUT_S):
             names = {topic.name for topic in wanted}
-            while names - {name for name, leaders in (await _leaders(admin)).items() if min(leaders) >= 0}:
-                await asyncio.sleep(0.02)
+            while names - {name for name, leaders in (await _partition_leaders(admin)).items() if min(leaders) >= 0}:
+                await asyncio.sleep(POLL_S)
     return created
 
 
 async def check(settings: Settings) -> list[str]:
-    """What is wrong with the cluster's topics, one sentence or two a problem; empty where all is well."""
+    """Return the problems of the cluster's topics, one or two sentences each. Empty if there are none."""
     names = {settings.prefix + topic.name: topic for topic in TOPICS}
     async with _admin(settings) as admin:
-        counts = {name: len(leaders) for name, leaders in (await _leaders(admin)).items()}
-        there = [name for name in names if name in counts]
+        counts = {name: len(leaders) for name, leaders in (await _partition_leaders(admin)).items()}
+        existing = [name for name in names if name in counts]
         configs: dict[str, dict[str, str]] = {}
-        if there:
-            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]
+        if existing:
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in existing]
             for response in await admin.describe_configs(resources):
                 for _code, _message, _type, name, entries in response.resources:
                     configs[name] = {entry[0]: entry[1] for entry in entries}
@@ -142,43 +144,43 @@ async def check(settings: Settings) -> list[str]:
     missing = [name for name in names if name not in counts]
     if missing:
         problems.append(
-            f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
+            f"{_quote_names(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
             "`shopwindow topics create` creates what is missing."
         )
-    for name in there:
+    for name in existing:
         topic = names[name]
-        if counts[name] != settings.partitions and topic.beside:
+        if counts[name] != settings.partitions and topic.is_copartitioned:
             problems.append(
                 f"topic '{name}' has {counts[name]} partitions, the settings say {settings.partitions}; "
-                "a shopper's events, profile and page must live in the same partition. Create it anew with "
+                "a shopper's events, profile and page must live in the same partition. Recreate it with "
                 f"{settings.partitions}, or set SHOPWINDOW_PARTITIONS={counts[name]} for all of them."
             )
         elif counts[name] != settings.partitions:
             problems.append(
                 f"topic '{name}' has {counts[name]} partitions, the settings say {settings.partitions}; "
-                "owners of its keys are found by that count. Create it anew, or set SHOPWINDOW_PARTITIONS to match."
+                "the owner of a key is computed from that count. Recreate it, or set SHOPWINDOW_PARTITIONS to match."
             )
         problems.extend(_config_problems(name, topic, configs.get(name, {})))
     return problems
 
 
-async def _leaders(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:
-    """The leader of each partition, -1 where there is none yet, of every topic of the cluster.
+async def _partition_leaders(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:
+    """The leader of each partition, -1 if it has none yet, of every topic of the cluster.
 
-    All of them, for to ask for one by name creates it where the cluster creates topics by itself.
+    It asks for all topics: a request for a single missing topic would create it if the cluster creates topics itself.
     """
     rows = await admin.describe_topics()
-    return {row["topic"]: [part["leader"] for part in row["partitions"]] for row in rows if row["partitions"]}
+    return {row["topic"]: [partition["leader"] for partition in row["partitions"]] for row in rows if row["partitions"]}
 
 
 def _config_problems(name: str, topic: Topic, found: Mapping[str, str]) -> list[str]:
     problems = []
     wanted = set(topic.configs["cleanup.policy"].split(","))
     policy = set(found.get("cleanup.policy", "").split(","))
-    if "compact" in wanted and wanted != policy and policy != topic.policies:
+    if "compact" in wanted and wanted != policy and policy != topic.legacy_policies:
         problems.append(
             f"topic '{name}' has cleanup.policy={','.join(sorted(policy))}, it needs {','.join(sorted(wanted))}; "
-            "it holds the latest state of each key, which would be lost or grow for ever. Alter the topic."
+            "it holds the latest state of each key, which would otherwise be lost or grow forever. Alter the topic."
         )
     if "compact" in policy and "compact" not in wanted:
         problems.append(
@@ -194,7 +196,7 @@ def _config_problems(name: str, topic: Topic, found: Mapping[str, str]) -> list[
     return problems
 
 
-def _listed(names: list[str]) -> str:
+def _quote_names(names: list[str]) -> str:
     quoted = [f"'{name}'" for name in names]
     return f"topic {quoted[0]}" if len(quoted) == 1 else f"topics {', '.join(quoted[:-1])} and {quoted[-1]}"
 

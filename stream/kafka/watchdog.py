@@ -1,7 +1,8 @@
-"""Notices a feed that has gone deaf: the process lives and Kafka answers others, but no fetch of ours is answered.
+"""Detects stalled fetches: the process runs and Kafka answers other clients, but none of our fetches is answered.
 
-Nothing else shows it: the heartbeats go on, the group is content, and the lag is that of a quiet hour. So each partition
-that the next fetch asks for is looked at: an answer, even an empty one, leaves a trace within some 20 ms.
+No other signal shows this: the heartbeats continue, the group is stable, and the lag looks like that of a quiet hour.
+So the watchdog checks each partition that the next fetch requests. Every answer, even an empty one, changes the
+partition's last answer within about 20 ms.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
 
 log = logging.getLogger(__name__)
-LOOK = 1.0  # s between two looks, at most
-ANSWER = 10.0  # s that a broker has to answer the question whether it is there
-ORDERLY = 30.0  # s that the worker has to end by itself: what is stuck may hold up the end too
+CHECK_INTERVAL_S = 1.0  # maximum time between two checks
+PROBE_TIMEOUT_S = 10.0  # for the broker to answer the probe
+SHUTDOWN_TIMEOUT_S = 30.0  # for the worker to end in good order: whatever is stuck may block its shutdown too
 
 
 class FetchStalled(RuntimeError):
@@ -35,185 +36,192 @@ class FetchStalled(RuntimeError):
 
 
 class StallDetector:
-    """For how long each partition has waited for an answer. Knows no clock and no Kafka."""
+    """Measures how long each partition has waited for an answer. It has no clock and no Kafka of its own."""
 
     def __init__(self) -> None:
         self._seen: dict[TP, tuple[object, float]] = {}
 
-    def waits(self, traces: Mapping[TP, object], now: float) -> dict[TP, float]:
-        """The wait (s) of each partition that a fetch asks for, by what its last answer left behind.
+    def waits(self, answers: Mapping[TP, object], now: float) -> dict[TP, float]:
+        """Seconds since each requested partition's last answer changed. `answers`: a value for each last answer.
 
-        A partition that is not asked for has nothing to wait for, and begins anew.
+        A partition that is not requested does not wait; its wait starts at 0 when it is requested again.
         """
-        kept = {tp: self._seen[tp] for tp in traces if tp in self._seen and self._seen[tp][0] == traces[tp]}
-        self._seen = {tp: kept.get(tp, (trace, now)) for tp, trace in traces.items()}
+        kept = {tp: self._seen[tp] for tp in answers if tp in self._seen and self._seen[tp][0] == answers[tp]}
+        self._seen = {tp: kept.get(tp, (answer, now)) for tp, answer in answers.items()}
         return {tp: now - since for tp, (_, since) in self._seen.items()}
 
-    def forgive(self) -> None:
-        """Let every wait begin anew."""
+    def reset(self) -> None:
+        """Restart every wait at 0."""
         self._seen.clear()
 
 
 class Watchdog:
-    """Looks at the fetches of an app, and ends it where they are answered no more; run it with `run`."""
+    """Checks the fetches of an app, and ends the app if they are no longer answered; start it with `run`."""
 
     def __init__(self, app: BatchApp) -> None:
         self._app = app
         self._limit: float = app.settings.fetch_timeout
-        self._silence = StallDetector()
-        self._idle_since: float | None = None  # since when no fetch asks for anything
-        self._suspected: float | None = None  # since when Kafka answers others and not us
-        self._away_since: float | None = None
-        self.longest = 0.0  # s that a partition has waited by now
-        self.problem: str | None = None  # why this process is of no use any more
-        self.note: str | None = None  # what is wrong, but not with this process
-        self._pause = min(LOOK, self._limit / 4)
-        self._looked = self._beaten = monotonic()
-        self._over = threading.Event()
+        self._detector = StallDetector()
+        self._idle_since: float | None = None  # since when no fetch requests anything
+        self._suspected_since: float | None = None  # since when Kafka answers the probe but not our fetches
+        self._broker_down_since: float | None = None
+        self.longest = 0.0  # longest current wait of a partition, in seconds
+        self.problem: str | None = None  # why this process cannot continue
+        self.note: str | None = None  # what is wrong outside of this process
+        self._interval = min(CHECK_INTERVAL_S, self._limit / 4)
+        self._checked_at = self._beat_at = monotonic()
+        self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """Never returns; where the feed is deaf, it crashes the app with Deaf, or LookupError where a topic is gone.
+        """Run forever. If fetches stall, crash the app with FetchStalled, or LookupError if a topic was deleted.
 
-        Where the loop itself is held up for as long, the process ends at once.
+        If the event loop itself is blocked for as long, the process exits at once.
         """
-        threading.Thread(target=self._watch_the_loop, name="watch", daemon=True).start()
-        beats = asyncio.create_task(self._beat())
+        threading.Thread(target=self._watch_loop, name="watch", daemon=True).start()
+        heartbeat = asyncio.create_task(self._beat())
         try:
-            await self._look()
+            await self._check_forever()
         finally:
-            beats.cancel()
-            self._over.set()
+            heartbeat.cancel()
+            self._stopped.set()
 
     async def _beat(self) -> None:
-        """A sign of life of the loop, also while Kafka is asked or the worker is being stopped."""
+        """Show that the event loop runs, also while Kafka is probed or the worker is being stopped."""
         while True:
-            self._beaten = monotonic()
-            await asyncio.sleep(self._pause)
+            self._beat_at = monotonic()
+            await asyncio.sleep(self._interval)
 
-    async def _look(self) -> None:
+    async def _check_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._pause)
-            if monotonic() - self._looked > 3 * self._pause:
-                self._silence.forgive()  # we have been held up ourselves: a stopped process, a laptop that slept
-            self._looked = monotonic()
-            waits = self._silence.waits(self._traces(), self._looked)
+            await asyncio.sleep(self._interval)
+            if monotonic() - self._checked_at > 3 * self._interval:
+                # This process was suspended itself: a stopped process, or a laptop that slept.
+                self._detector.reset()
+            self._checked_at = monotonic()
+            waits = self._detector.waits(self._last_answers(), self._checked_at)
             self.longest = max(waits.values(), default=0.0)
             if waits:
                 self._idle_since = None
             if self.longest <= self._limit:
-                self._suspected = None
+                self._suspected_since = None
             if self.longest > self._limit:
-                await self._judge([tp for tp, wait in waits.items() if wait > self._limit])
+                await self._diagnose([tp for tp, wait in waits.items() if wait > self._limit])
             elif not waits:
-                await self._idle(monotonic())
+                await self._check_idle(monotonic())
             elif self.longest < self._limit / 2:
-                self._answers_again()
+                self._note_recovery()
 
-    def _watch_the_loop(self) -> None:
-        """In a thread of its own: heartbeats go on from another one, so that a loop that is stuck would keep its partitions."""
+    def _watch_loop(self) -> None:
+        """Watch the event loop from a thread. Heartbeats have their own: a blocked loop would keep its partitions."""
         last = since = monotonic()
-        beaten = self._beaten
-        while not self._over.wait(self._pause):
+        beat_at = self._beat_at
+        while not self._stopped.wait(self._interval):
             now = monotonic()
-            held_up = (
-                self._app.started and self._beaten == beaten
-            )  # before it has started it may read a large catalogue
-            if not held_up or now - last > 3 * self._pause:
-                beaten, since = self._beaten, now
+            # Before the app has started, the loop may be reading a large catalogue.
+            is_blocked = self._app.started and self._beat_at == beat_at
+            if not is_blocked or now - last > 3 * self._interval:
+                beat_at, since = self._beat_at, now
             elif now - since > self._limit:
-                _end_at_once(
-                    f"shopwindow: the worker stopped: its event loop has been held up for {now - since:.0f} s, so that it "
-                    "has gone deaf and ends, for its supervisor to start it anew (SHOPWINDOW_FETCH_TIMEOUT is the limit)\n"
+                _exit_now(
+                    f"shopwindow: the worker stopped: its event loop has been blocked for {now - since:.0f} s; this "
+                    "process ends, so that its supervisor restarts it (SHOPWINDOW_FETCH_TIMEOUT is the limit)\n"
                 )
             last = now
 
-    async def _idle(self, now: float) -> None:
-        """Enough is waiting, we own nothing, or a rebalance is under way; one without end is that of a topic that is gone."""
+    async def _check_idle(self, now: float) -> None:
+        """Handle that no fetch is requested: all backlogs are full, no partition is ours, or there is a rebalance.
+
+        A rebalance that does not end is a sign of a deleted topic.
+        """
         if self._idle_since is None:
             self._idle_since = now
         elif now - self._idle_since > self._limit:
             self._idle_since = now
-            await self._judge([])
+            await self._diagnose([])
 
-    def _answers_again(self) -> None:
-        if self._away_since is not None:
-            log.warning("Kafka answers again, after %.0f s", monotonic() - self._away_since)
-            self._away_since = self.note = None
+    def _note_recovery(self) -> None:
+        if self._broker_down_since is not None:
+            log.warning("Kafka answers again, after %.0f s", monotonic() - self._broker_down_since)
+            self._broker_down_since = self.note = None
 
-    def _traces(self) -> Mapping[TP, object]:
-        return self._app.feed.traces() if self._app.started and not self._app.rebalancing else {}
+    def _last_answers(self) -> Mapping[TP, object]:
+        if not self._app.started or self._app.rebalancing:
+            return {}
+        return self._app.batch_consumer.last_answers()
 
-    async def _judge(self, silent: list[TP]) -> None:
+    async def _diagnose(self, silent: list[TP]) -> None:
+        """Find out why partitions are not answered: a deleted topic, a broker that is down, or this process."""
         hosts = ", ".join(bootstrap(self._app.settings))
         try:
-            await self._ask_kafka(silent)
+            await self._probe_kafka(silent)
         except LookupError as error:
             self.problem = str(error)
-            await self._end(error)
+            await self._end_app(error)
         except (NoBroker, KafkaError, OSError, TimeoutError) as error:
-            self._silence.forgive()
-            if self._away_since is None:
-                self._away_since = monotonic() - self.longest
+            self._detector.reset()
+            if self._broker_down_since is None:
+                self._broker_down_since = monotonic() - self.longest
                 self.note = f"Kafka at {hosts} does not answer; this worker keeps trying"
                 log.warning("%s (%s)", self.note, error or type(error).__name__)
             return
-        if self._away_since is not None:
-            self._answers_again()
-            self._silence.forgive()  # connecting again takes its time
+        if self._broker_down_since is not None:
+            self._note_recovery()
+            self._detector.reset()  # our own clients need time to reconnect
             return
-        now = self._silence.waits(self._traces(), monotonic())
+        now = self._detector.waits(self._last_answers(), monotonic())
         silent = [tp for tp in silent if now.get(tp, 0.0) > self._limit]
         if not silent:
             return
-        if self._suspected is None:
-            self._suspected = monotonic()  # a broker may be back this very moment, and our next attempt on its way
-        elif monotonic() - self._suspected > self._limit / 4:
+        if self._suspected_since is None:
+            # The broker may have just come back, with our next attempt under way.
+            self._suspected_since = monotonic()
+        elif monotonic() - self._suspected_since > self._limit / 4:
             tp = silent[0]
             self.problem = (
-                f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka at "
-                f"{hosts} answers; this process has gone deaf and ends, so that its supervisor starts it anew "
-                "(SHOPWINDOW_FETCH_TIMEOUT is the limit)"
+                f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka "
+                f"at {hosts} answers; the fetches of this process are stuck and it ends, so that its supervisor "
+                "restarts it (SHOPWINDOW_FETCH_TIMEOUT is the limit)"
             )
-            await self._end(FetchStalled(self.problem))
+            await self._end_app(FetchStalled(self.problem))
 
-    async def _ask_kafka(self, silent: list[TP]) -> None:
-        """Ask the leaders of the partitions for their ends, as a client of its own.
+    async def _probe_kafka(self, silent: list[TP]) -> None:
+        """Ask the leaders of the partitions for their ends, with a separate client.
 
-        Raises NoBroker, KafkaError or TimeoutError where Kafka does not answer, LookupError where a topic is gone.
+        Raises NoBroker, KafkaError or TimeoutError if Kafka does not answer, and LookupError if a topic was deleted.
         """
         settings = self._app.settings
-        asker = AIOKafkaConsumer(**client_options(settings), request_timeout_ms=int(ANSWER * 1000))
+        probe = AIOKafkaConsumer(**client_options(settings), request_timeout_ms=int(PROBE_TIMEOUT_S * 1000))
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
                 with connecting(settings):
-                    await asker.start()
-                cluster = await asker._client.fetch_all_metadata()
+                    await probe.start()
+                cluster = await probe._client.fetch_all_metadata()
                 for topic in sorted({tp.topic for tp in silent} or self._app.agent_of):
                     if not cluster.partitions_for_topic(topic):
                         raise LookupError(
-                            f"topic '{topic}' is gone, and with it what had not been read; `shopwindow topics create` "
-                            "creates it, and this worker is to be started anew"
+                            f"topic '{topic}' was deleted, with the records that had not been read; `shopwindow topics "
+                            "create` creates it, and this worker must be restarted"
                         )
                 partitions = [TopicPartition(*tp) for tp in silent]
-                asker.assign(partitions)
+                probe.assign(partitions)
                 if partitions:
-                    await asker.end_offsets(partitions)
+                    await probe.end_offsets(partitions)
         finally:
-            await asker.stop()
+            await probe.stop()
 
-    async def _end(self, error: Exception) -> None:
-        deregister = f"shopwindow: the worker stopped: {error}\n"
-        killer = threading.Timer(ORDERLY, _end_at_once, [deregister])
+    async def _end_app(self, error: Exception) -> None:
+        """Crash the app. If it has not ended within SHUTDOWN_TIMEOUT_S, exit the process."""
+        killer = threading.Timer(SHUTDOWN_TIMEOUT_S, _exit_now, [f"shopwindow: the worker stopped: {error}\n"])
         killer.daemon = True
         killer.start()
         try:
             await self._app.crash(error)
             await asyncio.Event().wait()
         finally:
-            killer.cancel()  # ended in good order: whoever holds the app lives on
+            killer.cancel()  # the app ended in good order
 
 
-def _end_at_once(deregister: str) -> None:
-    sys.stderr.write(deregister)
+def _exit_now(message: str) -> None:
+    sys.stderr.write(message)
     sys.stderr.flush()
     os._exit(1)

@@ -1,8 +1,8 @@
-"""What each worker tells of itself, every EVERY seconds, in the compacted topic `worker-status`.
+"""The status that each worker publishes every STATUS_INTERVAL_S seconds in the compacted topic `worker-status`.
 
-Why a topic: whoever can reach Kafka can read it, from anywhere, without knowing on which hosts the workers are or being
-let through to their ports; it outlives the worker, so that one that was killed shows as silent; and it costs a record a
-worker. The broker dates the records. A worker that is told to stop takes its own away.
+Why a topic: whoever can reach Kafka can read it from anywhere, without knowing the workers' hosts and without access to
+their ports. It outlives the worker, so a killed worker shows as silent. It costs one record per worker. The broker
+dates the records. A worker that stops in good order removes its record.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 import msgspec
 
 TOPIC = "worker-status"
-EVERY = 2.0  # s
-SILENT = 5 * EVERY  # s after which a worker counts as silent
-FORGOTTEN = 3600.0  # s after which one that was never taken away is not shown any more
+STATUS_INTERVAL_S = 2.0
+SILENT_AFTER_S = 5 * STATUS_INTERVAL_S
+FORGOTTEN_AFTER_S = 3600.0  # a record that was never removed is no longer shown after this time
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The value; the key is the worker's name."""
+    """The value of a record; its key is the worker's name."""
 
     worker: str  # host:pid
     app_id: str
     state: str  # "ready", "recovering", "rebalancing", "starting"
-    events_per_s: float  # records of behaviour done, in the last seconds
-    rung: str  # of the ladder of degradation
+    events_per_s: float  # shopper events processed, in the last seconds
+    rung: str  # of the degradation ladder
     recovery_remaining: int  # changelog records
-    recovery_share: float  # of them that is done, 0 to 1
-    metrics: str  # host:port of its endpoints
-    partitions: dict[str, list[int]]  # topic (logical) -> those of this worker
-    role: str = "all"  # what it makes, as SHOPWINDOW_ROLE says it
+    recovery_share: float  # of the recovery that is done, 0 to 1
+    metrics: str  # host:port of the worker's HTTP endpoints
+    partitions: dict[str, list[int]]  # topic (logical name) -> partitions of this worker
+    role: str = "all"  # as in SHOPWINDOW_ROLE
 
 
 def encode(status: WorkerStatus) -> bytes:
@@ -35,7 +35,7 @@ def encode(status: WorkerStatus) -> bytes:
 
 
 def decode(value: bytes) -> WorkerStatus | None:
-    """None for a record that another version wrote, or somebody else."""
+    """Return None for a record that another version or another program wrote."""
     try:
         return msgspec.json.decode(value, type=WorkerStatus)
     except msgspec.MsgspecError:

@@ -1,62 +1,63 @@
-"""Records of the changelog: a profile and what was served to its shopper, in one value.
+"""Values of the profile changelog: a profile and its serving state in one value.
 
-Length of the profile (u16, little-endian), the profile, what was served, each a row at rest (rows.py).
+Layout: length of the packed profile (u16, little-endian), the packed profile, the packed serving state.
+`row_codec` documents packed rows.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from stream.jit import njit
-from stream.profile.exposure import SERVING, SERVING_BEFORE, SERVING_VERSION
-from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.profile.exposure import OLD_SERVING_DTYPES, SERVING, SERVING_VERSION
+from stream.profile.row import PROFILE, PROFILE_VERSION
 from stream.row_codec import (
     COMPACT,
     blank_rows,
-    cut,
-    joined,
-    kinds_of,
-    longest,
+    field_position,
+    join_blobs,
+    max_packed_bytes,
     pack_row,
-    place,
-    room_for,
-    slack,
-    tops,
+    pack_slack,
+    presence_bytes,
+    scratch_for,
+    split_blobs,
     unpack,
     unpack_row,
+    value_kinds,
     words_of,
 )
+from stream.types import F64, I32, I64, U8, Rows
 
-Rows = npt.NDArray[np.void]
-
-_KINDS, _SERVING_KINDS = kinds_of(np.dtype(PROFILE)), kinds_of(np.dtype(SERVING))
+_KINDS, _SERVING_KINDS = value_kinds(np.dtype(PROFILE)), value_kinds(np.dtype(SERVING))
 
 
 @njit
-def _encode_records(profiles, serving, kinds, serving_kinds, out, ends):  # type: ignore[no-untyped-def]
-    room, serving_room = room_for(kinds), room_for(serving_kinds)
+def _encode_records(profiles: I32, serving: I32, kinds: U8, serving_kinds: U8, out: U8, ends: I64) -> None:
+    """Pack pairs of rows, given as words (S, W), into out one after the other. Fills ends (S + 1,)."""
+    scratch, serving_scratch = scratch_for(kinds), scratch_for(serving_kinds)
     at = 0
     for i in range(profiles.shape[0]):
         ends[i] = at
-        middle = pack_row(profiles[i], kinds, room, PROFILE_VERSION, out, at + 2)
+        middle = pack_row(profiles[i], kinds, scratch, PROFILE_VERSION, out, at + 2)
         out[at], out[at + 1] = (middle - at - 2) & 255, (middle - at - 2) >> 8
-        at = pack_row(serving[i], serving_kinds, serving_room, SERVING_VERSION, out, middle)
+        at = pack_row(serving[i], serving_kinds, serving_scratch, SERVING_VERSION, out, middle)
     ends[profiles.shape[0]] = at
 
 
 def encode_records(profiles: Rows, serving: Rows) -> list[bytes]:
-    """Values of the changelog. profiles (S,) PROFILE; serving (S,) SERVING."""
+    """Changelog values of profiles (S,) PROFILE and serving (S,) SERVING."""
     ends = np.empty(len(profiles) + 1, np.int64)
-    out = np.empty(len(profiles) * (2 + longest(PROFILE) + longest(SERVING)) + slack(PROFILE), np.uint8)
+    record_bytes = 2 + max_packed_bytes(PROFILE) + max_packed_bytes(SERVING)
+    out = np.empty(len(profiles) * record_bytes + pack_slack(PROFILE), np.uint8)
     _encode_records(words_of(profiles), words_of(serving), _KINDS, _SERVING_KINDS, out, ends)
-    return cut(out, ends)
+    return split_blobs(out, ends)
 
 
 @njit
-def _decode_records(data, ends, kinds, serving_kinds, profiles, serving):  # type: ignore[no-untyped-def]
-    """-> False where a value is torn or of another version."""
-    room, serving_room = room_for(kinds), room_for(serving_kinds)
+def _decode_records(data: U8, ends: I64, kinds: U8, serving_kinds: U8, profiles: I32, serving: I32) -> bool:
+    """Unpack changelog values into words (S, W). Return False if a value is torn or of another version."""
+    scratch, serving_scratch = scratch_for(kinds), scratch_for(serving_kinds)
     for i in range(profiles.shape[0]):
         at, end = ends[i], ends[i + 1]
         if at == end:
@@ -66,67 +67,70 @@ def _decode_records(data, ends, kinds, serving_kinds, profiles, serving):  # typ
         middle = at + 2 + np.int64(data[at]) + (np.int64(data[at + 1]) << 8)
         if middle >= end or data[at + 2] & ~COMPACT != PROFILE_VERSION or data[middle] & ~COMPACT != SERVING_VERSION:
             return False
-        if not unpack_row(data, at + 2, middle, kinds, room, profiles[i]):
+        if not unpack_row(data, at + 2, middle, kinds, scratch, profiles[i]):
             return False
-        if not unpack_row(data, middle, end, serving_kinds, serving_room, serving[i]):
+        if not unpack_row(data, middle, end, serving_kinds, serving_scratch, serving[i]):
             return False
     return True
 
 
 def decode_records(values: Sequence[bytes | None]) -> tuple[Rows, Rows]:
-    """Profiles (S,) PROFILE and what was served (S,) SERVING, blank for None. Raises ValueError as `unpack`."""
+    """Profiles (S,) PROFILE and serving state (S,) SERVING of changelog values; blank rows for None.
+
+    Raises ValueError as `unpack` does.
+    """
     profiles, serving = blank_rows(len(values), PROFILE), blank_rows(len(values), SERVING)
-    data, ends = joined([value or b"" for value in values])
+    data, ends = join_blobs([value or b"" for value in values])
     if b"" not in values and _decode_records(data, ends, _KINDS, _SERVING_KINDS, words_of(profiles), words_of(serving)):
         return profiles, serving
-    # One of them was written by an earlier version, or says what is wrong with it.
+    # The slow path reads values of earlier versions and raises for torn ones.
     known = [at for at, value in enumerate(values) if value is not None]
     pairs = [decode_record(value) for value in values if value is not None]
     profiles, serving = np.zeros(len(values), PROFILE), np.zeros(len(values), SERVING)
     profiles[known] = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
-    serving[known] = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, SERVING_BEFORE)
+    serving[known] = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)
     return profiles, serving
 
 
 def decode_record(value: bytes) -> tuple[bytes, bytes]:
-    """-> profile blob, serving blob. Raises ValueError where the value is too short for what it says."""
+    """Packed profile and packed serving state of one changelog value. Raises ValueError if the value is cut short."""
     end = 2 + int.from_bytes(value[:2], "little")
     if len(value) < end:
         raise ValueError(f"a changelog value of {len(value)} bytes says that its profile ends at {end}")
     return value[2:end], value[end:]
 
 
-_OWED_WORD, _OWED_VALUE = place(SERVING, "owed_time")
-_MAP = 1 + tops(SERVING)  # where the bitmap of a compact row begins
-assert _OWED_WORD % 2 == 0 and max(_OWED_WORD, _OWED_VALUE) < 8, "in the first byte of the bitmap"
+_OWED_WORD, _OWED_VALUE = field_position(SERVING, "owed_time")
+_BITMAP = 1 + presence_bytes(SERVING)  # offset of the bitmap of a compact row
+assert _OWED_WORD % 2 == 0 and max(_OWED_WORD, _OWED_VALUE) < 8, "owed_time must be in the first byte of the bitmap"
 
 
 def owing_pages(rows: Mapping[bytes, bytes | None]) -> set[bytes]:
-    """Keys of the changelog values that say that a page is owed.
+    """Keys of the changelog values whose shopper is owed a page: `owed_time` is not zero.
 
-    Unpacks nothing but a few bits (rows.py), in one loop: every row is asked, also when a million are recovered. (Values
-    that are too short for what they say are left to `decode_record`.)
+    Recovery checks every row, even a million. One loop therefore tests a few bits (`row_codec`) and unpacks nothing.
+    Values that are cut short are skipped; `decode_record` reports them.
     """
     return {
         key
         for key, row in rows.items()
         if row is not None
-        and (at := 2 + row[0] + (row[1] << 8) if len(row) > 1 else 0) + _MAP < len(row)
+        and (at := 2 + row[0] + (row[1] << 8) if len(row) > 1 else 0) + _BITMAP < len(row)
         and (
-            row[at + 1] & row[at + _MAP] >> _OWED_VALUE & 1
+            row[at + 1] & row[at + _BITMAP] >> _OWED_VALUE & 1
             if row[at] == COMPACT | SERVING_VERSION
             else row[at] == SERVING_VERSION and row[at + 1] >> _OWED_WORD & 3
         )
     }
 
 
-_TOUCHED_WORD = place(SERVING, "touched")[0]
+_TOUCHED_WORD = field_position(SERVING, "touched")[0]
 
 
 @njit
-def _touched(data, ends, kinds, words, touched):  # type: ignore[no-untyped-def]
-    """NaN for rows of older versions, 0 for torn ones. Room for one row: words (W,) int32."""
-    room = room_for(kinds)
+def _touched_at(data: U8, ends: I64, kinds: U8, words: I32, touched: F64) -> None:
+    """Fill touched (S,): NaN for values of other versions, 0 for torn ones. words (W,) is scratch for one row."""
+    scratch = scratch_for(kinds)
     for i in range(touched.shape[0]):
         at, end = ends[i], ends[i + 1]
         start = at + 2 + np.int64(data[at]) + (np.int64(data[at + 1]) << 8) if end - at > 2 else end
@@ -135,21 +139,21 @@ def _touched(data, ends, kinds, words, touched):  # type: ignore[no-untyped-def]
             touched[i] = np.nan
         elif start < end:
             words[:] = 0
-            if unpack_row(data, start, end, kinds, room, words):
+            if unpack_row(data, start, end, kinds, scratch, words):
                 touched[i] = words[_TOUCHED_WORD]
 
 
 def touched_at(values: Sequence[bytes]) -> list[float]:
-    """When the shopper of each changelog record was last seen, by her partition's event time (s); 0 for one who stays.
+    """When each shopper was last seen, in event time of their partition, s; 0 for a profile that never expires.
 
-    Unpacks the smaller part alone: the sweep asks it of every row. What is torn is left to whoever reads it. Rows of before
-    version 3 have the time of her newest event.
+    The sweep calls this for every row, so that only the serving state is unpacked. Torn values give 0; they are
+    reported when they are read. Rows older than version 3 give the time of the shopper's newest event.
     """
     touched = np.empty(len(values))
-    _touched(*joined(values), _SERVING_KINDS, np.empty(SERVING.itemsize // 4, np.int32), touched)
-    before = np.flatnonzero(np.isnan(touched)).tolist()
-    if before:
-        profiles = unpack([decode_record(values[at])[0] for at in before], PROFILE, PROFILE_VERSION)
-        touched[before] = profiles["last_seen"]
+    _touched_at(*join_blobs(values), _SERVING_KINDS, np.empty(SERVING.itemsize // 4, np.int32), touched)
+    old = np.flatnonzero(np.isnan(touched)).tolist()
+    if old:
+        profiles = unpack([decode_record(values[at])[0] for at in old], PROFILE, PROFILE_VERSION)
+        touched[old] = profiles["last_seen"]
     found: list[float] = touched.tolist()
     return found

@@ -1,4 +1,4 @@
-"""Profiles at rest: rows by partition and shopper key, as their changelog has them."""
+"""Stored profiles: packed rows by partition and shopper key, as their changelog has them."""
 
 from __future__ import annotations
 
@@ -8,70 +8,75 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from stream.degradation import DeferredPages
+from stream.deferred import DeferredPages
 from stream.profile.codec import owing_pages, touched_at
 
-# A changelog key that starts so is no row, and no shopper's key does; every reader skips it. Followed by topic:partition, it
-# says up to where that source is counted (table.py).
+# Prefix of changelog keys that are not rows; no shopper key starts with it and every reader skips such keys.
+# META_PREFIX + topic:partition holds the watermark of a source partition (`tables/table.py`).
 META_PREFIX = b"\x00wm:"
-CLOCK = META_PREFIX + b"clock"  # the partition's event time
-SWEPT = 32  # rows that a run looks at for whether they have expired
+CLOCK_KEY = META_PREFIX + b"clock"  # holds the partition's newest event time
+SWEEP_ROWS = 32  # rows that each run checks for expiry
+_SCAN_ROWS = 4096  # rows read at once when a partition is taken over: they may be on a disk
 Rows = TypeVar("Rows", bound=Mapping[bytes, bytes])
 
 
 class ProfileStore(ABC, Generic[Rows]):
-    """Partitions of rows, of which some are this worker's to serve; the others are warm copies of another's."""
+    """Rows of several partitions. This worker serves the active ones; the others are standby copies."""
 
     def __init__(self) -> None:
         self.partitions: dict[int, Rows] = {}
         self.active: set[int] = set()
-        self.owed = DeferredPages(owing_pages)
+        self.deferred = DeferredPages(owing_pages)
 
     def serve(self, partitions: Iterable[int], now: float) -> None:
-        """These are ours from now on, whole as their changelog is. now: s, monotonic."""
-        ours = set(partitions)
-        for partition in self.active - ours:
-            self.owed.drop(partition)
-        for partition in ours - self.active:
+        """Make exactly these partitions active. Their rows are complete. now: s, monotonic."""
+        assigned = set(partitions)
+        for partition in self.active - assigned:
+            self.deferred.drop(partition)
+        for partition in assigned - self.active:
             rows = iter(self.partitions[partition].items() if partition in self.partitions else ())
-            while some := list(islice(rows, 4096)):  # not all at once: they may lie on a disk
-                self.owed.note(partition, some, now)
-        self.active = ours
+            while batch := list(islice(rows, _SCAN_ROWS)):
+                self.deferred.note(partition, batch, now)
+        self.active = assigned
 
     def forget(self, partition: int) -> Rows | None:
-        """The partition has another owner, or is about to be read anew. -> its rows."""
+        """Remove a partition that has another owner or will be read again. Return its rows."""
         self.active.discard(partition)
-        self.owed.drop(partition)
+        self.deferred.drop(partition)
         return self.partitions.pop(partition, None)
 
     def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
-        """Those of `shoppers` whose profile this worker serves."""
-        rows_of = self.served()
-        return [key for key in shoppers if any(key in rows for rows in rows_of)]
+        """Keys of those `shoppers` whose profile this worker serves."""
+        served = self.served()
+        return [key for key in shoppers if any(key in rows for rows in served)]
 
     def count(self) -> int:
-        """Profiles that this worker serves."""
-        return sum(len(rows) - (CLOCK in rows) for rows in self.served())
+        """Number of profiles that this worker serves."""
+        return sum(len(rows) - (CLOCK_KEY in rows) for rows in self.served())
 
     @abstractmethod
-    def of(self, partition: int) -> Rows:
-        """The rows of a partition that is at hand."""
+    def rows_of(self, partition: int) -> Rows:
+        """Rows of a partition that this worker holds."""
 
     def clock(self, partition: int) -> float:
-        """The newest event time (s) that the partition has seen; 0 before the first."""
-        return float(self.of(partition).get(CLOCK, b"0"))
+        """Newest event time of the partition, s; 0 before its first event."""
+        return float(self.rows_of(partition).get(CLOCK_KEY, b"0"))
 
     def sweep(self, partition: int, clock: float, ttl: float, spared: Container[bytes]) -> list[bytes]:
-        """Look at the next few rows, in turn. -> those whose shopper was not seen for `ttl` s, but for the spared."""
-        rows = [row for row in self.next_rows(partition, SWEPT) if row[0] != CLOCK]
+        """Check the next SWEEP_ROWS rows for expiry.
+
+        Return the keys of shoppers who were not seen in the `ttl` seconds before `clock`, except the `spared` ones.
+        """
+        rows = [row for row in self.next_rows(partition, SWEEP_ROWS) if row[0] != CLOCK_KEY]
         seen = touched_at([value for _, value in rows])
         return [key for (key, _), at in zip(rows, seen, strict=True) if 0 < at < clock - ttl and key not in spared]
 
     @abstractmethod
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:
-        """So many rows from where the last call has ended, or fewer: then the next begins anew."""
+        """Up to `count` rows from where the previous call ended. After the last row, the next call starts over."""
 
     def served(self) -> list[Rows]:
+        """Rows of each active partition."""
         return [rows for partition, rows in list(self.partitions.items()) if partition in self.active]
 
 
@@ -80,12 +85,12 @@ class MemoryProfileStore(ProfileStore[dict[bytes, bytes]]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._round: dict[int, Iterator[bytes]] = {}  # keys that the sweep has yet to look at
+        self._unswept: dict[int, Iterator[bytes]] = {}  # keys that the current sweep has yet to check
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Set rows, in order; None deletes."""
+        """Set rows in order; None deletes."""
         if partition in self.active:
-            self.owed.note(partition, records, monotonic())
+            self.deferred.note(partition, records, monotonic())
         rows = self.partitions.setdefault(partition, {})
         for key, value in records:
             if value is None:
@@ -93,25 +98,26 @@ class MemoryProfileStore(ProfileStore[dict[bytes, bytes]]):
             else:
                 rows[key] = value
 
-    def of(self, partition: int) -> dict[bytes, bytes]:
+    def rows_of(self, partition: int) -> dict[bytes, bytes]:
         return self.partitions.setdefault(partition, {})
 
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:
-        rows = self.of(partition)
-        if partition not in self._round:
-            self._round[partition] = iter(list(rows))
-        keys = list(islice(self._round[partition], count))
+        rows = self.rows_of(partition)
+        if partition not in self._unswept:
+            self._unswept[partition] = iter(list(rows))
+        keys = list(islice(self._unswept[partition], count))
         if len(keys) < count:
-            del self._round[partition]
+            del self._unswept[partition]
         return [(key, rows[key]) for key in keys if key in rows]
 
     def drop(self, partition: int) -> None:
+        """Remove a partition and the state of its sweep."""
         self.forget(partition)
-        self._round.pop(partition, None)
+        self._unswept.pop(partition, None)
 
     def close(self) -> None:
         """Nothing to close."""
 
     def size(self) -> int:
-        """Bytes of the profiles that this worker serves, at rest."""
+        """Packed bytes of the profiles that this worker serves."""
         return sum(sum(map(len, list(rows.values()))) for rows in self.served())

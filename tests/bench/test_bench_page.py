@@ -1,62 +1,64 @@
-"""That the page benchmark makes the pages that it says it times."""
+"""The page benchmark runs end to end, and its workload is what it describes."""
+
+import json
 
 import numpy as np
 import pytest
 
 from deploy.bench import page
 from deploy.bench.common import Plan
+from deploy.bench.page_workload import catalog_of, history_lengths, records_of, shop_of
 from stream.items.catalog import ITEM, Catalog
 from stream.settings import Settings
 
+STAGES = {"decode", "fold", "retrieve", "phi", "score", "assemble", "encode"}
 
-def test_figures_have_every_batch_and_agree_with_each_other() -> None:
-    figures = page.measure(Settings(), Plan(1.5, rounds=3), items=1000, shoppers=300, growth_items=(1000,), growth_events=(1, 10))  # fmt: skip
-    batches = {"1", "32", "256"}
-    assert set(figures["batch"]) == set(figures["cost_in_loads"]) == set(figures["stages"]) == batches
-    assert 0.1 < figures["loads_us"] < 500
-    for batch, pages in figures["batch"].items():
-        assert pages > 0 and figures["cost_in_loads"][batch] > 1
-        stages = figures["stages"][batch]
-        assert set(stages) == {"decode", "fold", "retrieve", "phi", "score", "assemble", "encode"}
-        assert all(us > 0 for us in stages.values())
-        # Rounds differ, and so do their medians: no more than that they speak of the same thing.
-        assert 0.3 < sum(stages.values()) * pages / 1e6 < 3
+
+def test_figures_have_every_batch_and_stage() -> None:
+    figures = page.measure(
+        Settings(), Plan(1.5, rounds=3), items=1000, shoppers=300, growth_items=(1000,), growth_events=(1, 10)
+    )
+    assert figures.keys() == {
+        "batch", "loads_us", "cost_in_loads", "full", "full_batch", "stages", "full_stages", "pages_bytes",
+        "candidates", "growth",
+    }  # fmt: skip
+    for name in ("batch", "cost_in_loads", "stages", "full", "full_batch", "full_stages"):
+        assert figures[name].keys() == {"1", "32", "256"}
+    assert all(stages.keys() == STAGES for stages in figures["stages"].values())
+    assert all(stages.keys() == STAGES | {"history"} for stages in figures["full_stages"].values())
     assert 2_000 < figures["pages_bytes"] < 20_000
     assert 150 < figures["candidates"] <= 256
-    assert set(figures["full"]) == set(figures["full_batch"]) == batches and min(figures["full"].values()) > 0
-    assert all("history" in stages for stages in figures["full_stages"].values())
-    growth = figures["growth"]
-    assert set(growth["items"]) == {"1000"} and set(growth["events"]) == {"1", "10"}
-    assert all(us > 0 for of in ("items", "events") for us in growth[of].values())
-    told = page.table(figures)
-    assert "in loads" in told and "items of the catalogue   1,000: " in told
+    assert figures["growth"]["items"].keys() == {"1000"} and figures["growth"]["events"].keys() == {"1", "10"}
+    assert json.loads(json.dumps(figures)) == figures
+    text = page.table(figures)
+    assert "in loads" in text and "items in the catalogue   1,000: " in text
 
 
-def test_the_shop_made_of_arrays_is_what_its_records_come_to() -> None:
-    made, applied = page.catalog_of(1500), Catalog()
-    assert applied.apply(page.records_of(1500)) == []
-    assert made.items[:1500].tobytes() == applied.items[:1500].tobytes()
-    assert made.index.get_all(made.items["id"]).tolist() == list(range(1500))
+def test_catalogue_from_arrays_equals_catalogue_from_records() -> None:
+    built, applied = catalog_of(1500), Catalog()
+    assert applied.apply(records_of(1500)) == []
+    assert built.items[:1500].tobytes() == applied.items[:1500].tobytes()
+    assert built.index.get_all(built.items["id"]).tolist() == list(range(1500))
     for row in (0, 1, 777, 1499):
-        start, end = made.fragment_at[row]
-        other, last = applied.fragment_at[row]
-        assert made.fragments[start:end].tobytes() == applied.fragments[other:last].tobytes()
-    for key in np.unique(made.items["category"]).tolist():
-        assert made.names[key] == applied.names[key]
+        start, end = built.fragment_at[row]
+        other_start, other_end = applied.fragment_at[row]
+        assert built.fragments[start:end].tobytes() == applied.fragments[other_start:other_end].tobytes()
+    for key in np.unique(built.items["category"]).tolist():
+        assert built.names[key] == applied.names[key]
 
 
-def test_every_item_of_the_shop_has_a_full_list_of_other_neighbours() -> None:
-    near = page.shop_of(1000).signals.near_row[:1000]
+def test_every_item_has_a_full_list_of_distinct_neighbours() -> None:
+    near = shop_of(1000).signals.neighbour_rows[:1000]
     assert (near >= 0).all() and (near < 1000).all()
     assert all(len(set(of)) == near.shape[1] and row not in of for row, of in enumerate(near.tolist()))
 
 
-def test_histories_reach_from_one_event_to_a_few_hundred() -> None:
-    assert page.spread(5000).min() == 1 and 100 < page.spread(5000).max() <= 400
+def test_histories_have_one_to_a_few_hundred_events() -> None:
+    assert history_lengths(5000).min() == 1 and 100 < history_lengths(5000).max() <= 400
 
 
-def test_two_rows_of_one_id_make_no_catalogue() -> None:
+def test_two_rows_with_one_id_are_refused() -> None:
     rows = np.zeros(2, ITEM)
     rows["id"] = 5
     with pytest.raises(ValueError, match="2 items have 1 ids"):
-        Catalog.of_rows(rows, [b"a", b"b"])
+        Catalog.from_rows(rows, [b"a", b"b"])

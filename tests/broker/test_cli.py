@@ -1,4 +1,4 @@
-"""The commands against a real broker, as processes."""
+"""Commands as processes, against a real broker."""
 
 import asyncio
 import gzip
@@ -28,20 +28,20 @@ from tests.harness.worker_process import (
 )
 
 
-def test_topics_are_created_checked_and_missed(broker: str, topic_prefix: str) -> None:
+def test_topics_are_created_checked_and_reported_missing(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
-    missed = command(settings, "topics", "check")
-    assert missed.returncode == 1 and "shopwindow topics create" in missed.stderr
+    missing = command(settings, "topics", "check")
+    assert missing.returncode == 1 and "shopwindow topics create" in missing.stderr
     assert command(settings, "send", "-", input="{}\n").stderr.startswith("shopwindow: topic ")
-    made = command(settings, "topics", "create")
-    assert made.returncode == 0 and f"{topic_prefix}clicks" in made.stdout
+    created = command(settings, "topics", "create")
+    assert created.returncode == 0 and f"{topic_prefix}clicks" in created.stdout
     assert "all topics were there" in command(settings, "topics", "create").stdout
     wrong = command(settings_for(broker, topic_prefix, partitions=8), "topics", "check")
     assert wrong.returncode == 1 and "SHOPWINDOW_PARTITIONS=4" in wrong.stderr
 
 
 @scenario
-async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(
+async def test_sent_events_are_counted_watched_and_dumped_identically_twice(
     broker: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     settings = settings_for(broker, topic_prefix)
@@ -59,7 +59,7 @@ async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(
         watch = subprocess.Popen(
             [sys.executable, "-m", "shopwindow", "watch", "--user", "u1"], env=environ_of(settings), cwd=ROOT,
             stdout=subprocess.PIPE, text=True,
-            # Where the tests run in the background of a shell, Ctrl-C is ignored, and that is inherited.
+            # If a shell runs the tests in the background, they ignore Ctrl-C, and child processes inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert watch.stdout is not None
@@ -77,9 +77,7 @@ async def test_what_is_sent_is_counted_watched_and_dumped_the_same_twice(
 
 
 @scenario
-async def test_a_live_pipe_is_sent_as_it_flows_and_an_oversized_line_is_left_out(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_live_pipe_is_sent_at_once_without_its_oversized_line(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     pipe = subprocess.Popen(
@@ -93,7 +91,7 @@ async def test_a_live_pipe_is_sent_as_it_flows_and_an_oversized_line_is_left_out
         assert pipe.poll() is None
         await asyncio.sleep(0.05)
     out, err = await asyncio.to_thread(pipe.communicate)
-    assert out == b"sent 1 events, all acknowledged\n" and b"line 1 has 2000000 bytes" in err
+    assert out == b"sent 1 events, all acknowledged\n" and b"-, line 1 has 2000000 bytes" in err
 
 
 def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: str) -> None:
@@ -101,7 +99,7 @@ def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: st
     asyncio.run(topics.create(settings))
     text = b"\n".join([item("a")[1], b'{"item_id": "b"}', item("c")[1]]).decode()
     refused = command(settings, "catalog", "load", "-", input=text)
-    assert refused.returncode == 1 and "item 2" in refused.stderr and "title" in refused.stderr
+    assert refused.returncode == 1 and "-, line 2: " in refused.stderr and "title" in refused.stderr
     assert "loaded 2 items, left out 1" in command(settings, "catalog", "load", "-", "--skip-bad", input=text).stdout
     assert "loaded 1 items" in command(settings, "catalog", "load", "-", input=f"[{item('d')[1].decode()}]").stdout
 
@@ -119,11 +117,11 @@ async def test_a_clickstream_is_replayed_with_its_items(broker: str, topic_prefi
     assert float(paced.stdout.split(" in ")[1].split(" s")[0]) >= 0.4
     with worker(settings):
         profiles = await until_counted(settings, 250)
-    assert len(profiles) == 7, "what was sent again has the same ids and counts once"
+    assert len(profiles) == 7, "records that are sent again have the same ids and count once"
 
 
 @scenario
-async def test_a_worker_tells_when_it_is_ready_and_what_it_does(broker: str, topic_prefix: str) -> None:
+async def test_a_worker_reports_readiness_and_metrics(broker: str, topic_prefix: str) -> None:
     port = free_port()
     settings = settings_for(broker, topic_prefix, web_port=port)
     await topics.create(settings)
@@ -140,9 +138,17 @@ async def test_a_worker_tells_when_it_is_ready_and_what_it_does(broker: str, top
         text = ""
         while 'shopwindow_events_total{kind="view_item",topic="clicks"} 21.0' not in text:
             text = await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics")
-    for name in ("shopwindow_homepage_freshness_seconds_bucket", 'shopwindow_stage_seconds_count{stage="phi"}', "shopwindow_profiles 4.0",
-                 "shopwindow_catalog_items 20.0", "shopwindow_ready 1.0", 'shopwindow_consumer_lag_seconds{topic="clicks"}',
-                 'shopwindow_consumer_lag_records{topic="clicks"}', "shopwindow_recovery_remaining_records 0.0", 'shopwindow_pages_total{mode="cached_copy"}'):  # fmt: skip
+    for name in (
+        "shopwindow_homepage_freshness_seconds_bucket",
+        'shopwindow_stage_seconds_count{stage="phi"}',
+        "shopwindow_profiles 4.0",
+        "shopwindow_catalog_items 20.0",
+        "shopwindow_ready 1.0",
+        'shopwindow_consumer_lag_seconds{topic="clicks"}',
+        'shopwindow_consumer_lag_records{topic="clicks"}',
+        "shopwindow_recovery_remaining_records 0.0",
+        'shopwindow_pages_total{mode="cached_copy"}',
+    ):
         assert name in text, name
     assert set(conditions) == {
         "partitions_assigned_and_tables_recovered",
@@ -168,9 +174,9 @@ def urlopen(url: str) -> str:
         return str(answer.read().decode())
 
 
-def test_a_taken_port_is_one_sentence(broker: str, topic_prefix: str) -> None:
+def test_an_occupied_port_is_one_sentence(broker: str, topic_prefix: str) -> None:
     port = int(broker.rsplit(":", 1)[1])
-    taken = command(settings_for(broker, topic_prefix, web_port=port), "worker")
-    assert taken.returncode == 1 and f"port {port}" in taken.stderr and "Traceback" not in taken.stderr
-    taken = command(settings_for(broker, topic_prefix), "broker", "--port", str(port))
-    assert taken.returncode == 1 and f"port {port}" in taken.stderr and "--port" in taken.stderr
+    refused = command(settings_for(broker, topic_prefix, web_port=port), "worker")
+    assert refused.returncode == 1 and f"port {port}" in refused.stderr and "Traceback" not in refused.stderr
+    kafka = command(settings_for(broker, topic_prefix), "broker", "--port", str(port))
+    assert kafka.returncode == 1 and f"port {port}" in kafka.stderr and "--port" in kafka.stderr

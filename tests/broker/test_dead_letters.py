@@ -1,4 +1,4 @@
-"""Refused events on their way back, against a real broker: each goes once, whoever sends it and however that ended."""
+"""Redriving rejected events against a real broker: each is sent once, whatever happens to the operator."""
 
 import asyncio
 import json
@@ -9,27 +9,27 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from deploy.operate.dead_letters import send_back
+from deploy.operate.dead_letters import redrive_letters
 from stream.events import Reject
 from stream.kafka import redrive as protocol
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.dead_letters import dead_letter, read_letter
+from stream.kafka.dead_letters import decode_dead_letter, encode_dead_letter
 from stream.settings import Settings
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
+from tests.harness.kafka_parts import consumed
 from tests.harness.shop import item
 from tests.harness.worker_process import Record, clicks, command, read_all, settings_for, until_counted, worker
-from tests.unit.stream.kafka.test_dead_letters import consumed
 
 
 async def refused(settings: Settings, records: list[Record], topic: str = "clicks") -> None:
-    """Letters of good events, as another version may have refused them."""
+    """Write dead letters of good events, as another version may have rejected them."""
     async with AIOKafkaProducer(**client_options(settings)) as producer:
         for at, (key, value) in enumerate(records):
             home = partition_of(key or b"", settings.partitions)
             reject = Reject(0, "poison", "value", "it hurt")
-            _, headers = dead_letter(topic, home, consumed(key, value, (), home, at), reject)
+            _, headers = encode_dead_letter(topic, home, consumed(key, value, (), home, at), reject)
             await producer.send(settings.prefix + "dead-letters", value, key=key, headers=headers, partition=home)
         await producer.flush()
 
@@ -39,9 +39,7 @@ async def run(settings: Settings, *arguments: str) -> Any:
 
 
 @scenario
-async def test_letters_are_listed_shown_and_sent_back_once_and_a_second_failure_comes_back_with_its_count(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_letters_are_listed_shown_and_redriven_once_with_their_attempts(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "catalog", [item(f"i{k}") for k in range(20)])
@@ -76,7 +74,7 @@ async def test_letters_are_listed_shown_and_sent_back_once_and_a_second_failure_
         assert "1 dead letter sent back" in (await run(settings, "redrive", dump, "--force")).stdout
         while len(await read_all(settings, "dead-letters")) < 5:
             await asyncio.sleep(0.05)
-    letters = [read_letter(letter) for letter in await read_all(settings, "dead-letters")]
+    letters = [decode_dead_letter(letter) for letter in await read_all(settings, "dead-letters")]
     (before, after) = sorted((x for x in letters if x.value == b"\x00\xffbytes"), key=lambda x: x.attempts)
     assert (before.attempts, after.attempts) == (1, 2)
     assert (before.topic, before.partition, before.offset) == (after.topic, after.partition, after.offset)
@@ -85,11 +83,11 @@ async def test_letters_are_listed_shown_and_sent_back_once_and_a_second_failure_
 
 
 @scenario
-async def test_two_operators_at_once_send_each_letter_once(broker: str, topic_prefix: str) -> None:
+async def test_concurrent_operators_send_each_letter_once(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await refused(settings, clicks(700, 20))
-    done = await asyncio.gather(*(send_back(settings, None, (), False, False) for _ in range(3)))
+    done = await asyncio.gather(*(redrive_letters(settings, None, (), False, False) for _ in range(3)))
     sent = sum(one.sent.total() for one in done)
     assert sent == 700
     values = [record.value for record in await read_all(settings, "clicks")]
@@ -97,7 +95,7 @@ async def test_two_operators_at_once_send_each_letter_once(broker: str, topic_pr
 
 
 async def claimed(settings: Settings, letter: str, home: int, sent: bool, value: bytes) -> None:
-    """As an operator who died before he could note that he was done leaves it."""
+    """Leave a claim, as an operator that died before it noted that it was done."""
     line = msgspec.json.encode({"by": uuid.uuid4().hex, "end": len(await read_all(settings, "clicks"))})
     async with AIOKafkaProducer(**client_options(settings)) as producer:
         key = letter.encode()
@@ -106,12 +104,12 @@ async def claimed(settings: Settings, letter: str, home: int, sent: bool, value:
         )
         if sent:
             (mine,) = [x for x in await read_all(settings, "dead-letters") if f"{x.partition}-{x.offset}" == letter]
-            headers = protocol.again(read_letter(mine))
+            headers = protocol.redrive_headers(decode_dead_letter(mine))
             await producer.send_and_wait(settings.prefix + "clicks", value, key=b"u1", partition=home, headers=headers)
 
 
 @scenario
-async def test_what_an_operator_who_died_had_sent_is_found_and_what_he_had_not_is_sent(
+async def test_letters_of_a_dead_operator_are_found_or_sent(
     broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(broker, topic_prefix)
@@ -122,11 +120,11 @@ async def test_what_an_operator_who_died_had_sent_is_found_and_what_he_had_not_i
     ids = {x.value: f"{x.partition}-{x.offset}" for x in await read_all(settings, "dead-letters")}
     await claimed(settings, ids[records[0][1]], home, True, records[0][1])
     await claimed(settings, ids[records[1][1]], home, False, records[1][1])
-    early = await send_back(settings, None, (), False, False)
+    early = await redrive_letters(settings, None, (), False, False)
     assert early.sent.total() == 1 and early.left.total() == 2
-    assert all("claimed" in why for _, why in early.left), "he may still be at it"
-    monkeypatch.setattr(protocol, "EXPIRES", 0.0)
-    late = await send_back(settings, None, (), False, False)
+    assert all("claimed" in why for _, why in early.left), "the claim may still be active"
+    monkeypatch.setattr(protocol, "CLAIM_EXPIRY_S", 0.0)
+    late = await redrive_letters(settings, None, (), False, False)
     assert late.sent.total() == 1 and [why for _, why in late.left] == ["an interrupted redrive had sent it already"]
     assert sorted(x.value for x in await read_all(settings, "clicks")) == sorted(value for _, value in records)
-    assert (await send_back(settings, None, (), False, False)).sent.total() == 0
+    assert (await redrive_letters(settings, None, (), False, False)).sent.total() == 0

@@ -1,4 +1,4 @@
-"""What a worker says while it works, refuses and crashes: never a secret, nor anything that a shopper did."""
+"""What a worker logs while it runs, rejects records and crashes: no secret, and nothing that a shopper did."""
 
 import asyncio
 import dataclasses
@@ -18,20 +18,21 @@ from tests.harness.shop import item
 from tests.harness.worker_process import Record, read_all, settings_for, until_counted, worker
 
 PASSWORD = "open sesame"
-MARK = "tweed-marked"  # one of the words that `worker` looks for in whatever a worker says
+MARK = "tweed-marked"  # one of the words that `worker` searches a worker's output for
 SECURE = """
 listeners=PLAINTEXT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{{controller_port}},SECURE://127.0.0.1:{secure}
 advertised.listeners=PLAINTEXT://127.0.0.1:{{port}},SECURE://127.0.0.1:{secure}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
-listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_shop="{password}";
+listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \\
+  required user_shop="{password}";
 """
 prefixes = (f"logs{number}-" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Settings]:
-    """Settings that know the password of a Kafka that wants one."""
+    """Settings with the password of a Kafka that requires one."""
     port = free_port()
     with Broker(extra=SECURE.format(secure=port, password=PASSWORD)):
         yield dataclasses.replace(
@@ -62,7 +63,7 @@ BAD: list[Record] = [
 
 
 async def opened(locked: Settings, level: str, form: str) -> Settings:
-    """Topics of one's own on the cluster that wants a password."""
+    """Settings with fresh topics on the cluster that requires a password."""
     prefix = next(prefixes)
     settings = dataclasses.replace(locked, prefix=prefix, app_id=prefix, log_level=level, log_format=form)
     await topics.create(settings)
@@ -71,9 +72,7 @@ async def opened(locked: Settings, level: str, form: str) -> Settings:
 
 @pytest.mark.parametrize(("level", "form"), [("INFO", "text"), ("DEBUG", "text"), ("DEBUG", "json")])
 @scenario
-async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_bad_events(
-    locked: Settings, level: str, form: str
-) -> None:
+async def test_no_shopper_and_no_password_is_logged(locked: Settings, level: str, form: str) -> None:
     settings = await opened(locked, level, form)
     await send(settings, "catalog", [*(item(f"i{k}") for k in range(9)), (b"bad", b'{"item_id": "bad", "price": "x"}')])
     await send(settings, "clicks", [*of_marked_shoppers(60), *BAD])
@@ -82,7 +81,7 @@ async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_b
         await until_counted(settings, 60)
         while len(await read_all(settings, "dead-letters")) < len(BAD) + 1:
             await asyncio.sleep(0.05)
-    said = process.said()
+    said = process.output()
     assert MARK not in said and "sesame" not in said
     if form == "text":
         assert "WARNING stream.kafka.dead_letters a record is refused, not_json in value [clicks/" in said
@@ -94,27 +93,27 @@ async def test_no_shopper_and_no_password_is_in_what_a_worker_says_of_good_and_b
     assert all(isinstance(line["partition"], int) and isinstance(line["offset"], int) for line in refused)
     (left_out,) = [line for line in lines if line["message"].startswith("an item of the catalogue")]
     assert left_out["topic"] == "catalog" and {"partition", "offset"} <= left_out.keys()
-    assert "price: Expected" in left_out["message"], "the catalogue is no shopper's: what is wrong with it is told"
+    assert "price: Expected" in left_out["message"], "the catalogue has no shopper data, so the reason is logged"
 
 
 @pytest.mark.parametrize(("level", "form"), [("INFO", "text"), ("DEBUG", "text"), ("INFO", "json")])
 @scenario
-async def test_a_crash_is_one_sentence_and_its_traceback_only_where_it_is_asked_for(
+async def test_a_crash_logs_one_sentence_and_a_traceback_only_on_request(
     locked: Settings, level: str, form: str
 ) -> None:
     settings = await opened(locked, level, form)
-    # Where the table expects a number: what int() says of it holds the bytes.
+    # The table expects a number here; the message of int() contains the bytes.
     await send(settings, "profiles", [(b"\x00wm:clicks:0", MARK.encode())])
     with worker(settings) as process:
-        assert await process.ends() == 1
-    said = process.said()
+        assert await process.wait_for_exit() == 1
+    said = process.output()
     assert MARK not in said
     assert said.count("the worker stopped: ValueError in apply_records, stream/kafka/tables/table.py:") == 1, said
     if form == "text":
         assert said.count("Traceback") == 0
         assert ("in apply_records: self.watermarks" in said) == (level == "DEBUG")
         others = [line for line in said.splitlines() if not line.startswith(("shopwindow: ", "    "))]
-        assert others == [], "nothing but that sentence is said of it"
+        assert others == [], "only that sentence is logged"
     else:
         (last,) = [json.loads(line) for line in said.splitlines() if "the worker stopped" in line]
         assert last["level"] == "CRITICAL" and last["error"]["type"] == "ValueError"

@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""The storefront example of the README runs as printed."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 
 @scenario
-async def test_the_storefronts_consumer_prints_pages(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_the_storefront_example_prints_pages(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     match = re.search(r"```python\n(.*?)```", README, re.S)
     assert match is not None
     program = tmp_path / "storefront.py"

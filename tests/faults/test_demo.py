@@ -1,4 +1,4 @@
-"""The first command of the README, and that it leaves nothing behind however it ends."""
+"""The demo: its invariants hold, and it leaves no process behind, however it ends."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ENVIRON = {
 
 
 def children_of(mark: str) -> dict[int, str]:
-    """Command lines by process of those that carry `mark` in their environment."""
+    """Command lines by process id of the processes with `mark` in their environment."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -30,26 +30,26 @@ def children_of(mark: str) -> dict[int, str]:
     return found
 
 
-def until_gone(mark: str, seconds: float = 30.0) -> None:
+def wait_until_ended(mark: str, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while left := children_of(mark):
         assert time.monotonic() < deadline, f"still running: {[line[-100:] for line in left.values()]}"
         time.sleep(0.05)
 
 
-def demo_at_work(mark: str) -> subprocess.Popen[str]:
-    """A demo whose shoppers see pages; its processes carry `mark` in their environment."""
+def running_demo(mark: str) -> subprocess.Popen[str]:
+    """A demo that already makes pages; its processes have `mark` in their environment."""
     process = subprocess.Popen(
         [sys.executable, "-m", "shopwindow", "demo"], cwd=ROOT, env=ENVIRON | dict([mark.split("=")]),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
     while not re.search(r"[1-9]\d* pages/s", line := process.stderr.readline()):
-        assert line, "the demo ended before it began"
+        assert line, "the demo ended before it made a page"
     return process
 
 
-def test_the_demo_runs_20_seconds_and_every_invariant_holds() -> None:
+def test_every_invariant_of_a_short_demo_holds() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shopwindow", "demo", "--seconds", "20", "--json"],
         cwd=ROOT, env=ENVIRON | {"DEMO_MARK": "demo-runs"}, capture_output=True, text=True, timeout=240,
@@ -60,23 +60,23 @@ def test_the_demo_runs_20_seconds_and_every_invariant_holds() -> None:
     assert result["ctr_personal"] > result["ctr_popular"]
     assert result["events"] == result["accepted"] + result["dead_letters"]
     assert result["shoppers"] > 50 and result["pages"] > 500 and result["copies_generated"] > 0
-    until_gone("DEMO_MARK=demo-runs")
+    wait_until_ended("DEMO_MARK=demo-runs")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_a_demo_that_is_killed_or_interrupted_leaves_no_process(how: signal.Signals) -> None:
+def test_a_killed_or_interrupted_demo_leaves_no_process(how: signal.Signals) -> None:
     mark = f"DEMO_MARK=demo-{how.name}"
-    process = demo_at_work(mark)
-    assert len(children_of(mark)) >= 4, "Kafka, the worker and their leashes"
+    process = running_demo(mark)
+    assert len(children_of(mark)) >= 4, "Kafka, the worker and their guards"
     process.send_signal(how)
     out, _ = process.communicate(timeout=90)
     if how == signal.SIGINT:
         assert process.returncode == 0 and "all invariants hold" in out
-    until_gone(mark)
+    wait_until_ended(mark)
 
 
-def test_the_readmes_two_commands_are_the_makefiles() -> None:
+def test_the_commands_of_the_readme_exist_in_the_makefile() -> None:
     readme = (ROOT / "README.md").read_text()
     for target in ("demo", "test"):
         assert f"make {target}" in readme
@@ -92,14 +92,14 @@ def test_the_readmes_two_commands_are_the_makefiles() -> None:
     [("-m shopwindow worker", "shopwindow: the worker ended"), ("kafka.Kafka", "shopwindow: Kafka ended by itself")],
     ids=["worker", "broker"],
 )
-def test_a_demo_whose_worker_or_broker_dies_says_so_and_leaves_no_process(victim: str, sentence: str) -> None:
+def test_a_demo_reports_a_dead_worker_or_broker_and_leaves_no_process(victim: str, sentence: str) -> None:
     mark = f"DEMO_MARK=demo-{victim.split()[-1]}-dies"
-    process = demo_at_work(mark)
+    process = running_demo(mark)
     for pid, line in children_of(mark).items():
-        if victim in line and "leash" not in line:
+        if victim in line and "child_process" not in line:
             os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1
     assert any(line.startswith(sentence) for line in err.splitlines()), err[-2000:]
     assert "Traceback" not in err
-    until_gone(mark)
+    wait_until_ended(mark)

@@ -1,15 +1,18 @@
 """The product's guarantees, against a real worker and a real broker."""
 
 import asyncio
+import csv
+import gzip
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from stream.kafka import topics
-from stream.page.json_kernels import schemas
+from stream.page.schemas import schemas
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.shop import item
@@ -27,7 +30,7 @@ from tests.harness.worker_process import (
 
 
 @scenario
-async def test_1_redelivery_and_duplicates_of_producers_change_nothing(broker: str, topic_prefix: str) -> None:
+async def test_1_redelivered_and_duplicate_events_change_nothing(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     sent = clicks(400, 8)
@@ -38,7 +41,7 @@ async def test_1_redelivery_and_duplicates_of_producers_change_nothing(broker: s
 
 
 @scenario
-async def test_2_bad_events_lie_in_dead_letters_with_their_reason_and_their_neighbours_are_counted(
+async def test_2_bad_events_become_dead_letters_and_their_neighbours_are_counted(
     broker: str, topic_prefix: str
 ) -> None:
     settings = settings_for(broker, topic_prefix)
@@ -57,10 +60,10 @@ async def test_2_bad_events_lie_in_dead_letters_with_their_reason_and_their_neig
     await send(settings, "clicks", mixed)
     with worker(settings):
         await until_counted(settings, 300)
-        letters = await read_all(settings, "dead-letters")
-    assert len(letters) == 70
+        refused = await read_all(settings, "dead-letters")
+    assert len(refused) == 70
     expected = {value: (code, field) for value, code, field in bad}
-    for letter in letters:
+    for letter in refused:
         headers = {name: value.decode() for name, value in letter.headers}
         assert (headers["error"], headers["field"]) == expected[letter.key, letter.value]
         assert headers["topic"] == "clicks"
@@ -68,7 +71,7 @@ async def test_2_bad_events_lie_in_dead_letters_with_their_reason_and_their_neig
 
 
 @scenario
-async def test_3_every_page_is_valid_and_shows_nothing_twice_sold_out_or_hidden(broker: str, topic_prefix: str) -> None:
+async def test_3_every_page_is_valid_and_shows_no_unavailable_or_hidden_item(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, popular_share=0.3)
     await open_shop(settings)
     await send(
@@ -81,7 +84,7 @@ async def test_3_every_page_is_valid_and_shows_nothing_twice_sold_out_or_hidden(
         pages = pages_of(await read_all(settings, "homepages"))
         impressions = [json.loads(r.value) for r in await read_all(settings, "impressions")]
     validator = jsonschema.Draft202012Validator(schemas()["homepage/1"])
-    gone = {"i3", "i4", "i5"}
+    unavailable = {"i3", "i4", "i5"}
     ids = set()
     for shopper, made in pages.items():
         assert [page["version"] for page in made] == list(range(1, len(made) + 1))
@@ -90,14 +93,14 @@ async def test_3_every_page_is_valid_and_shows_nothing_twice_sold_out_or_hidden(
             items = [i["item_id"] for slot in page["slots"] for i in slot["items"]]
             assert items, "the shop is not empty"
             assert len(set(items)) == len(items)
-            assert not gone & set(items)
+            assert not unavailable & set(items)
             assert f"i{10 + int(shopper[1:])}" not in items
             ids.add((page["page_id"], tuple(items)))
     assert {(i["page_id"], tuple(x["item_id"] for x in i["items"])) for i in impressions} == ids
 
 
 @scenario
-async def test_3_an_empty_catalogue_gives_a_static_page_not_an_error(broker: str, topic_prefix: str) -> None:
+async def test_3_an_empty_catalogue_gives_a_static_page(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings, items=0)
     await send(settings, "clicks", clicks(20, 2))
@@ -108,7 +111,7 @@ async def test_3_an_empty_catalogue_gives_a_static_page_not_an_error(broker: str
 
 
 @scenario
-async def test_a_shopper_with_10_000_events_stays_small_and_exact(broker: str, topic_prefix: str) -> None:
+async def test_a_profile_of_10_000_events_is_exact(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     await send(settings, "clicks", clicks(10_000, 1))
@@ -118,7 +121,7 @@ async def test_a_shopper_with_10_000_events_stays_small_and_exact(broker: str, t
 
 
 @scenario
-async def test_without_consent_nothing_is_kept_and_the_page_is_the_popular_one(broker: str, topic_prefix: str) -> None:
+async def test_without_consent_nothing_is_stored_and_the_page_is_popular(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     refused = [
@@ -140,9 +143,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data" / "rsc15_100k_test.tsv.gz"
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"{DATA.name} is not on this machine: no real clickstream to replay")
 @scenario
-async def test_a_replayed_clickstream_gives_one_profile_a_session_also_when_the_worker_is_killed(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_replay_gives_one_profile_per_session_despite_a_killed_worker(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     with worker(settings) as process:
@@ -160,13 +161,7 @@ async def test_a_replayed_clickstream_gives_one_profile_a_session_also_when_the_
 
 
 def sessions(limit: int) -> dict[str, int]:
-    """Rows of each session among the first `limit` rows in order of time."""
-    import csv
-    import gzip
-
+    """Number of rows of each session, among the first `limit` rows by time."""
     with gzip.open(DATA, "rt") as file:
         rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda r: float(r["Time"]))[:limit]
-    counts: dict[str, int] = {}
-    for r in rows:
-        counts[r["SessionId"]] = counts.get(r["SessionId"], 0) + 1
-    return counts
+    return dict(Counter(row["SessionId"] for row in rows))

@@ -1,4 +1,4 @@
-"""What goes wrong around a worker: it holds, or it ends with one sentence that says what to do."""
+"""Faults around a worker: it continues, or it ends with one sentence that says what to do."""
 
 import asyncio
 import json
@@ -15,16 +15,17 @@ from aiokafka.admin import AIOKafkaAdminClient
 from stream.events import decode_run
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options
-from stream.profile.fold import blank, fold
+from stream.profile.fold import fold
+from stream.profile.row import blank_profiles
 from tests.harness.counting import lasting, scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.worker_process import (
     Record,
     WorkerProcess,
     assert_answered,
-    behaviour,
     clicks,
     command,
+    mixed_clicks,
     open_shop,
     pages_of,
     read_all,
@@ -34,17 +35,17 @@ from tests.harness.worker_process import (
     worker,
 )
 
-CLOCK = """
+SHIFTED_CLOCK_WORKER = """
 import sys, time
 from pathlib import Path
-place, real = Path(sys.argv[1]), time.time
-time.time = lambda: real() + float(place.read_text() or 0)
-from deploy.cli import main
+offset, real = Path(sys.argv[1]), time.time
+time.time = lambda: real() + float(offset.read_text() or 0)
+from deploy.cli.main import main
 sys.exit(main(["worker"]))
 """
 
 
-async def figures(process: WorkerProcess) -> dict[str, float]:
+async def metrics_of(process: WorkerProcess) -> dict[str, float]:
     """The worker's metrics by name and labels."""
     async with (
         aiohttp.ClientSession(f"http://127.0.0.1:{await process.port()}") as session,
@@ -63,26 +64,26 @@ async def health(process: WorkerProcess) -> tuple[int, str]:
 
 
 def folded(sent: list[Record]) -> dict[str, Any]:
-    """The profiles that these events come to, each event in its own time."""
+    """The profiles after these events, folded in order."""
     good = [(key, value) for key, value in sent if key]
     decoded = decode_run([value for _, value in good], [key for key, _ in good], [NOW + 1e6] * len(good), "clicks")
     assert not decoded.rejects
     names = sorted({key for key, _ in good})
-    rows, who = blank(len(names)), np.array([names.index(key) for key, _ in good], np.int32)
-    fold(rows, who[decoded.rows["record"]], decoded.rows)
+    rows, shopper_of = blank_profiles(len(names)), np.array([names.index(key) for key, _ in good], np.int32)
+    fold(rows, shopper_of[decoded.rows["record"]], decoded.rows)
     return {name.decode(): row for name, row in zip(names, rows, strict=True)}
 
 
 @scenario
-async def test_a_clock_that_jumps_by_an_hour_to_and_fro_changes_no_profile_and_no_lag_is_negative(
+async def test_a_clock_that_jumps_changes_no_profile_and_makes_no_negative_lag(
     broker: str, topic_prefix: str, chance: random.Random, tmp_path: Path
 ) -> None:
     settings = settings_for(broker, topic_prefix, fetch_timeout=3.0, page_ttl=60.0)
     await open_shop(settings)
-    sent = behaviour(chance, 1200, 20)
+    sent = mixed_clicks(chance, 1200, 20)
     clock = tmp_path / "clock"
     clock.write_text("0")
-    with worker(settings, "-c", CLOCK, str(clock)) as process:
+    with worker(settings, "-c", SHIFTED_CLOCK_WORKER, str(clock)) as process:
         await process.ready()
         for part, offset in enumerate((0, 3600, -3600, 0)):
             pending = tmp_path / "next"
@@ -90,19 +91,17 @@ async def test_a_clock_that_jumps_by_an_hour_to_and_fro_changes_no_profile_and_n
             pending.rename(clock)
             await send(settings, "clicks", sent[300 * part : 300 * (part + 1)])
             profiles = await until_counted(settings, 300 * (part + 1))
-            found = await figures(process)
+            found = await metrics_of(process)
             assert not {name: value for name, value in found.items() if value < 0}
             assert found["shopwindow_fetch_silence_seconds"] < 3
             assert await health(process) == (200, "ok")
     assert {key: row.tobytes() for key, row in profiles.items()} == {k: r.tobytes() for k, r in folded(sent).items()}
     for made in (await assert_answered(settings, sent)).values():
-        assert all(page["slots"] for page in made), "nothing has expired but by its own time"
+        assert all(page["slots"] for page in made), "no item expired because of the clock"
 
 
 @scenario
-async def test_events_of_1970_are_refused_and_those_of_2099_clamped_and_both_are_counted(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_events_of_1970_are_refused_and_those_of_2099_clamped(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     old, late = (record("view_item", "secretly-1", f"e{year}", NOW, item="i1") for year in (1970, 2099))
@@ -111,7 +110,7 @@ async def test_events_of_1970_are_refused_and_those_of_2099_clamped_and_both_are
         await process.ready()
         await send(settings, "clicks", sent)
         (row,) = (await until_counted(settings, 1)).values()
-        found = await figures(process)
+        found = await metrics_of(process)
         (letter,) = await read_all(settings, "dead-letters")
     clicked = (await read_all(settings, "clicks"))[1].timestamp / 1000
     assert row["last_seen"] == int(clicked + settings.future_tolerance) or abs(row["last_seen"] - clicked - 300) < 1
@@ -121,20 +120,20 @@ async def test_events_of_1970_are_refused_and_those_of_2099_clamped_and_both_are
 
 
 @scenario
-async def test_a_topic_with_another_number_of_partitions_is_one_sentence(broker: str, topic_prefix: str) -> None:
+async def test_a_wrong_number_of_partitions_gives_one_sentence(broker: str, topic_prefix: str) -> None:
     await topics.create(settings_for(broker, topic_prefix, partitions=2))
     refused = command(settings_for(broker, topic_prefix, partitions=3), "worker")
     assert refused.returncode == 1
-    told = refused.stderr.splitlines()
+    lines = refused.stderr.splitlines()
     assert any(
         f"topic '{topic_prefix}clicks' has 2 partitions, the settings say 3; a shopper's events, profile and page must live "
-        "in the same partition. Create it anew with 3, or set SHOPWINDOW_PARTITIONS=2" in line
-        for line in told
-    ), told
+        "in the same partition. Recreate it with 3, or set SHOPWINDOW_PARTITIONS=2" in line
+        for line in lines
+    ), lines
 
 
 @scenario
-async def test_a_topic_that_is_deleted_under_a_worker_ends_it_with_one_sentence(broker: str, topic_prefix: str) -> None:
+async def test_deleting_a_topic_ends_its_worker_with_one_sentence(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, fetch_timeout=2.0)
     await open_shop(settings)
     with worker(settings) as process:
@@ -145,15 +144,14 @@ async def test_a_topic_that_is_deleted_under_a_worker_ends_it_with_one_sentence(
         await admin.start()
         await admin.delete_topics([settings.prefix + "clicks"])
         await admin.close()
-        assert await process.ends() == 1
-        told = [line for line in process.said().splitlines() if line.startswith("shopwindow: the worker stopped")]
-    assert len(told) == 1 and f"topic '{settings.prefix}clicks' is gone" in told[0] and "topics create" in told[0], told
+        assert await process.wait_for_exit() == 1
+        errors = [line for line in process.output().splitlines() if line.startswith("shopwindow: the worker stopped")]
+    assert len(errors) == 1, errors
+    assert f"topic '{settings.prefix}clicks' is gone" in errors[0] and "topics create" in errors[0]
 
 
 @scenario
-async def test_a_slow_storefront_holds_nobody_up_and_has_the_newest_pages_when_it_has_read_on(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_a_slow_storefront_delays_no_page_and_reads_the_newest_at_last(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
     await open_shop(settings)
     async with AIOKafkaConsumer(
@@ -167,7 +165,7 @@ async def test_a_slow_storefront_holds_nobody_up_and_has_the_newest_pages_when_i
                 await until_counted(settings, 50 * (part + 1))
                 page = await storefront.getone()  # one for each fifty events
                 seen[page.key] = json.loads(page.value)["version"]
-            assert (await figures(process))['shopwindow_consumer_lag_records{topic="clicks"}'] == 0
+            assert (await metrics_of(process))['shopwindow_consumer_lag_records{topic="clicks"}'] == 0
         newest = {key: made[-1]["version"] for key, made in pages_of(await read_all(settings, "homepages")).items()}
         assert sum(newest.values()) > sum(seen.values())
         while {key.decode(): version for key, version in seen.items()} != newest:
@@ -176,7 +174,7 @@ async def test_a_slow_storefront_holds_nobody_up_and_has_the_newest_pages_when_i
 
 
 @lasting(1800)
-async def test_a_backlog_is_caught_up_with_flat_memory_and_one_page_for_all_of_a_shoppers_events_in_a_run(
+async def test_a_backlog_is_processed_with_flat_memory_and_one_page_per_shopper_and_run(
     broker: str, topic_prefix: str, size: Callable[[int, int], int], progress: Callable[[str], None]
 ) -> None:
     events, shoppers = size(50_000, 1_000_000), 200
@@ -184,14 +182,14 @@ async def test_a_backlog_is_caught_up_with_flat_memory_and_one_page_for_all_of_a
     await open_shop(settings)
     for start in range(0, events, 50_000):
         await send(settings, "clicks", clicks(50_000, shoppers, first=start))
-        progress(f"{start + 50_000} of {events} events are waiting")
+        progress(f"{start + 50_000} of {events} events are sent")
     memory, counted = [], 0.0
     with worker(settings) as process:
         await process.ready()
         while counted < events:
             assert process.poll() is None
             await asyncio.sleep(0.5)
-            found = await figures(process)
+            found = await metrics_of(process)
             counted = sum(value for name, value in found.items() if name.startswith("shopwindow_events_total{"))
             memory.append((counted, resident(process.pid)))
             progress(f"{counted:.0f} of {events} events counted, {memory[-1][1]:.0f} MB")
@@ -199,6 +197,6 @@ async def test_a_backlog_is_caught_up_with_flat_memory_and_one_page_for_all_of_a
         pages = found['shopwindow_pages_total{mode="cached_copy"}']
     assert (await asyncio.to_thread(command, settings, "topics", "check")).returncode == 0
     runs = events / settings.run_records
-    assert pages < 1.5 * runs * shoppers / settings.partitions + 4 * shoppers, "a page for each shopper of a run"
+    assert pages < 1.5 * runs * shoppers / settings.partitions + 4 * shoppers, "one page for each shopper of a run"
     warm = max(mb for count, mb in memory if count < events / 2) if memory[0][0] < events / 2 else memory[0][1]
     assert memory[-1][1] - warm < 80, f"(events, MB): {memory}"

@@ -1,4 +1,4 @@
-"""Overload over a real broker: the worker climbs the ladder, comes back, and owes nobody a page in the end."""
+"""Overload with a real broker: the worker degrades rung by rung, recovers, and makes every deferred page in the end."""
 
 import asyncio
 import itertools
@@ -17,8 +17,8 @@ from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, 
 SHOPPERS = 40
 
 
-async def pages_that_answer(settings: Settings, newest: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """The pages of each shopper, once the last of each answers her newest event. Fails where one does not in time."""
+async def pages_once_answered(settings: Settings, newest: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """The pages of each shopper, once the last of each answers their newest event. Fails after a timeout."""
     pages: dict[str, list[dict[str, Any]]] = {}
     try:
         async with asyncio.timeout(60):
@@ -34,34 +34,34 @@ async def pages_that_answer(settings: Settings, newest: dict[str, str]) -> dict[
 
 
 def newest_of(events: int) -> dict[str, str]:
-    """The id of the last of `clicks(events, SHOPPERS)` of each shopper."""
+    """The id of each shopper's last event in `clicks(events, SHOPPERS)`."""
     return {f"u{k % SHOPPERS}": f"e{k}" for k in range(events)}
 
 
 @scenario
-async def test_7_a_backlog_makes_the_worker_climb_and_come_back_and_every_page_that_is_owed_goes_out(
+async def test_7_a_backlog_degrades_pages_until_it_is_done_and_no_deferred_page_is_lost(
     broker: str, topic_prefix: str
 ) -> None:
     settings = settings_for(broker, topic_prefix, run_records=20, overload_lag=0.1)
     await open_shop(settings)
     events = 20_000
     await send(settings, "clicks", clicks(events, SHOPPERS))
-    deferred = metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0
+    deferred_before = metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0
     stop = asyncio.Event()
     busy = Worker(settings)
     rungs: list[int] = []
-    look = busy.overload.look
+    observe = busy.load_shedder.observe
 
-    def noted(load: Load, now: float) -> None:
-        look(load, now)
-        rungs.append(busy.overload.ladder.rung)
+    def observe_and_note(load: Load, now: float) -> None:
+        observe(load, now)
+        rungs.append(busy.load_shedder.controller.rung)
 
-    busy.overload.look = noted  # type: ignore[method-assign]
+    busy.load_shedder.observe = observe_and_note  # type: ignore[method-assign]
     run = asyncio.create_task(busy.run(stop, lambda line: None))
     try:
         await until_counted(settings, events)
-        pages = await pages_that_answer(settings, newest_of(events))
-        await until(lambda: rungs[-1] == FULL, "all is well again")
+        pages = await pages_once_answered(settings, newest_of(events))
+        await until(lambda: rungs[-1] == FULL, "full pages again")
     finally:
         stop.set()
         await run
@@ -70,36 +70,36 @@ async def test_7_a_backlog_makes_the_worker_climb_and_come_back_and_every_page_t
     for key, made in pages.items():
         assert [page["version"] for page in made] == list(range(1, len(made) + 1)), key
     assert any("page_every:0.4" in page["rules_applied"] for made in pages.values() for page in made)
-    defer = (metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0) - deferred
-    assert defer > sum(map(len, pages.values())), "fewer pages than usual"
-    assert len(busy.profiles.owed) == 0
+    deferred = (metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0) - deferred_before
+    assert deferred > sum(map(len, pages.values())), "fewer pages than usual"
+    assert len(busy.profiles.deferred) == 0
 
 
 @scenario
-async def test_7_pages_that_are_owed_survive_a_kill_9(broker: str, topic_prefix: str) -> None:
+async def test_7_deferred_pages_survive_a_kill(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, run_records=20, overload_lag=0.25)
     await open_shop(settings)
     events = 8_000
     await send(settings, "clicks", clicks(events, SHOPPERS))
 
-    async def owed() -> int:
+    async def deferred_pages() -> int:
         return len(owing_pages(await read_table(settings, "profiles")))
 
     with worker(settings) as process:
         await process.ready()
-        # More events come till it owes pages, however fast it is, so that there is a backlog when it is killed.
-        while not await owed():
+        # Send events until a page is deferred, however fast the worker is: it must have a backlog when it is killed.
+        while not await deferred_pages():
             assert process.poll() is None, "the worker stopped by itself"
             await send(settings, "clicks", clicks(2_000, SHOPPERS, first=events))
             events += 2_000
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert await owed() > 0, "it was killed while pages were owed"
+    assert await deferred_pages() > 0, "it was killed while pages were deferred"
     with worker(settings):
         await until_counted(settings, events)
-        pages = await pages_that_answer(settings, newest_of(events))
-    assert await owed() == 0
+        pages = await pages_once_answered(settings, newest_of(events))
+    assert await deferred_pages() == 0
     for key, made in pages.items():
         versions = [page["version"] for page in made]
-        # After a crash a page may come once more at its version; none is left out, none goes back.
+        # After a crash a page may be sent again with its version. No version is skipped, and none goes back.
         assert versions[0] == 1 and all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)

@@ -1,4 +1,4 @@
-"""Poison over a real broker: one record among many that makes a step raise, and a fault that is no record's."""
+"""Poison with a real broker: records that make page generation fail, and a fault that is not caused by a record."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from agents.page import path as page_path
 from agents.worker import Worker
-from stream.page.json_kernels import encode_pages
+from stream.page.encode import encode_pages
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, settings_for, until_counted
@@ -17,7 +17,7 @@ POISON = "poisonous"
 
 @pytest.fixture
 def poisonous(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder raises for one shopper."""
+    """Make the encoder fail for one shopper."""
 
     def encode(placed: Any, count: Any, heads: Any, *more: Any) -> Any:
         if any(head.user_key == POISON for head in heads):
@@ -27,16 +27,16 @@ def poisonous(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_path, "encode_pages", encode)
 
 
-def test_2_poison_among_many_is_dead_lettered_and_the_others_are_served(
+def test_2_poison_becomes_dead_letters_and_the_others_are_served(
     broker: str, topic_prefix: str, poisonous: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    among_many(broker, topic_prefix)
+    process_poison_among_many(broker, topic_prefix)
     assert len([line for line in caplog.messages if "ArithmeticError in test_poison.py" in line]) == 3
     assert not [line for line in caplog.messages if POISON in line]
 
 
 @scenario
-async def among_many(broker: str, topic_prefix: str) -> None:
+async def process_poison_among_many(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     good = clicks(1_500, 300)
@@ -47,15 +47,15 @@ async def among_many(broker: str, topic_prefix: str) -> None:
     try:
         profiles = await until_counted(settings, len(good))
         async with asyncio.timeout(30):
-            while len(letters := await read_all(settings, "dead-letters")) < 3:
-                assert not run.done(), "the worker lives"
+            while len(refused := await read_all(settings, "dead-letters")) < 3:
+                assert not run.done(), "the worker must continue"
                 await asyncio.sleep(0.05)
     finally:
         stop.set()
         await run
     assert POISON not in profiles and len(profiles) == 300
-    assert [(letter.key, letter.value) for letter in letters] == bad
-    for letter in letters:
+    assert [(letter.key, letter.value) for letter in refused] == bad
+    for letter in refused:
         headers = {name: value.decode() for name, value in letter.headers}
         assert (headers["topic"], headers["error"]) == ("clicks", "poison")
         assert headers["message"] == "ArithmeticError: no page for ..."
@@ -66,7 +66,7 @@ async def among_many(broker: str, topic_prefix: str) -> None:
 
 
 @scenario
-async def test_a_fault_of_the_program_stops_the_worker_and_loses_nothing(broker: str, topic_prefix: str) -> None:
+async def test_a_fault_of_the_program_stops_the_worker_and_loses_no_event(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     await send(settings, "clicks", clicks(200, 20))
@@ -75,12 +75,12 @@ async def test_a_fault_of_the_program_stops_the_worker_and_loses_nothing(broker:
         def broken(*arguments: Any) -> Any:
             raise ArithmeticError("u3")
 
-        sick = Worker(settings)
-        sick.app.when_ready(lambda: patch.setattr(page_path, "encode_pages", broken))
+        faulty = Worker(settings)
+        faulty.app.when_ready(lambda: patch.setattr(page_path, "encode_pages", broken))
         with pytest.raises(
-            RuntimeError, match=r"no page can be made, whatever the event \(ArithmeticError .*wait in Kafka"
+            RuntimeError, match=r"page generation fails for every event \(ArithmeticError .*wait in Kafka"
         ):
-            await sick.run(asyncio.Event(), lambda line: None)
+            await faulty.run(asyncio.Event(), lambda line: None)
     assert await read_all(settings, "dead-letters") == []
     stop = asyncio.Event()
     run = asyncio.create_task(Worker(settings).run(stop, lambda line: None))

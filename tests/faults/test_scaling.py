@@ -1,4 +1,4 @@
-"""Two workers, then three, then one, under load: nothing is lost or doubled, and pages keep coming."""
+"""Two workers, then three, then one, under load: no event is lost or doubled, and pages continue."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.harness.worker_process import (
 
 
 @lasting(1200)
-async def test_from_two_workers_to_three_and_to_one_nothing_is_lost_or_doubled_and_versions_rise(
+async def test_changing_the_number_of_workers_loses_and_doubles_nothing(
     broker: str,
     topic_prefix: str,
     chance: random.Random,
@@ -55,7 +55,7 @@ async def test_from_two_workers_to_three_and_to_one_nothing_is_lost_or_doubled_a
             await one.ready()
         sender = asyncio.create_task(replay(settings, paced(), sent))
         mark("two workers")
-        await asyncio.sleep(size(2, 20))  # the load of this phase
+        await asyncio.sleep(size(2, 20))  # the duration of this phase
         mark("a third joins")
         third = workers.enter_context(worker(settings))
         await third.ready()
@@ -64,9 +64,9 @@ async def test_from_two_workers_to_three_and_to_one_nothing_is_lost_or_doubled_a
         mark("two leave")
         for one in two:
             one.terminate()
-        assert [await one.ends() for one in two] == [0, 0]
+        assert [await one.wait_for_exit() for one in two] == [0, 0]
         left, _ = marks[-1]
-        async with asyncio.timeout(60):  # they may be gone before the third has their partitions
+        async with asyncio.timeout(60):  # they may end before the third has their partitions
             while max(page.timestamp for page in await read_all(settings, "homepages")) < 1000 * left:
                 await asyncio.sleep(0.1)
         mark("one worker")

@@ -1,4 +1,4 @@
-"""Failover: who holds a copy of a dead worker's profiles serves its shoppers at once."""
+"""Failover: a worker with a standby copy of a dead worker's profiles serves its shoppers at once."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from tests.harness.worker_process import clicks, profiles_of, settings_for, unti
 
 @pytest.mark.parametrize("store", ["memory", "rocksdb"])
 @scenario
-async def test_a_standby_serves_the_shoppers_of_a_killed_worker_without_a_recovery(
+async def test_a_standby_takes_over_from_a_killed_worker_without_recovery(
     broker: str, topic_prefix: str, store: str, tmp_path: Any
 ) -> None:
     ports = free_port(), free_port()
@@ -25,9 +25,9 @@ async def test_a_standby_serves_the_shoppers_of_a_killed_worker_without_a_recove
     )
     await topics.create(one)
 
-    async def told(port: int) -> dict[str, Any]:
-        said = await asyncio.to_thread(fetch, port, "/readyz") or {}
-        read: dict[str, Any] = said.get("recovery", {}).get("profiles", {})
+    async def progress_of(port: int) -> dict[str, Any]:
+        readiness = await asyncio.to_thread(fetch, port, "/readyz") or {}
+        read: dict[str, Any] = readiness.get("recovery", {}).get("profiles", {})
         return read
 
     with worker(two):
@@ -38,7 +38,7 @@ async def test_a_standby_serves_the_shoppers_of_a_killed_worker_without_a_recove
                 while not all(
                     read.get("partitions") == read.get("standby_partitions") == 2
                     and read["standby_records_to_read"] == 0
-                    for read in [await told(port) for port in ports]
+                    for read in [await progress_of(port) for port in ports]
                 ):
                     await asyncio.sleep(0.1)
             victim.kill()
@@ -47,7 +47,7 @@ async def test_a_standby_serves_the_shoppers_of_a_killed_worker_without_a_recove
             await send(two, "clicks", again)
             await until_counted(two, 4000)
             took = time.monotonic() - killed
-        read = await told(ports[1])
+        read = await progress_of(ports[1])
         assert read["partitions"] == 4
         assert read["records_to_read"] < 200, f"{read['records_to_read']} of the changelog read after the takeover"
         assert took < two.session_timeout + 6, f"the last of a thousand shoppers was served after {took:.1f} s"

@@ -1,4 +1,4 @@
-"""The smallest worker on the transport, counting by key; a test holds it, or runs `python -m tests.harness.counting`."""
+"""A minimal worker that counts records by key, in the test's process or as `python -m tests.harness.counting`."""
 
 import asyncio
 import functools
@@ -21,7 +21,7 @@ from stream.kafka.tables.table import ExactTable
 
 
 def settings_for(broker: str, prefix: str, **more: Any) -> Any:
-    """What the Kafka edge reads of the settings, with the short sessions that a test wants."""
+    """The settings that stream/kafka reads, with short group sessions for tests."""
     values = {
         "broker": f"kafka://{broker}", "prefix": prefix, "app_id": prefix + "counting",
         "partitions": 4, "replication": 1,
@@ -33,7 +33,7 @@ def settings_for(broker: str, prefix: str, **more: Any) -> Any:
 
 
 class Counts:
-    """A store: count by key, per partition."""
+    """A store of counts by key, per partition."""
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[bytes, int]] = defaultdict(dict)
@@ -54,9 +54,9 @@ class Counts:
 def counting_app(
     settings: Any, topics: Sequence[str] = ("clicks",), pause: float = 0.0, behind: bool = False
 ) -> tuple[BatchApp, Counts]:
-    """An app that counts in 'profiles' and writes where each record came from to 'impressions'.
+    """An app that counts by key in 'profiles', and writes the origin of each record to 'impressions'.
 
-    `behind`: a run is committed while the next takes its step.
+    `pause`: seconds that each run takes. `behind`: commit each run in the background.
     """
     app = make_app(settings)
     counts = Counts()
@@ -86,22 +86,23 @@ Scenario = Callable[..., Coroutine[Any, Any, None]]
 
 
 def lasting(seconds: float) -> Callable[[Scenario], Callable[..., None]]:
-    """A test that is a coroutine, with so long to end."""
+    """Decorator for a test that is a coroutine and must end within `seconds`."""
 
-    def made(test: Scenario) -> Callable[..., None]:
+    def decorate(test: Scenario) -> Callable[..., None]:
         @functools.wraps(test)
         def run(*args: Any, **named: Any) -> None:
             asyncio.run(asyncio.wait_for(test(*args, **named), seconds))
 
         return run
 
-    return made
+    return decorate
 
 
 scenario = lasting(180.0)
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
+    """Wait until `condition` is true. Fail after `seconds`; `what` describes the condition."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
@@ -110,7 +111,7 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) 
 
 @asynccontextmanager
 async def running(app: BatchApp) -> AsyncIterator[asyncio.Task[None]]:
-    """The app at work and ready; stopped cleanly at the end, where its crash, if any, is raised."""
+    """Run the app until it is ready, and stop it in good order at the end. Raises what crashed the app."""
     stop = asyncio.Event()
     worker = asyncio.create_task(serve(app, stop))
     try:
@@ -122,7 +123,7 @@ async def running(app: BatchApp) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def send(settings: Any, topic: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-    """Send (key, value) records, each to the partition of its key, and wait till they are acknowledged."""
+    """Send (key, value) records, each to the partition of its key, and wait until they are acknowledged."""
     async with AIOKafkaProducer(**client_options(settings)) as producer:
         for key, value in records:
             partition = partition_of(key or b"", settings.partitions)
@@ -135,9 +136,9 @@ def total(counts: Counts) -> int:
 
 
 def die_at(app: BatchApp, point: str, runs: int) -> None:
-    """Make the process kill itself (-9) in its `runs`-th run: before `outputs`, before `changelog`, before `ack`."""
-    step = {"outputs": (app.outputs, "_post"), "changelog": (app.outputs, "_write_changelog")}
-    owner, name = step.get(point, (app.feed, "finish"))
+    """Let the process kill itself (-9) in its `runs`-th run, before its `outputs`, its `changelog` or its `ack`."""
+    step = {"outputs": (app.outputs, "_enqueue"), "changelog": (app.outputs, "_write_changelog")}
+    owner, name = step.get(point, (app.batch_consumer, "acknowledge"))
     original = getattr(owner, name)
     calls = iter(range(1, 1 << 30))
 
@@ -150,16 +151,16 @@ def die_at(app: BatchApp, point: str, runs: int) -> None:
 
 
 def run_worker(app: BatchApp) -> int:
-    """Run the app as this process until SIGTERM or SIGINT. -> exit status: 0, or 1 with a sentence on stderr."""
+    """Run the app until SIGTERM or SIGINT. Return the exit status: 0, or 1 with a sentence on stderr."""
 
-    async def until_told() -> None:
+    async def run_until_signal() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await serve(app, stop)
 
     try:
-        asyncio.run(until_told())
+        asyncio.run(run_until_signal())
     except Exception as error:
         print(f"shopwindow: the worker stopped: {error or type(error).__name__}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Events as nobody should send them: valid ones, broken in ways that know their structure, and some that know only bytes."""
+"""Mutated events: valid ones, with changes to their structure or to their bytes."""
 
 import json
 import random
@@ -18,16 +18,21 @@ TIMES = (
     "2026-01-01T00:00:00", "2026-01-01T00:00:00+23:59", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59",
     "2026-13-01T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01", "now", "", "2026-01-01T00:00:00.123456789123Z",
 )  # fmt: skip
-# Put where a value was, as it stands here: much of it is no JSON.
+# Replacements for a value, written as they are; many are not JSON.
 RAW = (
-    "null", "true", "false", "0", "-0", "-1", "1e308", "1e309", "1e999", "-1e999", "5e-324", "1e-999", "1.7976931348623157e308",
+    "null", "true", "false", "0", "-0", "-1", "1e308", "1e309", "1e999", "-1e999", "5e-324", "1e-999",
+    "1.7976931348623157e308",
     "9007199254740993", "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551616",
-    "2147483648", "30000", "30001", "1" * 400, "0." + "3" * 400, "NaN", "Infinity", "-Infinity", "01", "1.", ".5", "+1", "0x10",
-    '""', '" "', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\uFFFF"', '"\u202e"', '"\\u"', '"\\x41"',
-    '"' + "a" * 257 + '"', '"' + "\\n" * 200 + '"', "[]", "{}", "[null]", "[[]]", "[{}]", '{"item_id":"i1"}', '{"":""}', "undefined",
-    '"1"', '"NaN"', "'single'", '"2026-01-01T00:00:00Z"', '["i1"]', '[{"item_id":"i1"},null]', '{"personalization":"yes"}',
+    "2147483648", "30000", "30001", "1" * 400, "0." + "3" * 400, "NaN", "Infinity", "-Infinity", "01",
+    "1.", ".5", "+1", "0x10",
+    '""', '" "', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\uFFFF"', '"\u202e"',
+    '"\\u"', '"\\x41"',
+    '"' + "a" * 257 + '"', '"' + "\\n" * 200 + '"', "[]", "{}", "[null]", "[[]]", "[{}]", '{"item_id":"i1"}', '{"":""}',
+    "undefined",
+    '"1"', '"NaN"', "'single'", '"2026-01-01T00:00:00Z"', '["i1"]', '[{"item_id":"i1"},null]',
+    '{"personalization":"yes"}',
 )  # fmt: skip
-DEEP = 10_000
+MAX_DEPTH = 10_000
 
 
 class Mutant(NamedTuple):
@@ -37,11 +42,11 @@ class Mutant(NamedTuple):
 
 
 class Raw(str):
-    """JSON as it is to be written."""
+    """Text that is written as it is, in place of JSON."""
 
 
 def mutants(chance: random.Random, n: int, shoppers: int = 20, huge: int = 200_000) -> Iterator[Mutant]:
-    """n of them. huge: characters of the longest strings; each thousandth mutant or so has one."""
+    """n mutants. huge: characters of the longest strings; about one mutant in a thousand has one."""
     for number in range(n):
         topic = chance.choice(("clicks", "clicks", "clicks", "purchases", "privacy"))
         kind = chance.choice(KINDS[topic])
@@ -54,7 +59,8 @@ def mutants(chance: random.Random, n: int, shoppers: int = 20, huge: int = 200_0
             data["consent"] = {"personalization": chance.random() < 0.9}
         elif kind not in ("view_homepage", "identify"):
             data["items"] = [
-                {"item_id": f"i{chance.randrange(60)}", "price": 9.5, "quantity": 2, "item_brand": "b1", "item_category": "c1"}
+                {"item_id": f"i{chance.randrange(60)}", "price": 9.5, "quantity": 2, "item_brand": "b1",
+                 "item_category": "c1"}
                 for _ in range(chance.choice((1, 1, 1, 3)))
             ]  # fmt: skip
         data["attribution"] = {"page_id": "p", "slot": "for_you", "position": 3}
@@ -94,7 +100,7 @@ def mutate(chance: random.Random, key: bytes | None, event: Any, huge: int) -> t
 
 
 def _change(chance: random.Random, event: Any, huge: int) -> None:
-    """Change one place of the event, chosen among all there are."""
+    """Change one random place of the event."""
     holder, at = chance.choice(list(_places(event)))
     match chance.randrange(9):
         case 0:
@@ -106,7 +112,7 @@ def _change(chance: random.Random, event: Any, huge: int) -> None:
         case 3:
             event["time"] = chance.choice(TIMES)
         case 4 if isinstance(holder, dict):
-            # Twice the same key: the name is written as it stands, so a quote ends it.
+            # A duplicate key: `Raw` writes the name as it is, so the quote in it ends the first key.
             again = f'{at}":{chance.choice(RAW)},"{at}' if chance.random() < 0.5 else f"{at}x"
             holder[Raw(again)] = holder.pop(at)
         case 5:
@@ -115,7 +121,7 @@ def _change(chance: random.Random, event: Any, huge: int) -> None:
             holder[at] = Raw("[" + ",".join([text] * min(many, 1 + huge // len(text))) + "]")
         case 6 if chance.random() < 0.05:
             opening, closing = chance.choice((("[", "]"), ('{"a":', "}")))
-            depth = chance.choice((100, 1_000, DEEP))
+            depth = chance.choice((100, 1_000, MAX_DEPTH))
             holder[at] = Raw(opening * depth + "1" + closing * (depth if chance.random() < 0.7 else 0))
         case 7 if chance.random() < 0.05:
             holder[at] = chance.choice(("x", "外", "\u0000", "\\", "a b ")) * chance.choice((256, 1025, 20_000, huge))
@@ -133,7 +139,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def written(value: Any) -> str:
-    """As JSON, but for what is to be written raw."""
+    """The value as JSON, except that `Raw` is written as it is."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The product as its users run it: a worker as a process, events sent to it, and what can be read back."""
+"""The product as its users run it: a worker process, events sent to it, and the topics that it writes."""
 
 import asyncio
 import dataclasses
@@ -24,7 +24,7 @@ from stream.kafka import topics
 from stream.kafka.client.connection import client_options
 from stream.kafka.global_topics import read_table, read_topic
 from stream.profile.codec import decode_record, owing_pages
-from stream.profile.fold import PROFILE, PROFILE_VERSION
+from stream.profile.row import PROFILE, PROFILE_VERSION
 from stream.row_codec import unpack
 from stream.settings import Settings
 from tests.harness.counting import send
@@ -36,13 +36,21 @@ Record = tuple[bytes | None, bytes | None]
 
 
 def settings_for(broker: str, prefix: str, **more: Any) -> Settings:
-    values: dict[str, Any] = {"broker": f"kafka://{broker}", "prefix": prefix, "app_id": f"{prefix}app", "partitions": 4,
-                              "session_timeout": 2.0, "heartbeat": 0.3, "web_port": 0, "copy": False}  # fmt: skip
+    values: dict[str, Any] = {
+        "broker": f"kafka://{broker}",
+        "prefix": prefix,
+        "app_id": f"{prefix}app",
+        "partitions": 4,
+        "session_timeout": 2.0,
+        "heartbeat": 0.3,
+        "web_port": 0,
+        "copy": False,
+    }
     return Settings(**(values | more))
 
 
 def environ_of(settings: Settings) -> dict[str, str]:
-    """The environment in which a command reads exactly these settings."""
+    """The environment from which a command reads exactly these settings."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -57,22 +65,23 @@ def environ_of(settings: Settings) -> dict[str, str]:
 
 
 def command(settings: Settings, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command of the product to its end."""
+    """Run a command of the product until it exits."""
     return subprocess.run(
         [sys.executable, "-m", "shopwindow", *arguments], env=environ_of(settings), cwd=ROOT, text=True,
         capture_output=True, timeout=120, **more,
     )  # fmt: skip
 
 
-# Words that tests put where secrets and shoppers' data are: a worker never says any of them.
+# Tests use these words as secrets and shoppers' data. A worker must never log one.
 PRIVATE = re.compile(r"sesame|secretly|tweed", re.I)
 
 
 class WorkerProcess(subprocess.Popen[bytes]):
-    """A worker as a process of its own; what it says is kept."""
+    """A worker process, whose output is kept."""
 
     def __init__(self, settings: Settings, program: Sequence[str] = ("-m", "shopwindow", "worker")) -> None:
-        self._output = tempfile.NamedTemporaryFile(prefix="worker-", suffix=".log")  # noqa: SIM115 - as long as the process
+        # It lives as long as the process.
+        self._output = tempfile.NamedTemporaryFile(prefix="worker-", suffix=".log")  # noqa: SIM115
         super().__init__(
             [sys.executable, *program],
             env=environ_of(settings),
@@ -81,62 +90,62 @@ class WorkerProcess(subprocess.Popen[bytes]):
             stderr=subprocess.STDOUT,
         )
 
-    def said(self) -> str:
+    def output(self) -> str:
         return Path(self._output.name).read_text(errors="replace")
 
-    async def says(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
-        """Wait until it has said so. Fails where it ends before, or does not within the time."""
+    async def wait_for_output(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
+        """Wait until the output matches. Fails if the worker ends first, or after the timeout."""
         try:
             async with asyncio.timeout(seconds):
-                while not (found := re.search(pattern, self.said())):
+                while not (found := re.search(pattern, self.output())):
                     ended = self.poll() is not None
-                    found = re.search(pattern, self.said())
+                    found = re.search(pattern, self.output())
                     if found:
                         break
                     assert not ended, (
-                        f"the worker ended with {self.returncode} and never said {pattern!r}: {self.said()}"
+                        f"the worker ended with {self.returncode} without {pattern!r} in its output: {self.output()}"
                     )
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(f"after {seconds} s the worker has not said {pattern!r}, but: {self.said()}") from None
+            raise AssertionError(f"no {pattern!r} in the worker's output within {seconds} s: {self.output()}") from None
         return found
 
     async def port(self) -> int:
-        """Of its metrics and its health."""
-        return int((await self.says(r"metrics at http://[^:]+:(\d+)/"))[1])
+        """Port of its HTTP endpoint."""
+        return int((await self.wait_for_output(r"metrics at http://[^:]+:(\d+)/"))[1])
 
     async def ready(self) -> None:
-        await self.says("shopwindow: ready")
+        await self.wait_for_output("shopwindow: ready")
 
-    async def ends(self, seconds: float = 60.0) -> int:
-        """Its exit status."""
+    async def wait_for_exit(self, seconds: float = 60.0) -> int:
+        """Wait until it exits and return its status."""
         return await asyncio.to_thread(self.wait, seconds)
 
 
 @contextmanager
 def worker(settings: Settings, *program: str) -> Iterator[WorkerProcess]:
-    """A worker, or another `program` that is one; stopped at the end, unless it has ended or been killed.
+    """A worker, or another `program` that runs one; it is stopped at the end unless it has ended by then.
 
-    Whatever any worker of any test says is searched for secrets and shoppers' data.
+    The output of every worker is searched for secrets and shoppers' data.
     """
     process = WorkerProcess(settings, *([program] if program else []))
     try:
         yield process
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, "a worker that is told to stop ends with 0"
+            assert process.wait(30) == 0, "a worker that gets SIGTERM exits with 0"
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-        said = process.said()
-        sys.stderr.write(said)
-        private = PRIVATE.search(said)
-        assert private is None, f"the worker's log gives away {private and private.group()!r}"
+        output = process.output()
+        sys.stderr.write(output)
+        private = PRIVATE.search(output)
+        assert private is None, f"the worker's log contains {private and private.group()!r}"
 
 
 def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50, first: int = 0) -> list[Record]:
-    """n events of so many shoppers in turn, a second apart, with distinct ids, from the `first` of a longer log on."""
+    """n events of the shoppers in turn, a second apart, with distinct ids; `first`: number of the first event."""
     made: list[Record] = []
     for k in range(first, first + n):
         kind = ("select_item", "view_item", "add_to_cart", "view_item")[k % 4]
@@ -144,10 +153,10 @@ def clicks(n: int, shoppers: int, start: float = NOW, items: int = 50, first: in
     return made
 
 
-def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50, late: float = 0.1) -> list[Record]:
-    """n events of all kinds of `clicks`, a share of them late, in random order of shoppers.
+def mixed_clicks(chance: random.Random, n: int, shoppers: int, items: int = 50, late: float = 0.1) -> list[Record]:
+    """n events of all kinds of `clicks`, of random shoppers, a share of them late.
 
-    Each shopper's last event is also her newest: the page that answers everything names it as its trigger.
+    Each shopper's last event is also their newest, so that their last page names it as its trigger.
     """
     owners = [chance.randrange(shoppers) for _ in range(n)]
     last = {shopper: k for k, shopper in enumerate(owners)}
@@ -155,32 +164,32 @@ def behaviour(chance: random.Random, n: int, shoppers: int, items: int = 50, lat
     for k, shopper in enumerate(owners):
         kind = chance.choice(("view_item", "view_item", "select_item", "add_to_cart", "remove_from_cart", "search",
                               "view_homepage", "hide_item"))  # fmt: skip
-        belated = chance.random() < late and last[shopper] != k
+        is_late = chance.random() < late and last[shopper] != k
         data: dict[str, Any] = {"locale": chance.choice(("en", "zh"))}
         if kind == "search":
             data["search_term"] = f"tweed {chance.randrange(9)}"
         elif kind != "view_homepage":
             data["item"] = f"i{chance.randrange(items)}"
-        moment = NOW + k - (chance.uniform(0, 90_000) if belated else 0)
+        moment = NOW + k - (chance.uniform(0, 90_000) if is_late else 0)
         made.append(record(kind, f"secretly-{shopper}", f"e{k}", moment, **data))
     return made
 
 
 def record_now(chance: random.Random, number: int, shoppers: int = 30, items: int = 50) -> Record:
-    """A view that happens at this moment; its id ends with the time (s since the epoch)."""
+    """A view with the present time; its id ends with that time (s since the epoch)."""
     now = time.time()
     shopper, item = f"secretly-{chance.randrange(shoppers)}", f"i{chance.randrange(items)}"
     return record("view_item", shopper, f"e{number}@{now:.4f}", now, item=item)
 
 
 async def open_shop(settings: Settings, items: int = 50) -> None:
-    """Create the topics, and a catalogue of so many items."""
+    """Create the topics, and a catalogue with this number of items."""
     await topics.create(settings)
     await send(settings, "catalog", [item(f"i{k}", category=f"c{k % 5}", brand=f"b{k % 17}") for k in range(items)])
 
 
 async def replay(settings: Settings, sent: AsyncIterator[Record], done: list[Record]) -> None:
-    """Send as a storefront should: each event acknowledged by all replicas, in order, through whatever happens."""
+    """Send as a storefront should: in order, each event acknowledged by all replicas, whatever fails meanwhile."""
     producer = AIOKafkaProducer(
         **client_options(settings), acks="all", enable_idempotence=True, request_timeout_ms=120_000
     )
@@ -193,12 +202,12 @@ async def replay(settings: Settings, sent: AsyncIterator[Record], done: list[Rec
 
 
 def resident(pid: int | str = "self") -> float:
-    """MB of a process, by default of this one."""
+    """Resident memory of a process in MB, by default of this one."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 async def profiles_of(settings: Settings) -> dict[str, Any]:
-    """The profile of each shopper, as anybody reads it from the changelog."""
+    """The profile of each shopper, read from the changelog."""
     return _profiles(await read_table(settings, "profiles"))
 
 
@@ -209,35 +218,35 @@ def _profiles(table: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 async def until_counted(settings: Settings, events: int, deadline: float = 60.0) -> dict[str, Any]:
-    """The profiles, once they count so many events and no page is owed for any.
+    """The profiles, once they count this number of events and no page is deferred.
 
-    Fails where they do not by the deadline, or count more.
+    Fails if they count more, or if `deadline` s have passed.
     """
-    counted, owing = -1, 0
-    async with asyncio.timeout(deadline):
-        try:
+    counted, deferred = -1, 0
+    try:
+        async with asyncio.timeout(deadline):
             while True:
                 table = await read_table(settings, "profiles")
-                profiles, owing = _profiles(table), len(owing_pages(table))
+                profiles, deferred = _profiles(table), len(owing_pages(table))
                 counted = sum(int(row["events"]) for row in profiles.values())
                 if counted >= events:
                     assert counted == events, f"{counted} events counted, {events} were sent"
-                    if not owing:
+                    if not deferred:
                         return profiles
                 await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(
-                f"{counted} of {events} events counted, {owing} pages owed after {deadline} s"
-            ) from None
+    except TimeoutError:
+        raise AssertionError(
+            f"{counted} of {events} events counted, {deferred} pages deferred after {deadline} s"
+        ) from None
 
 
 async def read_all(settings: Settings, topic: str) -> list[Any]:
-    """Every record of a topic, in order within its partitions."""
+    """Every record of a topic, ordered within each partition."""
     return [record async for record in read_topic(settings, topic)]
 
 
 def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
-    """The pages of each shopper in order, since the last was forgotten."""
+    """The pages of each shopper in order, since their last tombstone."""
     pages: dict[str, list[dict[str, Any]]] = {}
     for page in records:
         if page.value is None:
@@ -248,11 +257,10 @@ def pages_of(records: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 async def assert_answered(settings: Settings, sent: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
-    """Every accepted event is in a page or superseded by a later one, versions rise without a gap.
+    """Assert that each shopper's last page answers their last event, and that versions rise without a gap.
 
-    A page may come once more at its version, for a run that was done again; none is left out and none goes back. Each has
-    its impression. Of each shopper the last event must also be the newest, as that of `behaviour` is: the last page then
-    names it as its trigger.
+    A page may be sent again with its version, for a run that was replayed. Each page has its impression. Each shopper's
+    last event must also be their newest, as in `mixed_clicks`.
     """
     pages = pages_of(await read_all(settings, "homepages"))
     last = {key.decode(): json.loads(value)["id"] for key, value in sent if key and value}

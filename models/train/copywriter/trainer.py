@@ -1,7 +1,7 @@
-"""Train the small GPT-2 that writes headlines: on what shops write, then on facts -> headline; and export it to ONNX.
+"""Train the small GPT-2 that writes headlines, and export it to ONNX.
 
-Beside the model, in checkpoint/, are the weights as `transformers` reads them. Stopped at any time, by Ctrl-C or kill, a
-training goes on where it was and ends with the same weights.
+It is pre-trained on shop texts, then fine-tuned on pairs of facts and headline. checkpoint/ holds the weights in the
+format of `transformers`. A training that is stopped, by Ctrl-C or kill, resumes and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models import manifest
-from models import parity as reference
+from models import manifest, parity
 from models.copywriter.checkpoint import build
+from models.copywriter.facts import LOCALES
 from models.copywriter.model import GRAPH, TOKENIZER
-from models.copywriter.prompt import END, ITEMS, LOCALES, TOPIC, prefix, prompt
-from models.train.copywriter import evaluation as judge_copy
-from models.train.copywriter.corpus import SLOTS, Pair, language, pairs, shapes, spoken, texts, topics
-from models.train.progress import Say
-from models.train.recipe import ingredients, made_here
+from models.copywriter.prompt import END, ITEMS, TOPIC, format_prompt, prefix
+from models.train.copywriter import evaluation
+from models.train.copywriter.corpus import SLOTS, Pair, lexicon_params, pairs, render, shapes, texts, topics
+from models.train.progress import LogLine
+from models.train.recipe import make_recipe, with_environment
 
 LAYERS, WIDTH, HEADS, POSITIONS = 4, 256, 4, 96
 VOCABULARY, VOCABULARY_TEXTS = 6000, 40_000
-CHINESE_WORDS = 1500  # tokens of more than one character, at most
+CHINESE_WORDS = 1500  # maximum number of tokens of more than one Chinese character
 PRETRAINING, FINE_TUNING = 300, 4000  # steps: 30 to 50 minutes of one core
-WINDOWS, WINDOW = 12, 64  # texts one behind the other are read in windows of so many tokens
-PAIRS = 24  # of each language a step
-CHUNK = 24  # pairs that are computed together: of about one length
-RATE, WARM_UP = 1.8e-3, 100
-SAVE_SECONDS, SAY_SECONDS = 60.0, 15.0
-SOME = 30  # steps, and lines of each, that the recipe tells of
-HELD_OUT = 400  # pairs of each group that the perplexity is measured on
-NEAR = 0.5  # nats that 8 bits may change the log-probability of an unlikely token by
+WINDOWS, WINDOW = 12, 64  # windows in a step of pre-training, and their length in tokens
+PAIRS = 24  # pairs of each language in a step of fine-tuning
+CHUNK = 24  # pairs of similar length that are computed together
+LEARNING_RATE, WARM_UP_STEPS = 1.8e-3, 100
+SAVE_SECONDS, REPORT_SECONDS = 60.0, 15.0
+RECIPE_SAMPLES = 30  # steps that the recipe samples, and lines of each
+HELD_OUT = 400  # pairs of each group for the perplexity
+MAX_LOGPROB_ERROR = 0.5  # nats by which int8 may change the log-probability of an unlikely token
 STATE = "training.safetensors"
 LIMITS = [
     "Headlines of a shop's homepage in English and Chinese, up to 96 characters; no other texts and no other language.",
     "It knows the topics of models/train/copywriter/topics.txt; other interests are named, not described.",
     "Its sentences follow the shapes that it has read; it has no knowledge of the items but their names.",
-    "A name of an item is shown as the shop gave it where the guard lets it pass: the guard knows claims, not falsehoods.",
+    "A name of an item is shown as the shop gave it where the guard lets it pass: the guard knows "
+    "claims, not falsehoods.",
 ]
 
 
 class Plan(NamedTuple):
-    """What makes a model: the same plan, the same weights."""
+    """The parameters of a training: the same plan gives the same weights."""
 
     seed: int
     pretraining: int = PRETRAINING  # steps
@@ -66,20 +67,20 @@ class Plan(NamedTuple):
         return self.pretraining + self.fine_tuning
 
 
-def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
-    """Train to the plan's end, resuming what an earlier run left in `out`; export, judge, write the manifest.
+def train(out: Path, plan: Plan, say: LogLine) -> manifest.Manifest:
+    """Train to the end of the plan, export, evaluate and write the manifest. Resume what an earlier run left in `out`.
 
-    Raises ValueError where `out` holds an unfinished training of another plan, ImportError without torch.
+    Raises ValueError if `out` holds an unfinished training of another plan, ImportError without torch.
     """
     import torch
 
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
-    torch.set_num_threads(1)  # sums in another order would be other weights
+    torch.set_num_threads(1)  # sums in another order would change the weights
     torch.manual_seed(plan.seed)
     if not (checkpoint / TOKENIZER).exists():
-        _atomically(checkpoint / TOKENIZER, lambda path: made_tokenizer(plan.seed).save(str(path)))
+        _write_atomically(checkpoint / TOKENIZER, lambda path: build_tokenizer(plan.seed).save(str(path)))
     tokenizer = Tokenizer.from_file(str(checkpoint / TOKENIZER))
     model = _model(tokenizer)
     _run(model, tokenizer, plan, checkpoint / STATE, say)
@@ -87,7 +88,7 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
     model.save_pretrained(checkpoint)
     shutil.copyfile(checkpoint / TOKENIZER, out / TOKENIZER)
     (out / GRAPH).write_bytes(build(checkpoint))
-    _write_reference(out, model, tokenizer)
+    _write_parity_case(out, model, tokenizer)
     found = perplexities(model, tokenizer)
     describe = partial(
         manifest.write,
@@ -96,7 +97,8 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
         kind="copywriter",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         data=f"generated text of shops in English and Chinese (models/train/copywriter/corpus.py, seed {plan.seed}): "
-        f"{plan.pretraining * WINDOWS * WINDOW} tokens to begin with, then {plan.fine_tuning * 2 * PAIRS} pairs of facts "
+        f"{plan.pretraining * WINDOWS * WINDOW} tokens to begin with, then {plan.fine_tuning * 2 * PAIRS} "
+        f"pairs of facts "
         "and headline; nobody's copy and nobody's data",
         limits=" ".join(LIMITS),
         params={
@@ -105,67 +107,67 @@ def train(out: Path, plan: Plan, say: Say) -> manifest.Manifest:
             "n_head": HEADS,
             "n_positions": POSITIONS,
             "vocabulary": tokenizer.get_vocab_size(),
-            **language(),
+            **lexicon_params(),
             "plan": plan._asdict(),
         },
-        recipe=made_here({**of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),
+        recipe=with_environment({**recipe_of_texts(plan), "first_losses": first_losses(tokenizer, plan)}),
     )
-    describe(metrics=found)  # whoever judges reads the model as it serves
-    written = describe(metrics=found | judge_copy.figures(out, say))
+    describe(metrics=found)  # the evaluation reads the folder as serving does
+    written = describe(metrics=found | evaluation.figures(out, say))
     (checkpoint / STATE).unlink()
     return written
 
 
-def of_texts(plan: Plan) -> dict[str, Any]:
-    """The recipe's ingredients: of some steps, what is read in them."""
+def recipe_of_texts(plan: Plan) -> dict[str, Any]:
+    """Return the ingredients of the recipe: the texts of a sample of steps."""
     lines: list[str] = []
-    for step in range(0, plan.steps, max(1, plan.steps // SOME)):
-        lines += islice(texts(_mixed(plan.seed, step)), SOME)
+    for step in range(0, plan.steps, max(1, plan.steps // RECIPE_SAMPLES)):
+        lines += islice(texts(_step_seed(plan.seed, step)), RECIPE_SAMPLES)
         for at, locale in enumerate(LOCALES):
             slot = SLOTS[(step + 3 * at) % len(SLOTS)]
-            for pair in islice(pairs(_mixed(plan.seed, step), only=(locale, slot)), SOME):
-                lines += [prompt(locale, slot, pair.topic, pair.items), pair.headline]
+            for pair in islice(pairs(_step_seed(plan.seed, step), only=(locale, slot)), RECIPE_SAMPLES):
+                lines += [format_prompt(locale, slot, pair.topic, pair.items), pair.headline]
     shape = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": POSITIONS}
-    return ingredients({**plan._asdict(), **shape}, (line.encode() for line in lines))
+    return make_recipe({**plan._asdict(), **shape}, (line.encode() for line in lines))
 
 
 def first_losses(tokenizer: Tokenizer, plan: Plan) -> list[float]:
-    """Of the plan's first steps of reading and of writing, by a model that is begun anew; nats a token."""
+    """Return the losses of two steps of pre-training and two of fine-tuning from scratch, in nats per token."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(plan.seed)
     model = _model(tokenizer)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     losses: list[float] = []
-    for learn in (_read, _read, _write, _write):
+    for learn in (_pretrain_step, _pretrain_step, _fine_tune_step, _fine_tune_step):
         optimiser.zero_grad()
         losses.append(round(learn(model, tokenizer, plan.seed, len(losses)), 5))
         optimiser.step()
     return losses
 
 
-def _write_reference(out: Path, model: Any, tokenizer: Tokenizer) -> None:
-    """What torch makes of a prompt and what may follow it, in 32 bits: the graph in 8 bits is to be near."""
+def _write_parity_case(out: Path, model: Any, tokenizer: Tokenizer) -> None:
+    """Write the reference of the parity test: float32 log-probabilities of texts after a prompt."""
     import torch
 
-    begin = tokenizer.encode(prompt("en", "for_you", "lamps", 1)).ids
+    prompt = tokenizer.encode(format_prompt("en", "for_you", "lamps", 1)).ids
     texts = np.random.default_rng(1).integers(1, tokenizer.get_vocab_size(), (4, 6))
     with torch.no_grad():
-        whole = torch.tensor([[*begin, *text] for text in texts.tolist()])
-        logs = model(whole).logits.log_softmax(-1)[:, len(begin) - 1 : -1]
+        whole = torch.tensor([[*prompt, *text] for text in texts.tolist()])
+        logs = model(whole).logits.log_softmax(-1)[:, len(prompt) - 1 : -1]
         logprob = logs.gather(2, torch.from_numpy(texts)[..., None])[..., 0].numpy()
-    reference.write_texts(out, np.array(begin), texts, logprob, NEAR)
+    parity.write_logprobs(out, np.array(prompt), texts, logprob, MAX_LOGPROB_ERROR)
 
 
-def made_tokenizer(seed: int) -> Tokenizer:
-    """Byte-level BPE of the training texts; a token of Chinese is whole characters, each placeholder is a token."""
+def build_tokenizer(seed: int) -> Tokenizer:
+    """Return a byte-level BPE of the corpus. Chinese tokens are whole characters; each placeholder is one token."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _split(r"[^\x00-\x7f]")
+    tokenizer.pre_tokenizer = _pre_tokenizer(r"[^\x00-\x7f]")
     tokenizer.decoder = decoders.ByteLevel()
     words = [" ".join(part) for of in topics()[0].values() for word in of.values() for part in word.parts]
     words += [shape.text for of_slot in shapes().values() for shape in of_slot]
-    words += [prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS]
+    words += [format_prompt(locale, slot, "", len(ITEMS)) for locale in LOCALES for slot in SLOTS]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END],
@@ -175,22 +177,22 @@ def made_tokenizer(seed: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator((*words * 40, *islice(texts(seed), VOCABULARY_TEXTS)), trainer)
     tokenizer = _with_chinese_words(tokenizer)
-    # Not special: decoding must keep them, they are filled in afterwards.
+    # Not special: decoding must keep placeholders, which are filled afterwards.
     marks = (TOPIC, *ITEMS, *(f"<{slot}>" for slot in SLOTS))
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in marks])
     return tokenizer
 
 
-def _split(alone: str) -> Any:
+def _pre_tokenizer(isolated: str) -> Any:
     return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(alone), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(isolated), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
 
 
 def _with_chinese_words(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, which knows characters, with words of them.
+    """Add tokens of several Chinese characters to a tokenizer of single characters.
 
-    They are merged within the phrases of topics and shapes alone: merged in running text, they would straddle the words.
+    Characters are merged only within phrases of topics and shapes: in running text, merges would cross word boundaries.
     """
     phrases = Counter({word: 2 for of in topics()[0].values() for part in of["zh"].parts for word in part})
     phrases.update(re.findall(r"[\u3400-\u9fff]+", prefix("zh", "")) * 4)
@@ -199,8 +201,8 @@ def _with_chinese_words(tokenizer: Tokenizer) -> Tokenizer:
             run for shape in of_slot if locale == "zh" for run in re.findall(r"[\u3400-\u9fff]+", shape.text)
         )
     sequences = [([token for c in phrase for token in tokenizer.encode(c).tokens], n) for phrase, n in phrases.items()]
-    told = json.loads(tokenizer.to_str())
-    vocabulary, merges = told["model"]["vocab"], told["model"]["merges"]
+    state = json.loads(tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
     for _ in range(CHINESE_WORDS):
         found: Counter[tuple[str, str]] = Counter()
         for tokens, n in sequences:
@@ -212,9 +214,9 @@ def _with_chinese_words(tokenizer: Tokenizer) -> Tokenizer:
         vocabulary[first + second] = len(vocabulary)
         merges.append([first, second])
         sequences = [(_merged(tokens, first, second), n) for tokens, n in sequences]
-    made = Tokenizer.from_str(json.dumps(told))
-    made.pre_tokenizer = _split(r"[\u3400-\u9fff]+|[^\x00-\x7f]")
-    return made
+    extended = Tokenizer.from_str(json.dumps(state))
+    extended.pre_tokenizer = _pre_tokenizer(r"[\u3400-\u9fff]+|[^\x00-\x7f]")
+    return extended
 
 
 def _merged(tokens: list[str], first: str, second: str) -> list[str]:
@@ -232,55 +234,57 @@ def _model(tokenizer: Tokenizer) -> Any:
 
     end = _end(tokenizer)
     model = GPT2LMHeadModel(
-        # No dropout: nothing is read twice.
+        # No dropout: no text is read twice.
         GPT2Config(
             vocab_size=tokenizer.get_vocab_size(), n_positions=POSITIONS, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end,
         )
     )  # fmt: skip
-    model.loss_type = "ForCausalLM"  # what it takes anyway, with a warning
+    model.loss_type = "ForCausalLM"  # the default, which transformers takes with a warning
     return model
 
 
-def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path, say: Say) -> None:
-    """All steps of the plan, or those that are left where `state` has some."""
+def _run(model: Any, tokenizer: Tokenizer, plan: Plan, state: Path, say: LogLine) -> None:
+    """Run all steps of the plan, or the remaining ones if `state` holds a stopped training."""
     import torch
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     first = _resumed(model, optimiser, plan, state) if state.exists() else 0
     if first:
-        say(f"copywriter: goes on after step {first:,} of {plan.steps:,}")
+        say(f"copywriter: resumes after step {first:,} of {plan.steps:,}")
     started = saved = time.monotonic()
-    told = started - SAY_SECONDS
+    reported = started - REPORT_SECONDS
     model.train()
     for step in range(first, plan.steps):
-        optimiser.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * (1.02 - step / plan.steps)
+        optimiser.param_groups[0]["lr"] = (
+            LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * (1.02 - step / plan.steps)
+        )
         optimiser.zero_grad()
         if step < plan.pretraining:
-            loss = _read(model, tokenizer, plan.seed, step)
+            loss = _pretrain_step(model, tokenizer, plan.seed, step)
         else:
-            loss = _write(model, tokenizer, plan.seed, step)
+            loss = _fine_tune_step(model, tokenizer, plan.seed, step)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         now = time.monotonic()
-        if now - told > SAY_SECONDS or step == plan.steps - 1:
-            told = now
+        if now - reported > REPORT_SECONDS or step == plan.steps - 1:
+            reported = now
             left = (now - started) / (step + 1 - first) * (plan.steps - step - 1)
             phase = "pre-training" if step < plan.pretraining else "fine-tuning"
             at = f"step {step + 1:,} of {plan.steps:,}"
-            say(f"copywriter, {phase}, {at}: loss {loss:.3f} nats a token, {left / 60:.0f} min left")
+            say(f"copywriter, {phase}, {at}: loss {loss:.3f} nats per token, {left / 60:.0f} min left")
         if now - saved > SAVE_SECONDS or step == plan.steps - 1:
             saved = now
             _save(model, optimiser, plan, step + 1, state)
 
 
-def _read(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
-    """Gradients of a step over texts, and their loss in nats a token."""
+def _pretrain_step(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
+    """Compute the gradients of one step over texts, and return the loss in nats per token."""
     import torch
 
     end, room = _end(tokenizer), WINDOWS * WINDOW
     stream: list[int] = []
-    for text in texts(_mixed(seed, step)):
+    for text in texts(_step_seed(seed, step)):
         stream += [*tokenizer.encode(text).ids, end]
         if len(stream) >= room:
             break
@@ -290,12 +294,15 @@ def _read(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
     return float(loss.item())
 
 
-def _write(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
-    """Gradients of a step over pairs of one slot in each language, and their loss in nats a token of the headlines."""
+def _fine_tune_step(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
+    """Compute the gradients of one step over pairs of one slot in each language.
+
+    Returns the loss in nats per token of the headlines.
+    """
     groups = []
     for at, locale in enumerate(LOCALES):
         slot = SLOTS[(step + 3 * at) % len(SLOTS)]
-        source = pairs(_mixed(seed, step), only=(locale, slot))
+        source = pairs(_step_seed(seed, step), only=(locale, slot))
         groups.append([_tokens(tokenizer, pair) for pair in islice(source, PAIRS)])
     total = sum(len(headline) for group in groups for _, headline in group)
     loss = 0.0
@@ -310,42 +317,42 @@ def _write(model: Any, tokenizer: Tokenizer, seed: int, step: int) -> float:
 
 
 def _tokens(tokenizer: Tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
-    """What follows the prefix in the prompt, and the headline with its end."""
-    whole = prompt(pair.locale, pair.slot, pair.topic, pair.items)
+    """Return the tokens of the prompt after its prefix, and those of the headline with the end token."""
+    whole = format_prompt(pair.locale, pair.slot, pair.topic, pair.items)
     begin = prefix(pair.locale, pair.slot)
     headline = [*tokenizer.encode(pair.headline).ids, _end(tokenizer)]
     return tokenizer.encode(whole[len(begin) :]).ids, headline
 
 
 def _nats(model: Any, begin: list[int], chunk: Sequence[tuple[list[int], list[int]]]) -> Any:
-    """The loss of all headlines' tokens, summed. The prefix that they share is computed once."""
+    """Return the summed loss of all headline tokens. The shared prefix is computed once."""
     import torch
 
     past = model.transformer(torch.tensor([begin]), use_cache=True).past_key_values
     past.batch_repeat_interleave(len(chunk))
-    longest = max(len(told) + len(headline) for told, headline in chunk) - 1
+    longest = max(len(prompt) + len(headline) for prompt, headline in chunk) - 1
     ids = torch.zeros((len(chunk), longest), dtype=torch.long)
-    aims = torch.full((len(chunk), longest), -100)
-    for row, (told, headline) in enumerate(chunk):
-        sequence = torch.tensor(told + headline)
+    targets = torch.full((len(chunk), longest), -100)
+    for row, (prompt, headline) in enumerate(chunk):
+        sequence = torch.tensor(prompt + headline)
         ids[row, : len(sequence) - 1] = sequence[:-1]
-        aims[row, len(told) - 1 : len(sequence) - 1] = sequence[len(told) :]
+        targets[row, len(prompt) - 1 : len(sequence) - 1] = sequence[len(prompt) :]
     hidden = model.transformer(ids, past_key_values=past, use_cache=True).last_hidden_state
-    asked = aims >= 0
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[asked]), aims[asked], reduction="sum")
+    is_target = targets >= 0
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[is_target]), targets[is_target], reduction="sum")
 
 
 def perplexities(model: Any, tokenizer: Tokenizer) -> dict[str, float]:
-    """Perplexity a token of headlines that were never read, by language and group.
+    """Return the perplexity per token of unseen headlines, by language and group.
 
-    New facts in shapes that were learnt; shapes that were not; and topics that were not, given as words to be copied.
+    Groups: new facts in learnt shapes; held-out shapes; held-out topics, given as words to copy.
     """
     import torch
 
     found: dict[str, float] = {}
     sources = {
-        "new_facts": pairs(_mixed(-1, 0)),
-        "held_out_shapes": pairs(_mixed(-1, 1), held_out=True),
+        "new_facts": pairs(_step_seed(-1, 0)),
+        "held_out_shapes": pairs(_step_seed(-1, 1), held_out=True),
         "held_out_topics": _of_held_out_topics(random.Random(-1)),
     }
     for group, source in sources.items():
@@ -364,17 +371,17 @@ def _of_held_out_topics(rng: random.Random) -> Iterator[Pair]:
     while True:
         locale, slot = rng.choice(LOCALES), rng.choice(SLOTS)
         words = rng.choice(list(topics()[1].values()))[locale]
-        fitting = [s for s in shapes()[locale, slot] if s.of_any_interest and not s.items and not s.held_out]
-        headline = spoken(rng, rng.choice(fitting).text, locale, words._replace(names=words.names[:1]))
+        fitting = [s for s in shapes()[locale, slot] if s.fits_unknown_interest and not s.items and not s.held_out]
+        headline = render(rng, rng.choice(fitting).text, locale, words._replace(names=words.names[:1]))
         if headline is not None:
             yield Pair(locale, slot, words.names[0], 0, headline, "")
 
 
 def _end(tokenizer: Tokenizer) -> int:
-    return int(tokenizer.token_to_id(END) or 0)  # the only special token is the first
+    return int(tokenizer.token_to_id(END) or 0)  # the only special token has id 0
 
 
-def _mixed(seed: int, step: int) -> int:
+def _step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
@@ -385,22 +392,23 @@ def _save(model: Any, optimiser: Any, plan: Plan, step: int, state: Path) -> Non
     for at, parameter in enumerate(model.parameters()):
         moments = optimiser.state[parameter]
         tensors |= {f"mean.{at}": moments["exp_avg"], f"square.{at}": moments["exp_avg_sq"]}
-    told = {"plan": json.dumps(plan._asdict()), "step": str(step)}
-    _atomically(state, lambda path: save_file(tensors, path, told))
+    metadata = {"plan": json.dumps(plan._asdict()), "step": str(step)}
+    _write_atomically(state, lambda path: save_file(tensors, path, metadata))
 
 
 def _resumed(model: Any, optimiser: Any, plan: Plan, state: Path) -> int:
-    """Take up what was saved; the number of steps that are done."""
+    """Restore a saved training, and return the number of finished steps."""
     import torch
     from safetensors import safe_open
 
     with safe_open(state, "pt") as file:
-        told = file.metadata()
-        if (theirs := json.loads(told["plan"])) != plan._asdict():
+        metadata = file.metadata()
+        if (saved := json.loads(metadata["plan"])) != plan._asdict():
             raise ValueError(
-                f"{state} is of a training with {theirs}, not {plan._asdict()}; ask for that, or remove it to start anew"
+                f"{state} is of a training with {saved}, not {plan._asdict()}; ask for that, or remove it to start "
+                f"again"
             )
-        step = int(told["step"])
+        step = int(metadata["step"])
         with torch.no_grad():
             for at, (name, parameter) in enumerate(model.named_parameters()):
                 parameter.copy_(file.get_tensor(f"weight.{name}"))
@@ -412,8 +420,8 @@ def _resumed(model: Any, optimiser: Any, plan: Plan, state: Path) -> int:
     return step
 
 
-def _atomically(path: Path, write: Any) -> None:
-    """Whoever is killed while writing leaves the file as it was."""
-    partial = path.with_name("." + path.name)
-    write(partial)
-    os.replace(partial, path)
+def _write_atomically(path: Path, write: Any) -> None:
+    """Write a file so that a kill during the write leaves the previous file."""
+    temporary = path.with_name("." + path.name)
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""The content models as ONNX graphs: phi (U, C, F) float32, mask (U, C) bool, theta (F, 1) -> probability (U, C)."""
+"""The ranker's ONNX graphs: from phi (U, C, F) float32, mask (U, C) bool and theta (F, 1) to probability (U, C)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,38 +6,39 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-WIDE, NARROW = 32, 32
+from stream.types import F32, F64
+
+WIDE, NARROW = 32, 32  # units of the first and the second hidden layer
 
 
 class Head(NamedTuple):
-    """score(x) = w . x + v . relu(B relu(A x + a) + b) of raw phi."""
+    """An MLP head. With raw phi as x, score(x) = w . x + v . relu(B relu(A x + a) + b)."""
 
-    linear: Floats  # (F, 1)
-    first: Floats  # (F, WIDE)
-    first_bias: Floats  # (WIDE,)
-    second: Floats  # (WIDE, NARROW)
-    second_bias: Floats  # (NARROW,)
-    last: Floats  # (NARROW, 1)
-    loss: float  # mean cross-entropy on held-out choices, nats
-    place: Floats = np.zeros(0, np.float32)  # weights of the position's features, which are not served
+    linear: F32  # (F, 1)
+    first: F32  # (F, WIDE)
+    first_bias: F32  # (WIDE,)
+    second: F32  # (WIDE, NARROW)
+    second_bias: F32  # (NARROW,)
+    last: F32  # (NARROW, 1)
+    loss: float  # mean cross-entropy of held-out choices, in nats
+    position_weights: F32 = np.zeros(0, np.float32)  # weights of the position's features; not served
 
-    def score(self, phi: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """(..., F) -> (..., 1) in double precision: what the graph is compared with."""
+    def score(self, phi: npt.NDArray[Any]) -> F64:
+        """(..., 1) scores of phi (..., F) in double precision: the reference of the graph."""
         x = phi.astype(np.float64)
         hidden = np.maximum(np.maximum(x @ self.first + self.first_bias, 0.0) @ self.second + self.second_bias, 0.0)
         return x @ self.linear + hidden @ self.last  # type: ignore[no-any-return]
 
 
 def graph() -> bytes:
-    """theta . phi, and the softmax over the candidates that the mask leaves."""
+    """The logit: theta . phi, and the softmax over the candidates of the mask. Names of nodes are part of the hash."""
     from onnx import helper
 
     return _softmax("softmax", [helper.make_node("MatMul", ["phi", "theta"], ["column"])], [])
 
 
 def head_graph(head: Head) -> bytes:
-    """The softmax over the head's scores. theta is its linear part."""
+    """The MLP head: the softmax over its scores. theta is its linear part."""
     from onnx import helper, numpy_helper
 
     nodes = [
@@ -56,7 +57,7 @@ def head_graph(head: Head) -> bytes:
 
 
 def _softmax(name: str, scoring: Sequence[Any], weights: Sequence[Any]) -> bytes:
-    """scoring: nodes from phi and theta to `column` (U, C, 1)."""
+    """A graph with the softmax after the nodes `scoring`, which lead from phi and theta to `column` (U, C, 1)."""
     from onnx import TensorProto, checker, helper
 
     nodes = [

@@ -1,4 +1,4 @@
-"""Both heads of a ranker fitted on the same choices: the logit, and the MLP where torch is there."""
+"""Both heads of a ranker, fitted on the same choices: the logit, and the MLP if torch is installed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.train.learning_curve import Point, Progress
-from models.train.progress import Say, of_epochs
+from models.train.learning_curve import OnEpoch, Point
+from models.train.progress import LogLine, epoch_logger
 from models.train.ranker import fit as ranker
 from models.train.ranker.fit import Choices, Fit
 from models.train.ranker.graph import Head
@@ -17,28 +17,35 @@ from models.train.step_cache import Arrays, StepCache
 
 
 def fit_heads(
-    choices: Choices, say: Say, *, seed: int, finished: StepCache | None = None, name: str = "heads",
+    choices: Choices, log: LogLine, *, seed: int, cache: StepCache | None = None, name: str = "heads",
     curves: dict[str, list[Point]] | None = None,
 ) -> tuple[Fit, Head | None]:  # fmt: skip
-    """Each is kept in `finished` under `name`. `curves` gets the losses of "logit" and "MLP" by epoch.
+    """Fit the logit and the MLP. The MLP is None without torch.
 
-    Raises ValueError where there are too few choices.
+    Each head is kept in `cache` under `name`. The losses of "logit" and "MLP" by epoch are appended to `curves`. Raises
+    ValueError if there are too few choices.
     """
-    drawn: dict[str, list[Point]] = {} if curves is None else curves
+    all_curves: dict[str, list[Point]] = {} if curves is None else curves
 
-    def told(what: str, epochs: int) -> Progress:
-        return of_epochs(what, epochs, say, drawn.setdefault(what, []))
+    def on_epoch(model: str, epochs: int) -> OnEpoch:
+        return epoch_logger(model, epochs, log, all_curves.setdefault(model, []))
 
-    def kept(part: str, make: Callable[[], NamedTuple]) -> dict[str, Any]:
-        def made() -> Arrays:
-            return {field: np.asarray(value) for field, value in make()._asdict().items()}
+    def load_or_fit(head: str, fit: Callable[[], NamedTuple]) -> dict[str, Any]:
+        def compute() -> Arrays:
+            return {field: np.asarray(value) for field, value in fit()._asdict().items()}
 
-        arrays = made() if finished is None else finished.once(f"{name}-{part}", made)
+        arrays = compute() if cache is None else cache.load_or_compute(f"{name}-{head}", compute)
         return {field: value if value.ndim else float(value) for field, value in arrays.items()}
 
-    fitted = Fit(**kept("logit", lambda: ranker.fit(choices, seed=seed, progress=told("logit", ranker.EPOCHS))))
+    def fit_logit() -> Fit:
+        return ranker.fit(choices, seed=seed, progress=on_epoch("logit", ranker.EPOCHS))
+
+    fitted = Fit(**load_or_fit("logit", fit_logit))
     if find_spec("torch") is None:
         return fitted, None
     from models.train.ranker.mlp_head import EPOCHS, fit_head
 
-    return fitted, Head(**kept("mlp", lambda: fit_head(choices, seed=seed, progress=told("MLP", EPOCHS))))
+    def fit_mlp() -> Head:
+        return fit_head(choices, seed=seed, progress=on_epoch("MLP", EPOCHS))
+
+    return fitted, Head(**load_or_fit("mlp", fit_mlp))

@@ -1,4 +1,4 @@
-"""Talking to the leaders of partitions, on connections whose answers are received in place."""
+"""Requests to the leaders of partitions, and connections that receive the answers without copying them twice."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from stream.kafka.client.connection import client_options, connecting
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-PARTITION_BYTES = 1 << 20  # of one partition in one fetch; a larger batch comes alone
-FETCH_BYTES = 4 << 20
-READ_UNCOMMITTED = 0
+PARTITION_BYTES = 1 << 20  # maximum of one partition in one fetch; a larger batch is returned alone
+FETCH_BYTES = 4 << 20  # maximum of one fetch
+MIN_FETCH_BYTES = 1  # a fetch is answered as soon as there is any record
+READ_UNCOMMITTED = 0  # isolation level
+BUFFER_BYTES = 1 << 20  # initial size of a connection's receive buffer
+LENGTH_BYTES = 4  # an answer is preceded by its length
 
 
-class Part(NamedTuple):
-    """What a leader answers for one partition."""
+class FetchedPartition(NamedTuple):
+    """A leader's answer for one partition."""
 
     tp: TP
-    error: type[KafkaError] | None  # OffsetOutOfRangeError, or one that passes when the leader is found anew
+    error: type[KafkaError] | None  # OffsetOutOfRangeError, or an error that passes once the leader is found again
     end: int  # the high watermark
-    data: bytes  # whole record batches; the offset that was asked for may lie inside the first
+    data: bytes  # whole record batches; the requested offset may be inside the first
 
 
-async def client_of(settings: Settings) -> AIOKafkaClient:
-    """A client outside of any group, connected. Raises NoBroker or a Kafka error, and leaves nothing open then."""
+async def connect_client(settings: Settings) -> AIOKafkaClient:
+    """Return a connected client without a group. Raises NoBroker or a Kafka error, and leaves nothing open then."""
     client = AIOKafkaClient(**client_options(settings))
     try:
         with connecting(settings):
@@ -43,91 +46,93 @@ async def client_of(settings: Settings) -> AIOKafkaClient:
     return client
 
 
-async def know(client: AIOKafkaClient, topics: set[str]) -> None:
-    """Ask who leads the partitions of topics that the client does not know yet."""
+async def track_topics(client: AIOKafkaClient, topics: set[str]) -> None:
+    """Look up the leaders of topics that the client does not know yet, and keep them current."""
     known = set(client.cluster.topics())
     if not topics <= known:
         await client.set_topics(list(topics | known))
 
 
-async def send(client: AIOKafkaClient, leader: int, request: Any) -> Any:
-    """The broker's answer. Raises the Kafka error where there is none."""
+async def send_request(client: AIOKafkaClient, leader: int, request: Any) -> Any:
+    """Return the broker's answer. Raises the Kafka error if there is none."""
     if await client.ready(leader):
-        read_in_place(client._conns[leader, ConnectionGroup.DEFAULT])
+        install_frame_reader(client._conns[leader, ConnectionGroup.DEFAULT])
     return await client.send(leader, request)
 
 
-async def ask(client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int) -> list[Part] | None:
-    """Fetch some partitions from their offsets on; the broker holds the question for `wait_ms` where there is nothing.
+async def fetch_partitions(
+    client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int
+) -> list[FetchedPartition] | None:
+    """Fetch partitions from the wanted offsets. While there is no record, the broker holds the request for `wait_ms`.
 
-    None where the broker does not answer. Raises the Kafka error of what does not pass by itself.
+    Returns None if the broker does not answer. Raises a Kafka error that a retry does not solve.
     """
     topics: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for tp, offset in wanted.items():
         topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
-    request = FetchRequest(wait_ms, 1, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
+    request = FetchRequest(wait_ms, MIN_FETCH_BYTES, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
     try:
-        response = await send(client, leader, request)
+        response = await send_request(client, leader, request)
     except KafkaError as error:
         if not error.retriable:
             raise
         return None
-    parts = []
+    fetched = []
     for topic, partitions in response.topics:
         for partition, code, end, *rest in partitions:
             kind = for_code(code) if code else None
             if kind is not None and not kind.retriable and kind is not OffsetOutOfRangeError:
                 raise kind(f"partition {partition} of '{topic}' cannot be read")
-            parts.append(Part(TP(topic, partition), kind, end, rest[-1] or b""))
-    return parts
+            fetched.append(FetchedPartition(TP(topic, partition), kind, end, rest[-1] or b""))
+    return fetched
 
 
-class Frames(asyncio.BufferedProtocol):
-    """A broker's answers on a connection of aiokafka, received where they lie until they are whole.
+class FrameReader(asyncio.BufferedProtocol):
+    """Receives a broker's answers on a connection of aiokafka, each in one buffer until it is complete.
 
-    asyncio's own reader receives, joins and cuts each byte anew, in memory that the system must find again each time.
+    asyncio's StreamReader copies each byte when it receives, joins and cuts data, in newly allocated memory.
     """
 
     def __init__(self, connection: Any) -> None:
-        self._connection, self._before = connection, connection._protocol
-        self._room = bytearray(1 << 20)
-        self._head, self._wanted, self._filled = True, 4, 0  # an answer's length comes first, in four bytes
+        self._connection, self._replaced = connection, connection._protocol
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._is_length, self._wanted, self._filled = True, LENGTH_BYTES, 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(self._room)[self._filled : self._wanted]
+        return memoryview(self._buffer)[self._filled : self._wanted]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         if self._filled < self._wanted:
             return
-        found = bytes(memoryview(self._room)[: self._wanted])
-        self._filled, self._head = 0, not self._head
-        if self._head:
-            self._wanted = 4
-            self._connection._handle_frame(found)
+        frame = bytes(memoryview(self._buffer)[: self._wanted])
+        self._filled, self._is_length = 0, not self._is_length
+        if self._is_length:
+            self._wanted = LENGTH_BYTES
+            self._connection._handle_frame(frame)
         else:
-            self._wanted = int.from_bytes(found, "big")
-            if self._wanted > len(self._room):
-                self._room = bytearray(self._wanted)
+            self._wanted = int.from_bytes(frame, "big")
+            if self._wanted > len(self._buffer):
+                self._buffer = bytearray(self._wanted)
 
-    # aiokafka's protocol still closes the connection and holds back its writer.
+    # aiokafka's protocol still closes the connection and applies back pressure to its writer.
 
     def eof_received(self) -> bool | None:
-        ended: bool | None = self._before.eof_received()
-        return ended
+        keep_open: bool | None = self._replaced.eof_received()
+        return keep_open
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._before.connection_lost(exc)
+        self._replaced.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        self._before.pause_writing()
+        self._replaced.pause_writing()
 
     def resume_writing(self) -> None:
-        self._before.resume_writing()
+        self._replaced.resume_writing()
 
 
-def read_in_place(connection: Any) -> None:
-    """From now on, unless an answer is on its way: the next time will do."""
+def install_frame_reader(connection: Any) -> None:
+    """Let a FrameReader receive the connection's answers. Skipped while an answer is pending; the next call does it."""
     transport = connection._writer.transport
-    if not connection._requests and not isinstance(transport.get_protocol(), Frames):
-        transport.set_protocol(Frames(connection))
+    if not connection._requests and not isinstance(transport.get_protocol(), FrameReader):
+        transport.set_protocol(FrameReader(connection))

@@ -1,4 +1,4 @@
-"""How every client reaches the cluster: addresses, TLS and SASL from the settings, and which partition owns a key."""
+"""Connection options of every client (addresses, TLS, SASL), clear connection errors, and the partition of a key."""
 
 from __future__ import annotations
 
@@ -26,14 +26,11 @@ if TYPE_CHECKING:
 
 
 class NoBroker(RuntimeError):
-    """Kafka does not answer, or refuses us; the message says where and what to do."""
+    """Kafka does not answer, or refuses the connection; the message says where and what to do."""
 
 
 def bootstrap(settings: Settings) -> list[str]:
-    """`host:port` of each broker named in the settings.
-
-    Raises NoBroker where none is set.
-    """
+    """`host:port` of each broker in the settings. Raises NoBroker if none is set."""
     if not settings.broker:
         raise NoBroker(
             "no broker is set: start `shopwindow broker` or `shopwindow worker`, "
@@ -44,7 +41,7 @@ def bootstrap(settings: Settings) -> list[str]:
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Arguments that every aiokafka client takes: address, TLS, SASL."""
+    """Arguments of every aiokafka client: address, TLS, SASL."""
     options: dict[str, Any] = {
         "bootstrap_servers": bootstrap(settings),
         "security_protocol": settings.security_protocol,
@@ -59,7 +56,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def faust_credentials(settings: Settings) -> faust.SSLCredentials | faust.SASLCredentials | None:
-    """The same for Faust, which wants objects of its own."""
+    """TLS and SASL for Faust, which has its own credential classes; None for a plaintext connection."""
     tls = _ssl_context(settings) if settings.security_protocol.endswith("SSL") else None
     if settings.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(
@@ -72,90 +69,90 @@ def faust_credentials(settings: Settings) -> faust.SSLCredentials | faust.SASLCr
 
 
 def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    """Raises NoBroker where a file of the settings does not hold what it should."""
-    ca, own, key = settings.ssl_ca_file, settings.ssl_cert_file, settings.ssl_key_file
+    """The TLS context of the settings. Raises NoBroker if a file does not contain what it should."""
+    ca, certificate, key = settings.ssl_ca_file, settings.ssl_cert_file, settings.ssl_key_file
     try:
         context = ssl.create_default_context(cafile=str(ca) if ca else None)
     except (ssl.SSLError, OSError) as error:
         raise NoBroker(f"SHOPWINDOW_SSL_CA_FILE '{ca}' holds no certificate in PEM ({error})") from error
-    if own:
+    if certificate:
         try:
-            context.load_cert_chain(str(own), str(key) if key else None)
+            context.load_cert_chain(str(certificate), str(key) if key else None)
         except (ssl.SSLError, OSError) as error:
             raise NoBroker(
-                f"SHOPWINDOW_SSL_CERT_FILE '{own}' and SHOPWINDOW_SSL_KEY_FILE '{key or own}' hold no certificate and its "
-                f"key in PEM ({error})"
+                f"SHOPWINDOW_SSL_CERT_FILE '{certificate}' and SHOPWINDOW_SSL_KEY_FILE '{key or certificate}' hold no "
+                f"certificate and its key in PEM ({error})"
             ) from error
     return context
 
 
 class _Attempts:
-    """Why each attempt to connect has failed: aiokafka logs the reasons, and raises only that there was one."""
+    """Why each connection attempt failed: aiokafka logs the reasons, and raises only that there was one."""
 
     def __init__(self) -> None:
-        self.open = True
-        self.failed: list[tuple[str, BaseException]] = []  # host:port, error
+        self.is_open = True
+        self.failures: list[tuple[str, BaseException]] = []  # host:port, error
 
 
 _attempts: ContextVar[_Attempts | None] = ContextVar("attempts", default=None)
 
 
-def _take_reason(record: logging.LogRecord) -> bool:
-    """A filter of aiokafka's log: what is said while somebody connects goes to him alone."""
+def _collect_failure(record: logging.LogRecord) -> bool:
+    """Filter of aiokafka's log: within `connecting`, failures are collected instead of logged."""
     attempts = _attempts.get()
-    if attempts is None or not attempts.open:
+    if attempts is None or not attempts.is_open:
         return True
     if isinstance(record.args, tuple) and len(record.args) == 3 and isinstance(record.args[2], BaseException):
         host, port, error = record.args
         assert isinstance(error, BaseException)
-        attempts.failed.append((f"{host}:{port}", error))
+        attempts.failures.append((f"{host}:{port}", error))
     return False
 
 
-# aiokafka.client logs as "aiokafka" itself.
+# aiokafka.client logs under the name "aiokafka".
 for _name in ("aiokafka", "aiokafka.conn"):
-    logging.getLogger(_name).addFilter(_take_reason)
+    logging.getLogger(_name).addFilter(_collect_failure)
 
 
 @contextmanager
 def connecting(settings: Settings) -> Iterator[None]:
-    """Around a client's start: a broker that does not let us in becomes NoBroker, with the reason and what to do."""
+    """Wrap the start of a client: a failed connection raises NoBroker, with the reason and what to do."""
     attempts = _Attempts()
-    before = _attempts.set(attempts)
+    token = _attempts.set(attempts)
     try:
         yield
     except (KafkaError, OSError) as error:
         hosts = ", ".join(bootstrap(settings))
-        # Where hosts fail for different reasons, one that let itself be spoken to knows most.
-        told = sorted(attempts.failed, key=lambda failed: isinstance(failed[1], ConnectionRefusedError))
-        host, reason = told[0] if told else (hosts, error)
-        raise NoBroker(f"no Kafka answers at {hosts}: {_explained(settings, host, reason)}") from error
+        # If hosts fail for different reasons, one that accepted the connection has the most informative error.
+        failures = sorted(attempts.failures, key=lambda failure: isinstance(failure[1], ConnectionRefusedError))
+        host, reason = failures[0] if failures else (hosts, error)
+        raise NoBroker(f"no Kafka answers at {hosts}: {_explain(settings, host, reason)}") from error
     finally:
-        attempts.open = False
-        _attempts.reset(before)
+        attempts.is_open = False
+        _attempts.reset(token)
 
 
-# OpenSSL's verdicts upon a certificate.
-_NOT_YET, _EXPIRED, _OTHER_NAMES, _UNKNOWN_AUTHORITY = 9, 10, (62, 64), (2, 18, 19, 20, 21)
+# OpenSSL's verification error codes.
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME, _UNKNOWN_AUTHORITY = 9, 10, (62, 64), (2, 18, 19, 20, 21)
 
 
-def _explained(settings: Settings, host: str, error: BaseException) -> str:
-    """Why `host` (host:port) did not let us in, and what to do."""
+def _explain(settings: Settings, host: str, error: BaseException) -> str:
+    """Why `host` (host:port) refused the connection, and what to do."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _EXPIRED:
             return f"the certificate of {host} has expired; renew it on that broker"
-        if error.verify_code == _NOT_YET:
+        if error.verify_code == _NOT_YET_VALID:
             return f"the certificate of {host} is not valid yet; check the clocks of both machines"
-        if error.verify_code in _OTHER_NAMES:
+        if error.verify_code in _WRONG_NAME:
             return (
-                f"the certificate of {host} is for another name ({error.verify_message}); write the name that it is for "
-                "in SHOPWINDOW_BROKER, or have a certificate made for this one"
+                f"the certificate of {host} is for another name ({error.verify_message}); write the name that it is "
+                "for in SHOPWINDOW_BROKER, or issue a certificate for this host"
             )
         if error.verify_code in _UNKNOWN_AUTHORITY:
             authority = f"'{settings.ssl_ca_file}'" if settings.ssl_ca_file else "the authorities of this system"
             return (
-                f"the certificate of {host} is not signed by {authority}; name the file of the authority that signed it "
-                "in SHOPWINDOW_SSL_CA_FILE"
+                f"the certificate of {host} is not signed by {authority}; name the file of the authority that signed "
+                "it in SHOPWINDOW_SSL_CA_FILE"
             )
         return f"the certificate of {host} is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -168,11 +165,11 @@ def _explained(settings: Settings, host: str, error: BaseException) -> str:
             "SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD"
         )
     if isinstance(error, UnsupportedSaslMechanismError):
-        return f"{host} lets nobody log in by {settings.sasl_mechanism}; check SHOPWINDOW_SASL_MECHANISM"
+        return f"{host} does not support logins by {settings.sasl_mechanism}; check SHOPWINDOW_SASL_MECHANISM"
     if isinstance(error, ConnectionRefusedError):
         return f"nothing listens at {host}; start it, or check SHOPWINDOW_BROKER"
     if isinstance(error, socket.gaierror):
-        return f"{host} is not known by name; check SHOPWINDOW_BROKER"
+        return f"{host} cannot be resolved; check SHOPWINDOW_BROKER"
     if isinstance(error, TimeoutError):
         return f"{host} does not answer in time; check its load, the network and SHOPWINDOW_BROKER"
     if isinstance(error, (KafkaConnectionError, ConnectionError, asyncio.IncompleteReadError)):
@@ -184,5 +181,5 @@ def _explained(settings: Settings, host: str, error: BaseException) -> str:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition that owns `key`: murmur2, as Kafka's own clients in every language choose it."""
+    """The partition that owns `key`: murmur2, like Kafka's own clients in every language."""
     return int(murmur2(key) & 0x7FFFFFFF) % partitions

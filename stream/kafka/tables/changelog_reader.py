@@ -1,7 +1,7 @@
-"""Reading changelogs: a client of its own, outside of the group, that takes whole record batches.
+"""Reads changelogs, outside of the consumer group, as whole record batches.
 
-Kafka Streams has a restore consumer for the same reasons: tables are read while nothing else is, by the million, and
-standby copies are kept current without holding up the clicks.
+Kafka Streams has a restore consumer for the same reasons. A table's changelog has millions of records and is read while
+no other work is done. Standby copies are kept current without delaying the clicks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aiokafka.errors import (
 from aiokafka.record.default_records import DefaultRecordBatch
 from faust.types import TP
 
-from stream.kafka.client.brokers import ask, client_of, know
+from stream.kafka.client.brokers import connect_client, fetch_partitions, track_topics
 from stream.kafka.client.connection import NoBroker
 from stream.kafka.client.record_batch import (
     ATTRIBUTES,
@@ -32,20 +32,20 @@ from stream.kafka.client.record_batch import (
     NEXT,
     OFFSET,
     START,
-    cut,
-    locate,
-    walk,
-    wrong_checksum,
+    find_batches,
+    first_wrong_checksum,
+    locate_records,
+    slice_records,
 )
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-WAIT_MS = 250  # how long the broker holds a fetch that finds nothing
-RETRY = 0.1  # s
+FETCH_WAIT_MS = 250  # how long the broker holds a fetch while it has no record
+RETRY_S = 0.1
 
 
-class Stretch(NamedTuple):
+class ChangelogRecords(NamedTuple):
     """Records of one changelog partition, in order."""
 
     records: Sequence[tuple[bytes, bytes | None]]
@@ -53,36 +53,38 @@ class Stretch(NamedTuple):
 
 
 class ChangelogReader:
-    """Fetches from where it is told; keeps no position. Connects at the first fetch, reconnects by itself."""
+    """Fetches from given offsets; keeps no position. Connects at the first fetch, and reconnects as needed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client: AIOKafkaClient | None = None
 
-    async def fetch(self, wanted: Mapping[TP, int], wait_ms: int = WAIT_MS) -> dict[TP, Stretch]:
-        """What there is from the wanted offsets on, of some partitions, some megabytes each; nothing after `wait_ms`.
+    async def fetch(self, wanted: Mapping[TP, int], wait_ms: int = FETCH_WAIT_MS) -> dict[TP, ChangelogRecords]:
+        """Fetch some megabytes of each partition, from the wanted offsets. Empty if nothing arrives within `wait_ms`.
 
-        Leaders that move are found again, brokers that are gone waited for. Raises OffsetOutOfRangeError where a log
-        neither has an offset nor ends there, CorruptRecordException where a checksum is wrong.
+        Finds leaders again after they move, and waits for brokers that are down. Raises OffsetOutOfRangeError if a log
+        neither has an offset nor ends there, and CorruptRecordException if a checksum is wrong.
         """
         try:
             client = await self._connected({tp.topic for tp in wanted})
         except (NoBroker, KafkaError):
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY_S)
             return {}
-        by_node: defaultdict[int, dict[TP, int]] = defaultdict(dict)
+        by_leader: defaultdict[int, dict[TP, int]] = defaultdict(dict)
         for tp, offset in wanted.items():
             leader = client.cluster.leader_for_partition(TopicPartition(*tp))
             if leader is not None and leader >= 0:
-                by_node[leader][tp] = offset
-        found: dict[TP, Stretch] = {}
-        answers = await asyncio.gather(*(self._ask(client, node, some, wait_ms) for node, some in by_node.items()))
+                by_leader[leader][tp] = offset
+        fetched: dict[TP, ChangelogRecords] = {}
+        answers = await asyncio.gather(
+            *(self._fetch_from(client, leader, offsets, wait_ms) for leader, offsets in by_leader.items())
+        )
         for answer in answers:
-            found |= answer
-        if len(by_node) == 0 or any(answer is _LOST for answer in answers):
-            await asyncio.sleep(RETRY)
+            fetched |= answer
+        if len(by_leader) == 0 or any(answer is _LEADER_MOVED for answer in answers):
+            await asyncio.sleep(RETRY_S)
             await client.force_metadata_update()
-        return found
+        return fetched
 
     async def close(self) -> None:
         if self._client is not None:
@@ -91,47 +93,51 @@ class ChangelogReader:
 
     async def _connected(self, topics: set[str]) -> AIOKafkaClient:
         if self._client is None:
-            self._client = await client_of(self._settings)
-        await know(self._client, topics)
+            self._client = await connect_client(self._settings)
+        await track_topics(self._client, topics)
         return self._client
 
-    async def _ask(
-        self, client: AIOKafkaClient, node: int, wanted: Mapping[TP, int], wait_ms: int
-    ) -> dict[TP, Stretch]:
-        answers = await ask(client, node, wanted, wait_ms)
-        found: dict[TP, Stretch] = {}
-        for tp, error, _, data in answers or ():
+    async def _fetch_from(
+        self, client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int
+    ) -> dict[TP, ChangelogRecords]:
+        """Fetch from one broker. Return `_LEADER_MOVED` if it does not answer, or no longer leads a partition."""
+        partitions = await fetch_partitions(client, leader, wanted, wait_ms)
+        fetched: dict[TP, ChangelogRecords] = {}
+        for tp, error, _, data in partitions or ():
             if error is not None and error is OffsetOutOfRangeError:
                 raise error(f"partition {tp.partition} of '{tp.topic}' has nothing at offset {wanted[tp]} any more")
             if error is not None:
-                return _LOST
+                return _LEADER_MOVED
             if data:
-                found[tp] = read(data, wanted[tp])
-        return _LOST if answers is None else found
+                fetched[tp] = parse_changelog(data, wanted[tp])
+        return _LEADER_MOVED if partitions is None else fetched
 
 
-_LOST: dict[TP, Stretch] = {}  # an answer that asks to look for the leaders again
+_LEADER_MOVED: dict[TP, ChangelogRecords] = {}  # compared by identity: the leaders must be looked up again
 
 
-def read(data: bytes, start: int) -> Stretch:
-    """The records of a fetch from offset `start` on. Raises CorruptRecordException, ValueError for torn batches."""
-    batches = walk(data)
+def parse_changelog(data: bytes, start: int) -> ChangelogRecords:
+    """Parse the records of a fetch, from offset `start`.
+
+    Raises CorruptRecordException if a checksum is wrong, and ValueError if a batch is torn.
+    """
+    batches = find_batches(data)
     if not len(batches.rows):
-        return Stretch((), start)
-    wrong = wrong_checksum(batches)
+        return ChangelogRecords((), start)
+    wrong = first_wrong_checksum(batches)
     if wrong >= 0:
         raise CorruptRecordException(f"the batch before offset {batches.rows[wrong, NEXT]} has a wrong checksum")
-    following = max(start, int(batches.rows[-1, NEXT]))
+    next_offset = max(start, int(batches.rows[-1, NEXT]))
     if (batches.rows[:, ATTRIBUTES] & COMPRESSED).any():
-        return Stretch(_unpacked(memoryview(data), batches.rows.tolist(), start), following)
-    located = locate(batches)
+        return ChangelogRecords(_parse_compressed(memoryview(data), batches.rows.tolist(), start), next_offset)
+    located = locate_records(batches)
     if len(located) and located[0, OFFSET] < start:
         located = located[np.searchsorted(located[:, OFFSET], start) :]
-    return Stretch(cut(data, located), following)
+    return ChangelogRecords(slice_records(data, located), next_offset)
 
 
-def _unpacked(view: memoryview, batches: list[list[int]], start: int) -> list[tuple[bytes, bytes | None]]:
-    """The slow way, for a changelog that its topic has compressed."""
+def _parse_compressed(view: memoryview, batches: list[list[int]], start: int) -> list[tuple[bytes, bytes | None]]:
+    """Parse with aiokafka, which is slower: for a changelog that its topic has compressed."""
     found: list[tuple[bytes, bytes | None]] = []
     for batch in batches:
         if not batch[ATTRIBUTES] & CONTROL:

@@ -1,8 +1,8 @@
-"""Profiles in RocksDB: rows go to the disk only together with the changelog offset that they are of.
+"""Profiles in RocksDB: rows are written to the disk only together with their changelog offset.
 
-What an agent has folded lies in memory until its changelog batch is acknowledged; then rows, watermarks and offset are
-one write. So the disk is never ahead of the changelog nor torn from it, however the process ends, and a worker that
-comes back reads what has come since.
+Rows that an agent has folded stay in memory until their changelog batch is acknowledged. Then rows, watermarks and
+offset are one write. The disk is therefore never ahead of the changelog and never torn, however the process ends.
+A worker that restarts only reads the changelog records that were written since.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from rocksdict import (
     BlockBasedOptions,
@@ -26,53 +26,48 @@ from rocksdict import (
     WriteBufferManager,
 )
 
+from stream.kafka.tables.stores import DiskState
 from stream.profile.store import META_PREFIX, ProfileStore
 
 log = logging.getLogger(__name__)
 
-STATE = META_PREFIX + b"state"
+STATE_KEY = META_PREFIX + b"state"
 CACHE_BYTES = 64 << 20  # blocks in memory, of all partitions together
-BUFFER_BYTES = 64 << 20  # rows not yet in a file, of all partitions together
-Key = bytes
-Row = bytes
+BUFFER_BYTES = 64 << 20  # rows that are in no file yet, of all partitions together
 T = TypeVar("T")
 _ABSENT: Any = object()
 
 
 class DiskError(RuntimeError):
-    """The files cannot be read or written; the message says which and what to do. The changelog has everything."""
+    """The files cannot be read or written; the message says which and what to do. The changelog has all rows."""
 
 
-class Mark(NamedTuple):
-    """How far the rows on the disk have come."""
-
-    offset: int  # of the last changelog record that is in them
-    watermarks: dict[tuple[str, int], int]  # (topic, partition) -> next offset
-    at: float  # s since the epoch, when that was written
+class DamagedFiles(DiskError):
+    """The files do not contain what RocksDB has written."""
 
 
-class Partition(Mapping[Key, Row]):
-    """Rows of one partition: those of runs under way over those on the disk."""
+class DiskPartition(Mapping[bytes, bytes]):
+    """Rows of one partition by key: staged rows of runs in flight override those on the disk."""
 
     def __init__(self, path: Path, db: Rdict) -> None:
         self.path, self.db = path, db
-        self.staged: dict[Key, Row | None] = {}
+        self.staged: dict[bytes, bytes | None] = {}
         self._cursor = b""
-        stored = db.get(STATE)
-        self.mark: Mark | None = None
+        stored = db.get(STATE_KEY)
+        self.state: DiskState | None = None
         if stored is not None:
-            told = json.loads(stored)
-            marks = {(topic, source): following for topic, source, following in told["watermarks"]}
-            self.mark = Mark(told["offset"], marks, told["at"])
+            state = json.loads(stored)
+            watermarks = {(topic, source): next_offset for topic, source, next_offset in state["watermarks"]}
+            self.state = DiskState(state["offset"], watermarks, state["at"])
 
-    def get(self, key: Key, default: Any = None) -> Any:
+    def get(self, key: bytes, default: Any = None) -> Any:
         row = self.staged.get(key, _ABSENT)
-        if row is _ABSENT:  # never, or on the disk by now
+        if row is _ABSENT:  # never staged, or on the disk by now
             row = self.db.get(key)
         return default if row is None else row
 
-    def __getitem__(self, key: Key) -> Row:
-        row: Row | None = self.get(key)
+    def __getitem__(self, key: bytes) -> bytes:
+        row: bytes | None = self.get(key)
         if row is None:
             raise KeyError(key)
         return row
@@ -80,7 +75,7 @@ class Partition(Mapping[Key, Row]):
     def __contains__(self, key: object) -> bool:
         return self.get(key) is not None  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[bytes]:
         staged = dict(self.staged)
         key: Any
         for key in self.db.keys():  # noqa: SIM118  # an iterator; the object itself has none
@@ -94,27 +89,27 @@ class Partition(Mapping[Key, Row]):
         yield from ((key, row) for key, row in found if not key.startswith(META_PREFIX) and key not in staged)
         yield from ((key, row) for key, row in staged.items() if row is not None and not key.startswith(META_PREFIX))
 
-    def next_rows(self, count: int) -> list[tuple[Key, Row]]:
-        """From where the last call has ended; those of runs under way are left out."""
+    def next_rows(self, count: int) -> list[tuple[bytes, bytes]]:
+        """Up to `count` rows from where the previous call ended, without those that are staged."""
         found: Any = self.db.items(from_key=self._cursor)
         rows = list(islice(found, count + 1))
         self._cursor = rows[count][0] if len(rows) > count else b""
         return [(key, row) for key, row in rows[:count] if not key.startswith(META_PREFIX) and key not in self.staged]
 
     def __len__(self) -> int:
-        """About: RocksDB estimates."""
-        return max(0, (self.db.property_int_value("rocksdb.estimate-num-keys") or 0) - (self.mark is not None))
+        """The approximate number of rows, as RocksDB estimates it."""
+        return max(0, (self.db.property_int_value("rocksdb.estimate-num-keys") or 0) - (self.state is not None))
 
     def size(self) -> int:
-        """Bytes on the disk and in its buffer, about."""
+        """Approximate bytes on the disk and in its buffer."""
         live = self.db.property_int_value("rocksdb.estimate-live-data-size") or 0
         return live + (self.db.property_int_value("rocksdb.cur-size-all-mem-tables") or 0)
 
 
-class DiskProfileStore(ProfileStore[Partition]):
-    """Profiles at rest by partition, each partition in files of its own under `folder`.
+class DiskProfileStore(ProfileStore[DiskPartition]):
+    """Profiles at rest by partition, each partition in its own files under `folder`.
 
-    A partition is to be opened before it is used. `folder` belongs to one worker: RocksDB locks what it opens.
+    A partition must be opened before it is used. `folder` belongs to one worker: RocksDB locks open files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,65 +130,65 @@ class DiskProfileStore(ProfileStore[Partition]):
         self._options.set_max_open_files(256)
         self._options.set_keep_log_file_num(2)
 
-    # What the agent does.
+    # Called by the agent.
 
-    def apply(self, partition: int, records: Sequence[tuple[Key, Row | None]]) -> None:
-        """Rows that a run has folded: read from now on, on the disk once `persist` is called with them."""
+    def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Stage rows that a run has folded. Reads see them from now on; `persist` writes them to the disk."""
         if partition in self.active:
-            self.owed.note(partition, records, time.monotonic())
+            self.deferred.note(partition, records, time.monotonic())
         self.partitions[partition].staged.update(records)
 
     def size(self) -> int:
-        """Bytes of the profiles that this worker serves, about."""
+        """Approximate bytes of the profiles that this worker serves."""
         return sum(rows.size() for rows in self.served())
 
-    def of(self, partition: int) -> Partition:
+    def rows_of(self, partition: int) -> DiskPartition:
         return self.partitions[partition]
 
     def next_rows(self, partition: int, count: int) -> list[tuple[bytes, bytes]]:
         return self.partitions[partition].next_rows(count)
 
-    # What the table does.
+    # Called by the table.
 
-    def open(self, partition: int) -> Mark | None:
-        """-> how far the rows are that the disk has of the partition; None where there are none.
+    def open(self, partition: int) -> DiskState | None:
+        """Open the partition's files and return how current they are; None if they are empty.
 
-        Raises DiskError, of files that another process has open BlockingIOError. Damaged files are removed.
+        Raises DiskError, or BlockingIOError if another process has the files open. Damaged files are removed.
         """
         if partition not in self.partitions:
             path = self.folder / str(partition)
             try:
-                self.partitions[partition] = self._opened(path)
+                self.partitions[partition] = self._open_files(path)
             except DamagedFiles as error:
                 log.warning("%s; they are removed, and the changelog is read from its beginning", error)
                 shutil.rmtree(path)
-                self.partitions[partition] = self._opened(path)
-        return self.partitions[partition].mark
+                self.partitions[partition] = self._open_files(path)
+        return self.partitions[partition].state
 
-    def _opened(self, path: Path) -> Partition:
-        def opened() -> Partition:
+    def _open_files(self, path: Path) -> DiskPartition:
+        def open_files() -> DiskPartition:
             path.mkdir(parents=True, exist_ok=True)
-            return Partition(path, Rdict(str(path), self._options))
+            return DiskPartition(path, Rdict(str(path), self._options))
 
-        return self._explained(path, opened)
+        return self._with_clear_errors(path, open_files)
 
     def persist(
-        self, partition: int, records: Sequence[tuple[Key, Row | None]], watermarks: Mapping[tuple[str, int], int],
+        self, partition: int, records: Sequence[tuple[bytes, bytes | None]], watermarks: Mapping[tuple[str, int], int],
         offset: int,
     ) -> None:  # fmt: skip
-        """Rows that the changelog has up to `offset`, as one write. Raises DiskError."""
+        """Write rows that the changelog has up to `offset`, in a single write. Raises DiskError."""
         rows = self.partitions[partition]
-        mark = Mark(offset, dict(watermarks), time.time())
+        state = DiskState(offset, dict(watermarks), time.time())
         batch = WriteBatch(raw_mode=True)
         for key, row in records:
             if row is None:
                 batch.delete(key)
             else:
                 batch.put(key, row)
-        told = [[topic, source, following] for (topic, source), following in mark.watermarks.items()]
-        batch.put(STATE, json.dumps({"offset": offset, "watermarks": told, "at": mark.at}).encode())
-        self._explained(rows.path, lambda: self._write(rows.db, batch))
-        rows.mark = mark
+        sources = [[topic, source, next_offset] for (topic, source), next_offset in state.watermarks.items()]
+        batch.put(STATE_KEY, json.dumps({"offset": offset, "watermarks": sources, "at": state.written_at}).encode())
+        self._with_clear_errors(rows.path, lambda: self._write(rows.db, batch))
+        rows.state = state
         for key, row in records:
             if key in rows.staged and rows.staged[key] is row:
                 del rows.staged[key]
@@ -203,47 +198,46 @@ class DiskProfileStore(ProfileStore[Partition]):
         db.write(batch)
 
     def drop(self, partition: int) -> None:
-        """Another worker has the partition, or memory is ahead of the changelog: keep the files, forget the rest."""
+        """Close the files and forget staged rows. The files stay."""
         rows = self.forget(partition)
         if rows is not None:
-            self._explained(rows.path, rows.db.close)
+            self._with_clear_errors(rows.path, rows.db.close)
 
     def wipe(self, partition: int) -> None:
-        """Begin anew with nothing."""
+        """Remove the partition's files and open empty ones."""
         self.drop(partition)
         path = self.folder / str(partition)
-        self._explained(path, lambda: shutil.rmtree(path, ignore_errors=False) if path.exists() else None)
+        self._with_clear_errors(path, lambda: shutil.rmtree(path, ignore_errors=False) if path.exists() else None)
         self.open(partition)
 
     def close(self) -> None:
         for partition in list(self.partitions):
             self.drop(partition)
 
-    def _explained(self, path: Path, call: Callable[[], T]) -> T:
-        """RocksDB raises plain exceptions that start with a kind."""
+    def _with_clear_errors(self, path: Path, call: Callable[[], T]) -> T:
+        """Return what `call` returns. Its exceptions become ones that say what to do.
+
+        RocksDB raises plain exceptions whose message starts with the kind of error.
+        """
         try:
             return call()
         except DiskError:
             raise
         except Exception as error:
-            told = str(error).strip()
-            if "lock" in told.lower() and ("unavailable" in told or "LOCK" in told or "held" in told):
+            message = str(error).strip()
+            if "lock" in message.lower() and ("unavailable" in message or "LOCK" in message or "held" in message):
                 raise BlockingIOError(
-                    f"the profiles in '{path}' are in use by another worker; give each worker of a machine a "
-                    "SHOPWINDOW_DATA_DIR of its own"
+                    f"the profiles in '{path}' are in use by another worker; give each worker of a machine its own "
+                    "SHOPWINDOW_DATA_DIR"
                 ) from None
-            if "No space left" in told:
+            if "No space left" in message:
                 raise DiskError(
-                    f"the disk of '{path}' is full; free some of it, or name another by SHOPWINDOW_DATA_DIR. Nothing is "
-                    "lost: what the files lack is read from the changelog at the next start"
+                    f"the disk of '{path}' is full; free some of it, or name another by SHOPWINDOW_DATA_DIR. Nothing "
+                    "is lost: what the files lack is read from the changelog at the next start"
                 ) from None
-            if told.startswith("Corruption"):
-                raise DamagedFiles(f"the files in '{path}' are damaged ({told[:200]})") from None
+            if message.startswith("Corruption"):
+                raise DamagedFiles(f"the files in '{path}' are damaged ({message[:200]})") from None
             raise DiskError(
-                f"the profiles in '{path}' cannot be read or written ({told[:200] or type(error).__name__}); check the "
-                "disk and its permissions, or name another by SHOPWINDOW_DATA_DIR"
+                f"the profiles in '{path}' cannot be read or written ({message[:200] or type(error).__name__}); check "
+                "the disk and its permissions, or name another by SHOPWINDOW_DATA_DIR"
             ) from None
-
-
-class DamagedFiles(DiskError):
-    """They do not hold what RocksDB has written."""

@@ -1,4 +1,4 @@
-"""Calls made together: what waits is one batch, and one call's fate is not another's."""
+"""Micro-batching: calls that wait form one batch, and an error or cancellation stays with its own batch or call."""
 
 import asyncio
 import threading
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from agents.batcher import TURNS, MicroBatcher, single_thread_offload
+from agents.batcher import GATHER_ITERATIONS, MicroBatcher, single_thread_offload
 
 
 class Gate:
-    """Work off the loop that ends when the test says so."""
+    """An `OffLoop` whose calls wait until the test opens it."""
 
     def __init__(self) -> None:
         self.open, self.reached = asyncio.Event(), asyncio.Event()
@@ -23,7 +23,7 @@ class Gate:
         return call()
 
 
-def test_what_waits_while_one_call_is_at_work_is_one_batch() -> None:
+def test_calls_that_wait_during_a_batch_form_the_next_one() -> None:
     batches: list[list[int]] = []
 
     def double(items: Sequence[int]) -> list[int]:
@@ -32,21 +32,21 @@ def test_what_waits_while_one_call_is_at_work_is_one_batch() -> None:
 
     async def calls() -> list[int]:
         gate = Gate()
-        together = MicroBatcher(double, gate)
+        batcher = MicroBatcher(double, gate)
         gate.open.clear()
-        first = asyncio.create_task(together(1))
+        first = asyncio.create_task(batcher(1))
         await gate.reached.wait()
-        rest = [asyncio.create_task(together(n)) for n in (2, 3, 4)]
+        rest = [asyncio.create_task(batcher(n)) for n in (2, 3, 4)]
         await asyncio.sleep(0)
         gate.open.set()
         found = await asyncio.gather(first, *rest)
-        return [*found, await together(5)]
+        return [*found, await batcher(5)]
 
     assert asyncio.run(calls()) == [2, 4, 6, 8, 10]
     assert batches == [[1], [2, 3, 4], [5]]
 
 
-def test_calls_that_come_in_the_next_turns_of_the_loop_are_one_batch() -> None:
+def test_calls_of_the_next_loop_iterations_join_the_batch() -> None:
     batches: list[list[int]] = []
 
     def note(items: Sequence[int]) -> list[int]:
@@ -54,15 +54,15 @@ def test_calls_that_come_in_the_next_turns_of_the_loop_are_one_batch() -> None:
         return list(items)
 
     async def calls() -> None:
-        together = MicroBatcher(note, Gate())
+        batcher = MicroBatcher(note, Gate())
         found = []
-        for n in range(1 + TURNS):
-            found.append(asyncio.create_task(together(n)))
+        for n in range(1 + GATHER_ITERATIONS):
+            found.append(asyncio.create_task(batcher(n)))
             await asyncio.sleep(0)
         await asyncio.gather(*found)
 
     asyncio.run(calls())
-    assert batches == [list(range(1 + TURNS))]
+    assert batches == [list(range(1 + GATHER_ITERATIONS))]
 
 
 def test_an_error_reaches_every_call_of_its_batch_and_no_other() -> None:
@@ -72,22 +72,22 @@ def test_an_error_reaches_every_call_of_its_batch_and_no_other() -> None:
         return list(items)
 
     async def calls() -> None:
-        together = MicroBatcher(refuse_odd, Gate())
+        batcher = MicroBatcher(refuse_odd, Gate())
         with pytest.raises(ValueError, match=r"\[1\]"):
-            await together(1)
-        assert await together(2) == 2
-        outcomes = await asyncio.gather(together(3), together(4), return_exceptions=True)
+            await batcher(1)
+        assert await batcher(2) == 2
+        outcomes = await asyncio.gather(batcher(3), batcher(4), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [ValueError, ValueError]
 
     asyncio.run(calls())
 
 
-def test_a_caller_that_is_cancelled_leaves_its_neighbours_their_answers() -> None:
+def test_a_cancelled_call_leaves_the_answers_of_its_batch_alone() -> None:
     async def calls() -> None:
         gate = Gate()
-        together: MicroBatcher[int, int] = MicroBatcher(lambda items: list(items), gate)
+        batcher: MicroBatcher[int, int] = MicroBatcher(lambda items: list(items), gate)
         gate.open.clear()
-        one, two = asyncio.create_task(together(1)), asyncio.create_task(together(2))
+        one, two = asyncio.create_task(batcher(1)), asyncio.create_task(batcher(2))
         await asyncio.sleep(0)
         one.cancel()
         gate.open.set()
@@ -98,7 +98,7 @@ def test_a_caller_that_is_cancelled_leaves_its_neighbours_their_answers() -> Non
     asyncio.run(calls())
 
 
-def test_a_brief_call_is_made_at_once_unless_one_of_the_thread_is_unfinished() -> None:
+def test_a_brief_call_runs_on_the_loop_unless_the_thread_is_busy() -> None:
     async def calls() -> None:
         off_loop, free, order = single_thread_offload("test"), threading.Event(), []
 
@@ -110,8 +110,8 @@ def test_a_brief_call_is_made_at_once_unless_one_of_the_thread_is_unfinished() -
             free.wait(10)
             return call("long")
 
-        here = threading.current_thread().name
-        assert await off_loop(lambda: call("brief"), True) == here
+        loop_thread = threading.current_thread().name
+        assert await off_loop(lambda: call("brief"), True) == loop_thread
         assert (await off_loop(lambda: call("other"))).startswith("test")
         long = asyncio.create_task(off_loop(held))
         await asyncio.sleep(0)
@@ -126,19 +126,19 @@ def test_a_brief_call_is_made_at_once_unless_one_of_the_thread_is_unfinished() -
     asyncio.run(calls())
 
 
-def test_who_works_is_told_which_items_are_brief() -> None:
-    told: list[bool] = []
+def test_the_offload_learns_which_batches_are_brief() -> None:
+    brief_flags: list[bool] = []
 
     async def off_loop(call: Any, brief: bool = False) -> Any:
-        told.append(brief)
+        brief_flags.append(brief)
         return call()
 
     async def calls() -> None:
-        together: MicroBatcher[int, int] = MicroBatcher(
+        batcher: MicroBatcher[int, int] = MicroBatcher(
             lambda items: list(items), off_loop, lambda items: sum(items) < 4
         )
-        await asyncio.gather(together(1), together(2))
-        await asyncio.gather(together(2), together(3))
+        await asyncio.gather(batcher(1), batcher(2))
+        await asyncio.gather(batcher(2), batcher(3))
 
     asyncio.run(calls())
-    assert told == [True, False]
+    assert brief_flags == [True, False]

@@ -1,60 +1,138 @@
-"""The command line as a user meets it: help with examples, errors in one sentence."""
+"""The command line as a user meets it: help with examples, errors in one sentence, exit statuses."""
 
-import argparse
-import gzip
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
-from deploy.cli.main import main, parser
-from deploy.io.clients import click_record, clickstream
-from deploy.io.files import InputError, event_records, opened
-from stream.events import decode
+from deploy.cli.command import repeat_option
+from deploy.cli.main import SECTIONS, main, shopwindow
+from stream.settings import Settings
 from tests.harness.events import record
+from tests.harness.worker_process import ROOT
 
 
-def commands(of: argparse.ArgumentParser, above: str = "") -> Iterator[str]:
-    """All there are, with their actions."""
-    for action in of._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, parser in action.choices.items():
-                yield f"{above}{name}"
-                yield from commands(parser, f"{above}{name} ")
+def commands(group: Any, path: str = "") -> Iterator[str]:
+    """Yield every command with the names of its groups, such as `topics create`."""
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            yield f"{path}{name}"
+            if hasattr(command, "list_commands"):
+                yield from commands(command, f"{path}{name} ")
 
 
 @pytest.fixture(autouse=True)
-def nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHOPWINDOW_DATA_DIR", str(tmp_path / "data"))
 
 
-@pytest.mark.parametrize("command", commands(parser()))
+@pytest.mark.parametrize("command", commands(shopwindow))
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([*command.split(), "--help"])
-    assert end.value.code == 0
-    told = capsys.readouterr().out
-    assert "example: " in told and f"shopwindow {command}" in told.split("example: ")[1]
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: shopwindow {command}" in text
+    assert f"shopwindow {command}" in text.split("Example")[1]
+    if "\nCommands:\n" in text:
+        summaries = text.split("\nCommands:\n")[1].split("\n\n")[0]
+        assert "..." not in summaries, "a summary is too long"
 
 
-def test_a_training_that_is_interrupted_says_that_it_can_go_on(
+def test_help_shows_every_command_under_its_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for heading, names in SECTIONS.items():
+        section = text.split(f"\n{heading}:\n")[1].split("\n\n")[0]
+        assert [line.split()[0] for line in section.splitlines()] == list(names)
+        assert "..." not in section, "a summary is too long"
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_call_without_a_command_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Usage: shopwindow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dance"], "no such command 'dance'; see `shopwindow --help`"),
+        (["topics", "drop"], "no such command 'drop'; see `shopwindow topics --help`"),
+        (["send"], "missing argument 'FILE'; see `shopwindow send --help`"),
+        (["export", "gpt2"], "missing option '--out'; see `shopwindow export --help`"),
+        (["demo", "--secnds", "3"], "see `shopwindow demo --help`"),
+        (["demo", "--seconds", "0"], "'0' is not a number of seconds above 0 and below 10,000,000; see"),
+        (["bench", "page", "--rounds", "0"], "'0' is not a whole number above 0; see"),
+        (["replay", "f", "--speed", "-1"], "'-1' is not a number above 0, or max; see"),
+        (["replay", "f", "--speed", "nan"], "'nan' is not a number above 0, or max; see"),
+        (["copy", "--top-k", "51"], "'51' is not a whole number from 1 to 50; see"),
+        (["copy", "--top-p", "lots"], "'lots' is not a number from 0.01 to 1; see"),
+        (["bench", "everything"], "'everything' is not one of 'stream', 'page', 'latency', 'recovery', 'models'; see"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_the_status_is_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("shopwindow: ") and output.err.count("\n") == 1 and message in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("all --data a b --out c", "all --data a --data b --out c"),
+        ("--data a b c", "--data a --data b --data c"),
+        ("all --data - --seed -5", "all --data - --seed -5"),
+        ("all --data a --data b", "all --data a --data b"),
+        ("all --out c", "all --out c"),
+    ],
+)
+def test_an_option_takes_several_files(arguments: str, expected: str) -> None:
+    assert " ".join(repeat_option("--data", arguments.split())) == expected
+
+
+def test_an_interrupted_training_says_how_to_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*given: object, **options: object) -> None:
+    def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("deploy.train.command.train", interrupted)
     assert main(["train", "ranker"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
-def test_help_does_not_load_what_it_does_not_need() -> None:
-    probe = "import sys; from deploy.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    probe += "heavy = {'faust', 'numba', 'onnxruntime', 'transformers', 'aiokafka', 'numpy'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["settings"]])
+def test_a_light_command_imports_no_heavy_module(arguments: list[str]) -> None:
+    probe = f"import sys; from deploy.cli.main import main; main({arguments})\n"
+    probe += "heavy = {'faust', 'numba', 'onnxruntime', 'transformers', 'aiokafka', 'numpy', 'asyncio'}\n"
+    probe += "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_commands(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        probe = "import sys; from deploy.cli.main import main; sys.exit(main())"
+        return subprocess.run(
+            [sys.executable, "-c", probe], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True
+        )
+
+    script = run(_SHOPWINDOW_COMPLETE=f"{shell}_source")
+    # Click asks bash for its version, and only warns if there is none.
+    assert script.returncode == 0 and f"_SHOPWINDOW_COMPLETE={shell}_complete" in script.stdout, script.stderr
+    words = {"COMP_WORDS": "shopwindow dead-letters re", "COMP_CWORD": "re" if shell == "fish" else "2"}
+    assert "redrive" in run(_SHOPWINDOW_COMPLETE=f"{shell}_complete", **words).stdout
 
 
 def test_a_bad_setting_is_named_and_the_status_is_2(
@@ -66,6 +144,7 @@ def test_a_bad_setting_is_named_and_the_status_is_2(
         capsys.readouterr().err
         == "shopwindow: SHOPWINDOW_PARTITIONS is 'many', expected a whole number from 1 to 4096\n"
     )
+    assert main(["settings", "--help"]) == 0, "help needs no settings"
 
 
 @pytest.mark.parametrize(
@@ -85,9 +164,9 @@ def test_a_bad_setting_is_named_and_the_status_is_2(
 )
 def test_without_a_broker_commands_say_what_to_do(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
-    told = capsys.readouterr().err
-    assert "no broker: start `shopwindow broker` or `shopwindow worker`, or set SHOPWINDOW_BROKER" in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "no broker: start `shopwindow broker` or `shopwindow worker`, or set SHOPWINDOW_BROKER" in error
+    assert error.count("\n") == 1
 
 
 def test_a_broker_that_does_not_answer_is_one_sentence(
@@ -103,113 +182,67 @@ def test_settings_show_where_they_come_from(
 ) -> None:
     monkeypatch.setenv("SHOPWINDOW_SASL_PASSWORD", "hunter2")
     assert main(["settings"]) == 0
-    told = capsys.readouterr().out
-    assert "hunter2" not in told
-    assert any(line.split()[:3] == ["SHOPWINDOW_SASL_PASSWORD", "***", "environment"] for line in told.splitlines())
+    text = capsys.readouterr().out
+    assert "hunter2" not in text
+    assert any(line.split()[:3] == ["SHOPWINDOW_SASL_PASSWORD", "***", "environment"] for line in text.splitlines())
 
 
-def test_schemas_are_written_one_a_file(tmp_path: Path) -> None:
+def test_the_settings_table_holds_defaults_without_local_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--markdown"]) == 0
+    head, rule, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| variable | default | expected | meaning |" and rule == "|---|---|---|---|"
+    assert len(rows) == len(Settings.__dataclass_fields__)
+    assert not any(str(Path.home()) in row or str(ROOT) in row for row in rows)
+
+
+def test_each_schema_is_written_into_its_own_file(tmp_path: Path) -> None:
     assert main(["schemas", str(tmp_path / "s")]) == 0
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {
-        "event-1.json",
-        "item-1.json",
-        "homepage-1.json",
-        "impression-1.json",
-    }
+    names = {path.name for path in (tmp_path / "s").iterdir()}
+    assert names == {"event-1.json", "item-1.json", "homepage-1.json", "impression-1.json"}
 
 
-def test_lines_of_events_find_their_topic_and_key_or_go_to_be_judged() -> None:
-    lines = [record("purchase", "u1", item="a", transaction_id="t")[1].decode(), record("view_item", "u2", item="a")[1].decode(),
-             "", "{garbage", "[]", '{"type": 7, "data": null}', record("consent", "u3")[1].decode()]  # fmt: skip
-    made = [(out.topic, out.key) for out in event_records(lines)]
-    assert made == [
-        ("purchases", b"u1"),
-        ("clicks", b"u2"),
-        ("clicks", None),
-        ("clicks", None),
-        ("clicks", None),
-        ("privacy", b"u3"),
-    ]
-
-
-def stream_of(text: str) -> list[tuple[float, str, str]]:
-    first, *rest = text.splitlines(keepends=True)
-    return [(c.time, c.session, c.item) for c in clickstream(first, iter(rest), "f")]  # type: ignore[arg-type]
-
-
-def test_a_clickstream_is_read_in_order_of_time_whatever_the_order_of_its_columns() -> None:
-    expected = [(1.4e9, "s1", "b"), (1.4e9 + 1, "s1", "a"), (1767225600.0, "s2", "c")]
-    assert stream_of("SessionId\tItemId\tTime\ns1\ta\t1400000001\ns1\tb\t1400000000.0\ns2\tc\t1767225600\n") == expected
-    assert stream_of("Time,SessionId,ItemId\n1400000001,s1,a\n1400000000,s1,b\n2026-01-01T00:00:00,s2,c\n") == expected
-
-
-def test_replayed_clicks_are_valid_events_whose_ids_come_from_their_content() -> None:
-    rows = "SessionId\tItemId\tTime\ns1\ta\t1400000000\ns1\ta\t1400000000\n"
-    first, *rest = rows.splitlines(keepends=True)
-    clicks = clickstream(first, iter(rest), "f")  # type: ignore[arg-type]
-    records = [click_record(click) for click in clicks]
-    events = [decode(out.value, out.key, "clicks") for out in records]
-    assert len({event.id for event in events}) == 2
-    assert [click.id for click in clicks] == [click.id for click in clickstream(first, iter(rest), "g")]  # type: ignore[arg-type]
-
-
-def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.tsv cannot be read"), opened(str(tmp_path / "none.tsv")):
-        pass
-    with pytest.raises(InputError, match="expected SessionId, ItemId, Time"):
-        stream_of("a,b\n1,2\n")
-    for bad in ("soon", "1400000000000000000000", "1", ""):
-        with pytest.raises(InputError, match="line 3"):
-            stream_of(f"SessionId,ItemId,Time\ns,i,1400000000\ns,i,{bad}\n")
-    with pytest.raises(InputError, match="empty"):
-        stream_of("\n")
-    (tmp_path / "a.zst").write_bytes(b"\x28\xb5\x2f\xfd...")
-    with pytest.raises(InputError, match="zstd -d"), opened(str(tmp_path / "a.zst")):
-        pass
-    broken = tmp_path / "broken.gz"
-    packed = bytearray(gzip.compress(bytes(range(256)) * 400))
-    packed[len(packed) // 2] ^= 0xFF
-    broken.write_bytes(packed)
-    with pytest.raises(InputError, match="damaged gzip"), opened(str(broken)) as file:
-        file.read()
-    torn = tmp_path / "torn.gz"
-    torn.write_bytes(gzip.compress(b"x" * 1000)[:20])
-    with pytest.raises(InputError, match="damaged gzip"), opened(str(torn)) as file:
-        file.read()
+def test_schemas_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schemas"]) == 0
+    schema, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    assert isinstance(schema, dict)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["all", "--impressions"], "train ranker, not all"),
-        (["ranker", "--data", "pages.jsonl"], "train ranker --impressions learns from them"),
+        (["ranker", "--data", "pages.jsonl"], "use `train ranker --impressions`"),
         (["ranker", "--impressions", "--data", "clicks.tsv"], "JSON lines of impressions and events"),
-        (["ranker", "--data", "clicks.tsv", "--catalog", "items.jsonl"], "--catalog tells of the items"),
+        (["ranker", "--data", "clicks.tsv", "--catalog", "items.jsonl"], "--catalog describes the items"),
         (["ranker", "--data", "clicks.tsv", "events.jsonl"], "files of one kind"),
         (["copywriter", "--data", "events.jsonl"], "leave --data out"),
         (["ranker", "--data", "none.jsonl"], "none.jsonl cannot be read"),
     ],
 )
-def test_training_says_what_data_it_cannot_use(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_training_names_the_data_that_it_cannot_use(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("pages.jsonl").write_text('{"schema":"impression/1"}\n')
     Path("clicks.tsv").write_text("SessionId\tItemId\tTime\n1\ta\t5\n")
     Path("events.jsonl").write_bytes(record(item="a")[1] + b"\n")
     assert main(["train", *arguments]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("train", "told"),
+    ("train", "message"),
     [("events.jsonl", "these are events"), ("none", "none cannot be read"), ("packed", "zstd -d packed")],
 )
-def test_evaluation_says_what_it_cannot_use(
-    train: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_evaluation_names_the_data_that_it_cannot_use(
+    train: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("packed").write_bytes(b"\x28\xb5\x2f\xfd...")
     Path("events.jsonl").write_bytes(record(item="a")[1] + b"\n")
     assert main(["evaluate", "--train", train, "--test", "events.jsonl"]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is installed is what runs: a wheel built here and now holds all that the program reads, and needs what it imports."""
+"""The wheel contains every file that the program reads, and declares every package that it imports."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import pytest
 from tests.harness.worker_process import ROOT
 
 LAYERS = ("stream", "agents", "models", "deploy")
-# Imported, but brought by a dependency whose own they are.
-BROUGHT = {"mode-streaming": "faust-streaming", "llvmlite": "numba", "huggingface-hub": "transformers"}
+# Imported, and installed by a dependency.
+BROUGHT_BY = {"mode-streaming": "faust-streaming", "llvmlite": "numba", "huggingface-hub": "transformers"}
 NOT_SHIPPED = ("deploy/entry/*", "*/checkpoint/*", "*/.training/*", "*.pyc")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by the backend of pyproject.toml, without a network."""
+    """Build the wheel with the backend of pyproject.toml, without a network."""
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("the build backend hatchling is not installed: make setup")
     folder = tmp_path_factory.mktemp("wheel")
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shipped() -> Iterator[str]:
-    """Files of the layers that git would take."""
+    """Yield the files of the layers that git tracks, or would if they were added."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *LAYERS],
         cwd=ROOT,
@@ -47,26 +47,31 @@ def shipped() -> Iterator[str]:
         text=True,
     )
     if listed.returncode != 0:
-        pytest.skip("this is no checkout of git, so what belongs to it is not known")
+        pytest.skip("this is not a git checkout, so its files are not known")
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file() and not any(fnmatch(name, pattern) for pattern in NOT_SHIPPED):
             yield name
 
 
-def test_the_wheel_holds_every_file_of_the_layers_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_files_of_the_layers(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == {*shipped(), "shopwindow.py"}
     for needed in (
-        "models/default/ranker/mlp.onnx", "models/default/history/history.onnx", "models/default/copywriter/gpt2.onnx",
-        "models/train/copywriter/topics.txt", "models/train/copywriter/shapes.txt", "deploy/broker/server.properties", "deploy/broker/log4j2.xml",
+        "models/default/ranker/mlp.onnx",
+        "models/default/history/history.onnx",
+        "models/default/copywriter/gpt2.onnx",
+        "models/train/copywriter/topics.txt",
+        "models/train/copywriter/shapes.txt",
+        "deploy/broker/server.properties",
+        "deploy/broker/log4j2.xml",
         *(f"{layer}/py.typed" for layer in LAYERS),
-    ):  # fmt: skip
+    ):
         assert needed in names, needed
 
 
-def test_what_was_unpacked_elsewhere_runs_with_its_own_models(wheel: Path, tmp_path: Path) -> None:
+def test_an_unpacked_wheel_runs_with_its_own_models(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    # -P and the folder: neither the checkout nor an editable install is found before the wheel.
+    # With -P and another folder, neither the checkout nor an editable install comes before the wheel.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOPWINDOW_")}
     environment["PYTHONPATH"] = str(tmp_path / "site")
 
@@ -84,15 +89,14 @@ def test_what_was_unpacked_elsewhere_runs_with_its_own_models(wheel: Path, tmp_p
     assert str(tmp_path / "site" / "models" / "default") in run("settings")
     kinds = {line.split()[0] for line in run("models", "list").splitlines() if line and not line.startswith(" ")}
     assert kinds == {"ranker", "history", "copywriter"}
-    assert "NOT" not in run("models", "verify", "ranker")
+    assert "DIFFERS" not in run("models", "verify", "ranker")
     assert "falconry" in run("copy", "--interest", "falconry", "--seed", "3").lower()
 
 
-def test_what_is_imported_is_a_dependency() -> None:
-    """Without the tools of development, and without torch, the program finds all that it imports at the top of a file."""
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {_plain(re.split(r"[<>=\[; ]", name)[0]) for name in told["dependencies"]}
-    training = {_plain(re.split(r"[<>=\[; ]", name)[0]) for name in told["optional-dependencies"]["train"]}
+def test_every_imported_package_is_a_dependency() -> None:
+    project_table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {_plain(re.split(r"[<>=\[; ]", name)[0]) for name in project_table["dependencies"]}
+    training = {_plain(re.split(r"[<>=\[; ]", name)[0]) for name in project_table["optional-dependencies"]["train"]}
     for name in shipped():
         if not name.endswith(".py"):
             continue
@@ -100,8 +104,8 @@ def test_what_is_imported_is_a_dependency() -> None:
             if module in sys.stdlib_module_names or module in LAYERS:
                 continue
             project = _plain(_projects().get(module, [module])[0])
-            project = BROUGHT.get(project, project)
-            assert project in declared | training, f"{name} imports {module}, which is no dependency"
+            project = BROUGHT_BY.get(project, project)
+            assert project in declared | training, f"{name} imports {module}, which is not a dependency"
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
@@ -114,7 +118,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 @cache
 def _projects() -> dict[str, list[str]]:
-    """Which projects bring a module, of those that are installed."""
+    """Return the installed projects that contain each module."""
     return dict(importlib.metadata.packages_distributions())
 
 

@@ -1,4 +1,4 @@
-"""A model's folder is believed only where every hash agrees."""
+"""A model's folder is loaded only if every hash matches its manifest."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _write(path: Path, **changes: object) -> manifest.Manifest:
-    said: dict[str, object] = {
+    fields: dict[str, object] = {
         "name": "softmax",
         "kind": "ranker",
         "created": "2026-01-01T00:00:00Z",
@@ -29,22 +29,22 @@ def _write(path: Path, **changes: object) -> manifest.Manifest:
         "metrics": {"loss": 1.5},
         "params": {"theta": [0.25, -1.0]},
     }
-    return manifest.write(path, **{**said, **changes})  # type: ignore[arg-type]
+    return manifest.write(path, **{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_what_was_written_is_read_back(folder: Path) -> None:
+def test_written_manifest_is_read_back(folder: Path) -> None:
     read = manifest.load(folder, "ranker")
     assert read == _write(folder)
     assert read.version.startswith("sha256:") and len(read.version) == 71
     assert list(read.files) == ["graph.onnx", "theta.npy"]
 
 
-def test_a_metric_may_be_a_whole_number(folder: Path) -> None:
+def test_metric_may_be_an_integer(folder: Path) -> None:
     written = _write(folder, metrics={"segments": 500})
     assert manifest.load(folder, "ranker") == written and written.metrics == {"segments": 500.0}
 
 
-def test_the_version_is_the_content_and_not_the_day_or_the_metrics(folder: Path) -> None:
+def test_version_depends_on_content_but_not_on_date_or_metrics(folder: Path) -> None:
     first = manifest.load(folder, "ranker").version
     assert _write(folder, created="2027-01-01T00:00:00Z", metrics={"loss": 9.0}).version == first
     assert _write(folder, params={"theta": [0.5]}).version != first
@@ -52,66 +52,66 @@ def test_the_version_is_the_content_and_not_the_day_or_the_metrics(folder: Path)
     assert _write(folder).version != first
 
 
-def test_a_changed_file_is_refused_with_its_name_and_what_to_do(folder: Path) -> None:
+def test_changed_file_is_rejected_with_name_and_remedy(folder: Path) -> None:
     (folder / "theta.npy").write_bytes(b"thetA")
     with pytest.raises(ManifestError, match=r"theta\.npy has changed .* train it again or restore"):
         manifest.load(folder, "ranker")
 
 
-def test_a_missing_file_is_refused(folder: Path) -> None:
+def test_missing_file_is_rejected(folder: Path) -> None:
     (folder / "graph.onnx").unlink()
     with pytest.raises(ManifestError, match=r"graph\.onnx is missing"):
         manifest.load(folder, "ranker")
 
 
-def test_an_edited_manifest_is_refused(folder: Path) -> None:
-    said = json.loads((folder / manifest.FILE).read_text())
-    said["params"]["theta"] = [1.0]
-    (folder / manifest.FILE).write_text(json.dumps(said))
+def test_edited_manifest_is_rejected(folder: Path) -> None:
+    content = json.loads((folder / manifest.FILE).read_text())
+    content["params"]["theta"] = [1.0]
+    (folder / manifest.FILE).write_text(json.dumps(content))
     with pytest.raises(ManifestError, match="was edited"):
         manifest.load(folder, "ranker")
 
 
-@pytest.mark.parametrize("changes", [{}, {"metrics": "in a file of their own"}])
-def test_one_of_a_newer_schema_is_refused_as_such_whatever_it_holds(folder: Path, changes: dict[str, str]) -> None:
-    said = json.loads((folder / manifest.FILE).read_text())
-    (folder / manifest.FILE).write_text(json.dumps({**said, "schema": manifest.SCHEMA + 1, **changes}))
+@pytest.mark.parametrize("changes", [{}, {"metrics": "another type"}])
+def test_newer_schema_is_rejected_whatever_else_differs(folder: Path, changes: dict[str, str]) -> None:
+    content = json.loads((folder / manifest.FILE).read_text())
+    (folder / manifest.FILE).write_text(json.dumps({**content, "schema": manifest.SCHEMA + 1, **changes}))
     with pytest.raises(
-        ManifestError, match=r"is of schema 2, this program reads up to 1: a newer one wrote it; update"
+        ManifestError, match=r"has schema 2, this program reads up to 1: a newer version wrote it; update"
     ):
         manifest.load(folder, "ranker")
 
 
-def test_a_manifest_cannot_reach_out_of_its_folder(folder: Path) -> None:
-    said = json.loads((folder / manifest.FILE).read_text())
-    said["files"]["../../etc/passwd"] = "0" * 64
-    (folder / manifest.FILE).write_text(json.dumps(said))
-    with pytest.raises(ManifestError, match="no plain file name"):
+def test_manifest_cannot_list_files_outside_its_folder(folder: Path) -> None:
+    content = json.loads((folder / manifest.FILE).read_text())
+    content["files"]["../../etc/passwd"] = "0" * 64
+    (folder / manifest.FILE).write_text(json.dumps(content))
+    with pytest.raises(ManifestError, match="not a plain file name"):
         manifest.load(folder, "ranker")
 
 
-def test_another_kind_is_refused(folder: Path) -> None:
-    with pytest.raises(ManifestError, match="holds a ranker, not a copywriter"):
+def test_model_of_another_kind_is_rejected(folder: Path) -> None:
+    with pytest.raises(ManifestError, match="contains a ranker, not a copywriter"):
         manifest.load(folder, "copywriter")
     with pytest.raises(ManifestError, match="not 'poet'"):
         _write(folder, kind="poet")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}', '{"name": 3}', "\xff"])
-def test_what_is_no_manifest_is_refused(folder: Path, text: str) -> None:
+def test_malformed_manifest_is_rejected(folder: Path, text: str) -> None:
     (folder / manifest.FILE).write_text(text, encoding="latin-1")
     with pytest.raises(ManifestError, match="is not a manifest"):
         manifest.load(folder, "ranker")
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="holds no model"):
+def test_folder_without_model_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="contains no model"):
         manifest.load(tmp_path / "nowhere", "ranker")
-    with pytest.raises(ManifestError, match="holds no files"):
+    with pytest.raises(ManifestError, match="contains no files"):
         _write(tmp_path)
 
 
-def test_models_are_listed_by_kind_and_a_broken_one_is_named(folder: Path) -> None:
+def test_models_are_listed_by_kind_and_a_broken_one_is_reported(folder: Path) -> None:
     other = folder.parent / "another"
     other.mkdir()
     (other / "gpt2.onnx").write_bytes(b"gpt2")
@@ -124,5 +124,5 @@ def test_models_are_listed_by_kind_and_a_broken_one_is_named(folder: Path) -> No
     (other / "gpt2.onnx").write_bytes(b"gpt3")
     with pytest.raises(ManifestError, match=r"gpt2\.onnx has changed"):
         manifest.list_models(folder.parent)
-    with pytest.raises(ManifestError, match="is no folder"):
+    with pytest.raises(ManifestError, match="is not a folder"):
         manifest.list_models(folder.parent / "nowhere")

@@ -1,4 +1,4 @@
-"""What ships gives what its reference gave, and a model that does not is found."""
+"""Shipped models match their reference, and `models verify` finds a model that does not."""
 
 import shutil
 from pathlib import Path
@@ -14,29 +14,37 @@ from stream.settings import SHIPPED_MODELS
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_ships_gives_what_its_reference_gave(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_model_matches_its_reference(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     checks = verify(SHIPPED_MODELS / kind)
-    assert checks and all(check.good for check in checks), checks
+    assert checks and all(check.passed for check in checks), checks
     assert main(["models", "verify", kind]) == 0
-    assert "as its reference" in capsys.readouterr().out
+    assert "matches its reference" in capsys.readouterr().out
 
 
-def test_a_model_that_gives_something_else_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_a_model_that_differs_from_its_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "copywriter"
     shutil.copytree(SHIPPED_MODELS / "copywriter", folder)
     with np.load(folder / FILE) as stored:
         arrays = {name: stored[name] for name in stored.files}
     np.savez(folder / FILE, **{**arrays, "logprob": arrays["logprob"] - 2.0})
-    told = manifest.load(SHIPPED_MODELS / "copywriter", "copywriter")
+    shipped = manifest.load(SHIPPED_MODELS / "copywriter", "copywriter")
     manifest.write(
-        folder, name=told.name, kind=told.kind, created="", data=told.data, metrics=told.metrics, params=told.params
+        folder,
+        name=shipped.name,
+        kind=shipped.kind,
+        created="",
+        data=shipped.data,
+        metrics=shipped.metrics,
+        params=shipped.params,
     )
     assert main(["models", "verify", str(folder)]) == 1
-    assert "NOT as its reference" in capsys.readouterr().out
+    assert "DIFFERS from its reference" in capsys.readouterr().out
 
 
-def test_a_model_without_a_reference_says_what_to_do(tmp_path: Path) -> None:
+def test_model_without_reference_is_reported_with_remedy(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"graph")
     manifest.write(tmp_path, name="x", kind="ranker", created="", data="", metrics={}, params={})
-    with pytest.raises(ManifestError, match=r"no inputs to be verified on .*train it again"):
+    with pytest.raises(ManifestError, match=r"no reference inputs .*train it again"):
         verify(tmp_path)

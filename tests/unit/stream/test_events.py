@@ -1,4 +1,4 @@
-"""The one codec of behaviour: what it accepts, what it says of what it refuses, and that nothing else comes out of it."""
+"""The event codec: what it accepts, how it explains rejections, and that it raises nothing else."""
 
 import json
 import random
@@ -9,7 +9,7 @@ import pytest
 from stream.events import (
     BUY,
     CLICK,
-    CODES,
+    REJECT_CODES,
     SEARCH,
     EventError,
     decode,
@@ -27,7 +27,7 @@ def run(*records: tuple[bytes | None, bytes | None], topic: str = "clicks", at: 
     return decode_run([value for _, value in records], [key for key, _ in records], [at] * len(records), topic)
 
 
-def refused(value: bytes | None, key: bytes | None = b"u1", topic: str = "clicks") -> EventError:
+def rejection(value: bytes | None, key: bytes | None = b"u1", topic: str = "clicks") -> EventError:
     with pytest.raises(EventError) as error:
         decode(value, key, topic)
     return error.value
@@ -61,7 +61,7 @@ def test_a_click_becomes_one_row() -> None:
     assert (decoded.keys, decoded.ids, decoded.rejects) == ([b"u1"], ["e1"], [])
 
 
-def test_a_purchase_has_a_row_for_each_item_and_a_search_one_for_each_word() -> None:
+def test_purchases_have_a_row_per_item_and_searches_one_per_word() -> None:
     items = [{"item_id": "a", "price": 9.5, "quantity": 2, "item_category": "c"}, {"item_id": "b"}]
     rows = run(record("purchase", items=items, transaction_id="t"), topic="purchases").rows
     assert rows["part"].tolist() == [0, 1]
@@ -72,7 +72,7 @@ def test_a_purchase_has_a_row_for_each_item_and_a_search_one_for_each_word() -> 
     assert set(rows["kind"]) == {SEARCH}
 
 
-def test_a_search_without_letters_is_still_one_event() -> None:
+def test_a_search_without_words_is_one_event() -> None:
     assert len(run(record("search", search_term="!!")).rows) == 1
 
 
@@ -86,11 +86,11 @@ def test_a_search_without_letters_is_still_one_event() -> None:
         ("", []),
     ],
 )
-def test_words_of_both_languages(text: str, expected: list[str]) -> None:
+def test_english_and_chinese_texts_split_into_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
-def test_a_locale_is_a_language_with_anything_after_it() -> None:
+def test_a_locale_code_depends_on_the_language_only() -> None:
     assert [locale_code(code) for code in ("en", "en-GB", "zh_CN", "ZH", "de", "", None, "eng")] == [
         1,
         1,
@@ -104,7 +104,7 @@ def test_a_locale_is_a_language_with_anything_after_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "code", "field", "told"),
+    ("value", "code", "field", "shown"),
     [
         (None, "empty", "value", "no value"),
         (b"", "not_json", "value", "truncated"),
@@ -134,44 +134,44 @@ def test_a_locale_is_a_language_with_anything_after_it() -> None:
         (changed(data__locale=["en"]), "invalid", "data.locale", "en"),
     ],
 )
-def test_a_refusal_names_the_field_and_the_value(value: bytes | None, code: str, field: str, told: str) -> None:
+def test_a_rejection_names_the_field_and_the_value(value: bytes | None, code: str, field: str, shown: str) -> None:
     if code == "out_of_range":
         (reject,) = run((b"u1", value)).rejects
         assert (reject.code, reject.field) == (code, field)
-        assert told in reject.message
+        assert shown in reject.message
         return
-    error = refused(value)
+    error = rejection(value)
     assert (error.code, error.field) == (code, field)
-    assert told in error.message
+    assert shown in error.message
     assert len(error.message) < 300
 
 
-def test_purchases_need_a_transaction_and_consent_a_word() -> None:
-    assert refused(record("purchase", item="a")[1], topic="purchases").field == "data.transaction_id"
-    assert refused(record("consent")[1], topic="privacy").field == "data.consent"
-    assert refused(record(item="a")[1], key=None).code == "bad_key"
+def test_purchases_need_a_transaction_and_consent_a_decision() -> None:
+    assert rejection(record("purchase", item="a")[1], topic="purchases").field == "data.transaction_id"
+    assert rejection(record("consent")[1], topic="privacy").field == "data.consent"
+    assert rejection(record(item="a")[1], key=None).code == "bad_key"
 
 
-def test_unknown_fields_are_ignored_and_an_anonymous_shopper_is_a_shopper() -> None:
+def test_unknown_fields_are_ignored_and_anonymous_ids_identify_shoppers() -> None:
     _key, value = record(item="a", user="x", anonymous_id="a9", colour="red", user_id=None)
     event = decode(value, b"a9", "clicks")
     assert shopper_key(event) == "a9"
     assert decode(encode(event), b"a9", "clicks") == event
 
 
-def test_a_time_from_the_future_is_clamped_and_counted() -> None:
+def test_times_from_the_future_are_clamped_and_counted() -> None:
     decoded = run(record(item="a", time=NOW + 4000), record(item="a", time=NOW + 200))
     assert decoded.rows["time"].tolist() == [NOW + 300, NOW + 200]
     assert decoded.clamped == 1
 
 
-def test_rejects_leave_their_neighbours_alone() -> None:
+def test_a_bad_record_does_not_affect_the_others() -> None:
     decoded = run(record(item="a"), (b"u1", b"{"), record(item="b"), (None, None), record(item="c"))
     assert decoded.rows["record"].tolist() == [0, 2, 4]
     assert [(reject.record, reject.code) for reject in decoded.rejects] == [(1, "not_json"), (3, "empty")]
 
 
-def test_100_000_hostile_records_raise_nothing_but_the_codecs_error() -> None:
+def test_100_000_hostile_records_are_decoded_or_rejected() -> None:
     rng = random.Random(20)
     seeds = [
         record("purchase", items=[{"item_id": "a", "price": 9.5}, {"item_id": "b"}], transaction_id="t")[1],
@@ -180,8 +180,11 @@ def test_100_000_hostile_records_raise_nothing_but_the_codecs_error() -> None:
             1
         ],
     ]
-    splices = [b"null", b"1e999", b"-1", b"\xff", b"\\ud800", b'"', b"{", b"[" * 2000, b"]", b"\x00", b"1" * 400, b"true",
-               b"9" * 20, b'"2026-13-45T99:99:99Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"NaN", b"\xed\xa0\x80"]  # fmt: skip
+    splices = [
+        b"null", b"1e999", b"-1", b"\xff", b"\\ud800", b'"', b"{", b"[" * 2000, b"]", b"\x00", b"1" * 400, b"true",
+        b"9" * 20, b'"2026-13-45T99:99:99Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"NaN",
+        b"\xed\xa0\x80",
+    ]  # fmt: skip
     accepted = 0
     for start in range(0, 100_000, 500):
         values: list[bytes | None] = []
@@ -202,6 +205,6 @@ def test_100_000_hostile_records_raise_nothing_but_the_codecs_error() -> None:
         decoded = decode_run(values, [b"u1"] * 500, [NOW] * 500, rng.choice(("clicks", "purchases", "privacy")))
         heads = decoded.rows[decoded.rows["part"] == 0]
         assert len(heads) + len(decoded.rejects) == 500, f"records {start} to {start + 500}: each is a row or a reject"
-        assert {reject.code for reject in decoded.rejects} <= set(CODES)
+        assert {reject.code for reject in decoded.rejects} <= set(REJECT_CODES)
         accepted += len(heads)
     assert 1_000 < accepted < 99_000, "the mutations are neither harmless nor hopeless"

@@ -1,4 +1,4 @@
-"""Kernels: their cache notices every change, its absence is no error, and ids are the same in every process."""
+"""The kernel cache follows every change and may be missing; ids are the same in every process."""
 
 import shutil
 import tempfile
@@ -11,20 +11,26 @@ from stream import jit
 from stream.ids import key32, key64
 
 
-def test_a_changed_kernel_in_any_file_makes_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [("ids.py", "key >> 29", "key >> 31"), ("profile/row.py", "86_400.0", "86_401.0")],
+    ids=["kernel", "constant"],
+)
+def test_a_changed_kernel_or_constant_selects_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str
+) -> None:
     for folder in jit.KERNEL_FOLDERS:
         shutil.copytree(jit.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("default", "__pycache__"))
     before = jit.sources_hash()
     monkeypatch.setattr(jit, "ROOT", tmp_path)
-    assert jit.sources_hash() == before, "the place does not matter"
-    callee = tmp_path / "stream" / "ids.py"
-    callee.write_text(callee.read_text().replace("key >> 29", "key >> 31"))
+    assert jit.sources_hash() == before, "the location does not matter"
+    changed = tmp_path / "stream" / module
+    assert old in changed.read_text()
+    changed.write_text(changed.read_text().replace(old, new))
     assert jit.sources_hash() != before
 
 
-def test_where_nothing_can_be_written_kernels_are_compiled_without_a_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_compile_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError("read-only")
 
@@ -43,7 +49,7 @@ def test_where_nothing_can_be_written_kernels_are_compiled_without_a_cache(
     assert jit.njit(three)(4) == 7
 
 
-def test_ids_are_for_ever() -> None:
-    # Stored in profiles and on changelogs: other numbers would orphan them.
+def test_ids_never_change() -> None:
+    # Profiles and changelogs store them: other numbers would orphan those rows.
     assert (key64("SKU1"), key64("台灯")) == (-3158549216727340205, 7711959513338147684)
     assert key32("SKU1") == (key64("SKU1") & 0xFFFFFFFF) - (1 << 32 if key64("SKU1") & 0x80000000 else 0)

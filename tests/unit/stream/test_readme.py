@@ -1,42 +1,45 @@
-"""The tables of the README are what the program has, no more and no less."""
+"""The tables in deploy/README.md list exactly the settings and metrics of the program."""
 
-from dataclasses import fields
+import re
 
 import pytest
 from prometheus_client import Metric
 
 from deploy.cli.main import main
-from stream.metrics import DESCRIBED, REGISTRY
-from stream.settings import Settings
+from stream.metrics import METRIC_DESCRIPTIONS, REGISTRY
 from tests.harness.worker_process import ROOT
 
-README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "deploy" / "README.md").read_text()
 
 
-def table(first: str) -> list[str]:
-    """The rows of the table whose first column is named so, head included."""
-    lines = README[README.index(f"| {first} |") :].splitlines()
-    return lines[: next(at for at, line in enumerate(lines) if not line.startswith("|"))]
+def table(first_column: str) -> list[str]:
+    """Return the lines of the table whose first column has this name, including the head."""
+    lines = REFERENCE[REFERENCE.index(f"| {first_column} |") :].splitlines()
+    return lines[: next(at for at, line in enumerate([*lines, ""]) if not line.startswith("|"))]
 
 
-def test_the_metrics_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Names, kinds, labels and meanings; `shopwindow metrics --markdown` writes it anew."""
-    assert main(["metrics", "--markdown"]) == 0
-    assert table("metric") == capsys.readouterr().out.splitlines()
+@pytest.mark.parametrize(("command", "first_column"), [("metrics", "metric"), ("settings", "variable")])
+def test_a_reference_table_equals_the_output_of_its_command(
+    command: str, first_column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`shopwindow metrics --markdown` and `shopwindow settings --markdown` print the tables."""
+    assert main([command, "--markdown"]) == 0
+    assert table(first_column) == capsys.readouterr().out.splitlines()
 
 
-def test_every_setting_is_told_with_what_is_expected_of_it() -> None:
-    rows = {row.split("|")[1].strip(" `"): row for row in table("variable")}
-    names = {f"SHOPWINDOW_{field.name.upper()}": field.metadata for field in fields(Settings)}
-    assert rows.keys() - {"variable", "---"} == names.keys()
-    for name, declared in names.items():
-        assert f"| {declared['kind'].expected} | {declared['meaning']} |" in rows[name], name
+def test_links_between_readmes_lead_to_files() -> None:
+    for readme in [
+        ROOT / "README.md",
+        *(path for name in ("stream", "models", "agents", "deploy") for path in (ROOT / name).rglob("README.md")),
+    ]:
+        for target in re.findall(r"\]\(([\w/.]+)\)", readme.read_text()):
+            assert (readme.parent / target).exists(), f"{readme.relative_to(ROOT)} links to {target}"
 
 
-def test_every_metric_is_described_and_has_help_in_base_units() -> None:
+def test_every_metric_is_described_and_uses_base_units() -> None:
     found: dict[str, Metric] = {metric.name: metric for metric in REGISTRY.collect()}
-    assert found.keys() == {row.name.removesuffix("_total") for row in DESCRIBED}
-    for name, kind, _, meaning in DESCRIBED:
+    assert found.keys() == {row.name.removesuffix("_total") for row in METRIC_DESCRIPTIONS}
+    for name, kind, _, meaning in METRIC_DESCRIPTIONS:
         metric = found[name.removesuffix("_total")]
         assert (metric.type, metric.documentation) == (kind, meaning)
         assert len(meaning.split()) >= 2 and not meaning.endswith("."), name

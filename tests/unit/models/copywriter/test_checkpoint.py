@@ -1,4 +1,4 @@
-"""Any GPT-2 becomes the copywriter: what a checkpoint may look like, and what is said where it cannot be had."""
+"""Converting GPT-2 checkpoints: accepted files, the cache, and errors that say what to do."""
 
 import json
 import logging
@@ -10,10 +10,11 @@ import pytest
 
 from models import manifest
 from models import parity as reference
-from models.copywriter.checkpoint import build, copywriter_folder, read_tokenizer
+from models.copywriter.checkpoint import build, checkpoint_folder, read_tokenizer
+from models.copywriter.facts import Facts
 from models.copywriter.gpt2_graph import CheckpointError, build_graph
-from models.copywriter.model import GRAPH, Copywriter, copywriter_of
-from models.copywriter.prompt import Facts
+from models.copywriter.locate import copywriter_folder_of
+from models.copywriter.model import GRAPH, Copywriter
 from models.manifest import ManifestError
 from stream.settings import SHIPPED_MODELS, SettingsError, load
 from tests.harness.gpt2_checkpoints import CONFIG, byte_level, save, weights_of, word_piece
@@ -31,42 +32,42 @@ def whole(folder: Path) -> Path:
     return folder
 
 
-def test_however_the_weights_lie_in_files_they_make_the_same_graph(tmp_path: Path) -> None:
+def test_the_graph_does_not_depend_on_how_weights_are_split_into_files(tmp_path: Path) -> None:
     expected = build_graph(CONFIG, weights_of(CONFIG))
     assert build(save(tmp_path / "prefixed")) == expected
     assert build(save(tmp_path / "bare", prefix="")) == expected
     assert build(save(tmp_path / "shards", shards=3)) == expected
 
 
-def test_weights_of_half_the_precision_are_read(tmp_path: Path) -> None:
+def test_float16_weights_are_read(tmp_path: Path) -> None:
     half = {name: value.astype(np.float16).astype(np.float32) for name, value in weights_of(CONFIG).items()}
     assert build(save(tmp_path, kind=np.float16)) == build_graph(CONFIG, half)
 
 
-def test_weights_in_bfloat16_are_read(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_read(tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     half = {name: value.astype(ml_dtypes.bfloat16).astype(np.float32) for name, value in weights_of(CONFIG).items()}
     assert build(save(tmp_path, kind=ml_dtypes.bfloat16)) == build_graph(CONFIG, half)
 
 
-def test_what_was_converted_is_compared_with_its_checkpoint_and_has_its_licence(tmp_path: Path) -> None:
-    made = copywriter_folder(str(whole(tmp_path / "tiny")))
+def test_a_conversion_has_a_parity_case_and_the_checkpoints_licence(tmp_path: Path) -> None:
+    made = checkpoint_folder(str(whole(tmp_path / "tiny")))
     found = manifest.load(made, "copywriter")
     assert found.licence == "that of the checkpoint"
     (check,) = reference.verify(made)
-    assert check.good and 0 < check.difference < check.bound
+    assert check.passed and 0 < check.difference < check.bound
     (made / GRAPH).write_bytes(build_graph(CONFIG, weights_of(CONFIG, 2)))
     manifest.write(
         made, name="tiny", kind="copywriter", created=found.created, data=found.data, metrics={}, params=found.params
     )
     (check,) = reference.verify(made)
-    assert not check.good, "these are other weights"
+    assert not check.passed, "the weights differ"
 
 
 TEXT = "Based on your interest in kitchen"
 
 
-def test_byte_level_bpe_is_read_from_either_kind_of_file(tmp_path: Path) -> None:
+def test_byte_level_bpe_is_read_from_both_file_formats(tmp_path: Path) -> None:
     tokenizer = byte_level()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -80,7 +81,7 @@ def test_byte_level_bpe_is_read_from_either_kind_of_file(tmp_path: Path) -> None
         assert read.decode(ids) == TEXT, name
 
 
-def test_the_word_pieces_of_a_chinese_gpt2_begin_a_text_and_leave_no_gaps(tmp_path: Path) -> None:
+def test_word_pieces_start_with_cls_and_decode_without_spaces(tmp_path: Path) -> None:
     word_piece(tmp_path)
     read = read_tokenizer(tmp_path)
     encoded = read.encode("我们推荐厨具，Kitchen lamps")
@@ -88,31 +89,31 @@ def test_the_word_pieces_of_a_chinese_gpt2_begin_a_text_and_leave_no_gaps(tmp_pa
     assert read.decode(encoded.ids) == "我们推荐厨具，kitchen lamps"
 
 
-def test_a_tokenizer_is_kept_as_it_is_where_it_minds_capitals(tmp_path: Path) -> None:
+def test_a_cased_tokenizer_stays_cased(tmp_path: Path) -> None:
     word_piece(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert read_tokenizer(tmp_path).encode("Kitchen").tokens == ["[CLS]", "[UNK]"]
 
 
-def test_a_checkpoint_is_converted_once_and_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_is_converted_once_and_writes_headlines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = whole(tmp_path / "tiny")
     with caplog.at_level(logging.WARNING):
-        converted = copywriter_folder(str(folder))
-        assert copywriter_folder(str(folder)) == converted
+        converted = checkpoint_folder(str(folder))
+        assert checkpoint_folder(str(folder)) == converted
     assert [record.message for record in caplog.records if "converting" in record.message] == [
-        f"converting {folder} for ONNX Runtime; once, it takes about 10 s for 124 million weights"
+        f"converting {folder} for ONNX Runtime; this happens once, about 10 s for 124 million weights"
     ]
     writer = Copywriter(converted, max_tokens=64, samples=8)
     assert writer.manifest.name == "tiny" and writer.lexicon.names == {"en": {}, "zh": {}}
     assert writer.version == manifest.load(converted, "copywriter").version
     facts = [Facts("en", "for_you", ""), Facts("en", "for_you", "kitchen_ware"), Facts("de", "for_you", "")]
     together = writer.write(facts, 1)
-    assert len(together) == 3 and together[2] is None, "there is no prompt in German"
+    assert len(together) == 3 and together[2] is None, "there is no German prompt"
     assert together == [writer.write([fact], 1)[0] for fact in facts]
 
 
-def test_a_text_of_a_checkpoint_ends_with_its_sentence_or_line(tmp_path: Path) -> None:
-    converted = copywriter_folder(str(whole(tmp_path / "tiny")))
+def test_a_converted_model_ends_a_headline_with_a_sentence_or_line(tmp_path: Path) -> None:
+    converted = checkpoint_folder(str(whole(tmp_path / "tiny")))
     tokenizer = byte_level()
     ends = {
         tokenizer.decode([at], skip_special_tokens=False)
@@ -122,19 +123,19 @@ def test_a_text_of_a_checkpoint_ends_with_its_sentence_or_line(tmp_path: Path) -
     assert not any(character.isalnum() for end in ends - {"<|endoftext|>"} for character in end)
 
 
-def test_an_end_token_beyond_the_vocabulary_is_none(tmp_path: Path) -> None:
-    """The config of Chinese GPT-2s says 50256, the default, beside 21128 tokens."""
+def test_an_end_token_beyond_the_vocabulary_is_ignored(tmp_path: Path) -> None:
+    """The config of Chinese GPT-2s has the default 50256 with 21128 tokens."""
     save(tmp_path, eos_token_id=50256)
     word_piece(tmp_path)
-    ends = manifest.load(copywriter_folder(str(tmp_path)), "copywriter").params["ends"]
+    ends = manifest.load(checkpoint_folder(str(tmp_path)), "copywriter").params["ends"]
     read = read_tokenizer(tmp_path)
     assert ends == [read.token_to_id("[SEP]"), read.token_to_id("。")]
 
 
-def test_another_content_is_another_conversion(tmp_path: Path, cache: Path) -> None:
-    first = copywriter_folder(str(whole(tmp_path / "tiny")))
+def test_changed_content_is_converted_again(tmp_path: Path, cache: Path) -> None:
+    first = checkpoint_folder(str(whole(tmp_path / "tiny")))
     (tmp_path / "tiny" / "config.json").write_text(json.dumps(CONFIG | {"layer_norm_epsilon": 1e-3}))
-    second = copywriter_folder(str(tmp_path / "tiny"))
+    second = checkpoint_folder(str(tmp_path / "tiny"))
     assert {path.name for path in cache.iterdir()} == {first.name, second.name} and first != second
 
 
@@ -148,81 +149,82 @@ def without_manifest(place: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut, without_manifest])
-def test_a_damaged_conversion_is_made_again(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+def test_a_damaged_conversion_is_repeated(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     folder = str(whole(tmp_path / "tiny"))
-    place = copywriter_folder(folder)
+    place = checkpoint_folder(folder)
     good = (place / "gpt2.onnx").read_bytes()
     harm(place)
-    assert copywriter_folder(folder) == place
+    assert checkpoint_folder(folder) == place
     assert (place / "gpt2.onnx").read_bytes() == good
     Copywriter(place)
 
 
-def test_a_conversion_that_is_cut_off_leaves_nothing_that_is_read(
+def test_an_interrupted_conversion_leaves_nothing_readable(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(whole(tmp_path / "tiny"))
     with monkeypatch.context() as broken:
         broken.setattr(manifest, "write", lambda *_, **__: exit("killed"))
         with pytest.raises(SystemExit):
-            copywriter_folder(folder)
+            checkpoint_folder(folder)
     assert [path for path in cache.iterdir() if not path.name.startswith(".")] == []
-    # As kill -9 leaves it: half of a folder, under its passing name.
+    # kill -9 leaves a partial folder under its temporary name.
     (cache / ".making-x" / "half").mkdir(parents=True)
-    Copywriter(copywriter_folder(folder))
+    Copywriter(checkpoint_folder(folder))
 
 
-def test_our_own_folder_is_taken_as_it_is(tmp_path: Path, cache: Path) -> None:
-    place = copywriter_folder(str(whole(tmp_path / "tiny")))
-    assert copywriter_folder(str(place)) == place
+def test_a_folder_with_a_manifest_is_not_converted(tmp_path: Path, cache: Path) -> None:
+    place = checkpoint_folder(str(whole(tmp_path / "tiny")))
+    assert checkpoint_folder(str(place)) == place
 
 
-def told(folder: Path) -> str:
+def error_of(folder: Path) -> str:
     with pytest.raises(CheckpointError) as error:
-        copywriter_folder(str(folder))
+        checkpoint_folder(str(folder))
     assert isinstance(error.value, ManifestError), "the worker tells it in a sentence"
     return str(error.value)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     tmp_path = tmp_path / "tiny"
     tmp_path.mkdir()
-    assert "neither manifest.json" in told(tmp_path) and "nor config.json (a Hugging Face checkpoint)" in told(tmp_path)
+    assert "neither manifest.json" in error_of(tmp_path)
+    assert "nor config.json (a Hugging Face checkpoint)" in error_of(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert "config.json cannot be read" in told(tmp_path)
+    assert "config.json cannot be read" in error_of(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert "model_type 'llama', expected 'gpt2'" in told(tmp_path)
+    assert "model_type 'llama', expected 'gpt2'" in error_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert "lacks model.safetensors; download the checkpoint again" in told(tmp_path)
+    assert "lacks model.safetensors; download the complete checkpoint again" in error_of(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    assert "pytorch_model.bin is not read" in told(tmp_path) and "save_pretrained" in told(tmp_path)
+    assert "pytorch_model.bin is not read" in error_of(tmp_path) and "save_pretrained" in error_of(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    assert "model.safetensors cannot be read" in told(tmp_path)
+    assert "model.safetensors cannot be read" in error_of(tmp_path)
     save(tmp_path)
-    assert "has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, or vocab.txt" in told(tmp_path)
+    assert "has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, or vocab.txt" in error_of(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert "tokenizer.json is no tokenizer" in told(tmp_path)
+    assert "tokenizer.json is not a tokenizer" in error_of(tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     save(tmp_path, shards=3)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    assert "lacks model-00002-of-00003.safetensors" in told(tmp_path)
+    assert "lacks model-00002-of-00003.safetensors" in error_of(tmp_path)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     save(tmp_path, vocab_size=200)
     byte_level().save(str(tmp_path / "tokenizer.json"))
-    assert "tokens and the model 200; they are not of one checkpoint" in told(tmp_path)
+    assert "tokens and the model 200; they are not from the same checkpoint" in error_of(tmp_path)
 
 
-def test_a_path_that_is_not_there_is_no_name() -> None:
-    assert told(Path("/nowhere/gpt2")) == (
-        "/nowhere/gpt2 is no folder; name one with a copywriter or a Hugging Face GPT-2 in it"
+def test_a_missing_path_is_not_taken_for_a_hub_name() -> None:
+    assert error_of(Path("/nowhere/gpt2")) == (
+        "/nowhere/gpt2 is not a folder; name one with a copywriter or a Hugging Face GPT-2 in it"
     )
 
 
-def test_a_name_is_had_from_the_local_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_found_in_the_hubs_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -230,7 +232,7 @@ def test_a_name_is_had_from_the_local_cache_of_the_hub(tmp_path: Path, monkeypat
     whole(at / "snapshots" / "abc")
     (at / "refs").mkdir()
     (at / "refs" / "main").write_text("abc")
-    assert Copywriter(copywriter_folder("shop/tiny")).manifest.name == "tiny"
+    assert Copywriter(checkpoint_folder("shop/tiny")).manifest.name == "tiny"
 
 
 def test_without_the_hub_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,14 +241,14 @@ def test_without_the_hub_the_error_says_what_to_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        CheckpointError, match=r"'gpt2' is no folder here, and could not be had .*hf download gpt2 --local-dir"
+        CheckpointError, match=r"'gpt2' is not a folder, and could not be downloaded .*hf download gpt2 --local-dir"
     ):
-        copywriter_folder("gpt2")
+        checkpoint_folder("gpt2")
 
 
-def test_a_worker_has_the_copywriter_that_is_set(tmp_path: Path, cache: Path) -> None:
-    assert copywriter_of(load({})) == SHIPPED_MODELS / "copywriter"
+def test_a_worker_uses_the_configured_copywriter(tmp_path: Path, cache: Path) -> None:
+    assert copywriter_folder_of(load({})) == SHIPPED_MODELS / "copywriter"
     folder = str(whole(tmp_path / "tiny"))
-    assert copywriter_of(load({"SHOPWINDOW_COPYWRITER": folder})).parent == cache
+    assert copywriter_folder_of(load({"SHOPWINDOW_COPYWRITER": folder})).parent == cache
     with pytest.raises(SettingsError, match="SHOPWINDOW_COPYWRITER is ' ', expected a folder or a name"):
         load({"SHOPWINDOW_COPYWRITER": " "})

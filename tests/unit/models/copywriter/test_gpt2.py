@@ -1,4 +1,4 @@
-"""GPT-2 in ONNX Runtime computes what GPT-2 is defined to be, and every text as if it were alone."""
+"""GPT-2 in ONNX Runtime equals the NumPy oracle, and no text depends on its batch."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from deploy.bench.models import GPT2_124M, random_weights
-from models.copywriter.gpt2 import DEFAULT, TOGETHER, Gpt2, Sampling, draw
+from models.copywriter.gpt2 import DEFAULT_SAMPLING, MIN_READ_TOKENS, Gpt2, Sampling, draw
 from models.copywriter.gpt2_graph import CheckpointError, build_graph, quantise
 from models.copywriter.gpt2_numpy import log_softmax, logits
 from tests.harness.gpt2_checkpoints import CONFIG, weights_of
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 def expected_logprob(config: dict[str, Any], w: dict[str, Array], prompt: list[int], text: list[int]) -> Array:
-    """Of each token of `text`, by numpy."""
+    """Log-probability of each token of `text`, by the NumPy oracle."""
     logs = log_softmax(logits(config, w, np.array([prompt + text])))[0]
     found: Array = logs[np.arange(len(prompt) - 1, len(prompt) + len(text) - 1), text]
     return found
@@ -42,12 +42,13 @@ def model() -> Gpt2:
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"activation_function": "relu", "n_inner": 96}, {"activation_function": "gelu"}, {"layer_norm_epsilon": 1e-3},
+        {}, {"activation_function": "relu", "n_inner": 96}, {"activation_function": "gelu"},
+        {"layer_norm_epsilon": 1e-3},
         {"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": False},
     ],
     ids=str,
 )  # fmt: skip
-def test_every_option_of_a_checkpoint_is_computed_as_it_is_defined(options: dict[str, Any]) -> None:
+def test_every_supported_option_equals_the_oracle(options: dict[str, Any]) -> None:
     config = CONFIG | options
     w = weights_of(config)
     if not options.get("tie_word_embeddings", True):
@@ -60,8 +61,8 @@ def test_every_option_of_a_checkpoint_is_computed_as_it_is_defined(options: dict
             assert np.abs(found - expected).max() < most, (precision, found, expected)
 
 
-def test_the_full_widths_of_gpt2_are_within_bounds_in_int8_and_a_quarter_of_the_size() -> None:
-    """Two of its twelve layers: all of them take more than a unit test may; their costs are linear."""
+def test_int8_is_close_to_the_oracle_at_a_quarter_of_the_size() -> None:
+    """With the full width of GPT-2 but two of its twelve layers, because all take too long; costs are linear."""
     config = GPT2_124M | {"n_layer": 2}
     w = random_weights(config, 1)
     graph = build_graph(config, w)
@@ -73,7 +74,7 @@ def test_the_full_widths_of_gpt2_are_within_bounds_in_int8_and_a_quarter_of_the_
     assert np.abs(found - expected).max() < 0.25 * spread, (found, expected)
 
 
-def test_every_weight_that_is_multiplied_is_int8_and_the_embedding_is_the_head() -> None:
+def test_all_matrix_weights_are_int8_and_the_embedding_is_the_head() -> None:
     graph = onnx.load_from_string(build_graph(CONFIG, weights_of(CONFIG))).graph
     products = [node for node in graph.node if node.op_type.startswith("MatMul")]
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -83,7 +84,7 @@ def test_every_weight_that_is_multiplied_is_int8_and_the_embedding_is_the_head()
     assert [name for name, value in weights.items() if value.ndim > 1 and value.dtype != np.int8] == ["wpe"]
 
 
-def test_a_quantised_weight_is_within_half_a_step_of_seven_bits() -> None:
+def test_a_quantised_weight_is_within_half_a_step() -> None:
     weight = np.random.default_rng(1).standard_normal((50, 9)).astype(np.float32)
     weight[:, 4] = 0
     small, scale = quantise(weight)
@@ -91,8 +92,8 @@ def test_a_quantised_weight_is_within_half_a_step_of_seven_bits() -> None:
     assert (np.abs(small * scale - weight) <= 0.5001 * scale).all()
 
 
-def test_a_text_is_the_same_to_the_bit_alone_and_in_any_company(model: Gpt2) -> None:
-    """Prompts of all lengths, some with a common beginning, more than there are rows: others come as some end."""
+def test_a_text_is_the_same_to_the_bit_in_any_batch(model: Gpt2) -> None:
+    """Prompts of all lengths, some with a common prefix, and more than the cache has rows."""
     beginning, *prompts = some_prompts(9, 24, 17, 1, 2, 40, 3)
     prompts += [beginning, *(beginning + more for more in some_prompts(1, 2, 3, 9)), prompts[0]]
     ends = range(0, CONFIG["vocab_size"], 13)
@@ -101,29 +102,29 @@ def test_a_text_is_the_same_to_the_bit_alone_and_in_any_company(model: Gpt2) -> 
         fresh = Gpt2(build_graph(CONFIG, weights_of(CONFIG)))
         assert fresh.generate([prompt], [(7, at)], ends, samples=5) == [together[at]], f"prompt {at}"
     assert model.generate(prompts[::-1], seeds_of(prompts)[::-1], ends, samples=5)[::-1] == together
-    assert len({text.ids for of in together for text in of}) > 50, "they are not all the same"
+    assert len({text.ids for of in together for text in of}) > 50, "texts differ"
 
 
-def test_a_candidate_has_the_same_score_to_the_bit_alone_and_among_others(model: Gpt2) -> None:
+def test_a_score_is_the_same_to_the_bit_in_any_batch(model: Gpt2) -> None:
     prompt, *candidates = some_prompts(14, *(1 + at % 12 for at in range(40)))
     together = model.score(prompt, candidates)
     for candidate, found in zip(candidates, together, strict=True):
         assert model.score(prompt, [candidate])[0].tolist() == found.tolist()
 
 
-def test_what_was_read_before_changes_nothing(model: Gpt2) -> None:
-    """A prompt is read from where it parts from the last one: wherever that is."""
+def test_a_previous_prompt_does_not_change_the_result(model: Gpt2) -> None:
+    """A prompt is read after its common prefix with the previous one, of any length."""
     (prompt, other) = some_prompts(20, 20)
     expected = model.score(prompt, [other])[0].tolist()
-    for common in (0, 1, TOGETHER, 10, 18, 19, 20):
+    for common in (0, 1, MIN_READ_TOKENS, 10, 18, 19, 20):
         model.score(prompt[:common] + other, [other])
         assert model.score(prompt, [other])[0].tolist() == expected, common
         model.score(prompt[: max(1, common)], [other])
         assert model.score(prompt, [other])[0].tolist() == expected, f"of {common} tokens"
 
 
-def test_a_text_follows_the_probabilities_of_the_model(model: Gpt2) -> None:
-    """The log-probability that a text was drawn with is what scoring says, where nothing is cut off."""
+def test_sampled_log_probabilities_equal_scores(model: Gpt2) -> None:
+    """Without top-k and top-p, sampling and scoring give the same log-probability."""
     (prompt,) = some_prompts(8)
     everything = Sampling(temperature=1.0, top_k=CONFIG["vocab_size"], top_p=1.0, max_tokens=9)
     (texts,) = model.generate([prompt], [(1,)], (), everything, samples=3)
@@ -142,13 +143,13 @@ def test_an_end_token_ends_a_text_and_is_not_the_first(model: Gpt2) -> None:
     assert all(len(text.ids) == 1 and not text.ended for of in short for text in of)
 
 
-def test_a_long_prompt_gets_what_positions_are_left(model: Gpt2) -> None:
+def test_a_long_prompt_gets_the_remaining_positions(model: Gpt2) -> None:
     (prompt,) = some_prompts(75)
     ((text,),) = model.generate([prompt], [(1,)], ())
     assert (len(text.ids), text.ended) == (5, False)
 
 
-def test_what_cannot_be_read_is_told_with_its_length(model: Gpt2) -> None:
+def test_errors_name_the_length_of_the_prompt(model: Gpt2) -> None:
     (prompt,) = some_prompts(80)
     with pytest.raises(ValueError, match="a prompt of 80 tokens and 1 more are too many, at most 80"):
         model.generate([prompt], [(1,)], ())
@@ -161,7 +162,7 @@ def test_what_cannot_be_read_is_told_with_its_length(model: Gpt2) -> None:
     assert model.generate([], [], ()) == [] and model.score([1], []) == []
 
 
-def test_sampling_keeps_to_the_likeliest_and_to_their_shares() -> None:
+def test_sampling_respects_top_k_top_p_and_shares() -> None:
     chances = (np.arange(10_000) + 0.5) / 10_000
     logits = np.tile(np.log([0.5, 0.25, 0.15, 0.1]).astype(np.float32), (len(chances), 1))
     places, logprobs = draw(logits, chances, Sampling(temperature=1.0, top_p=0.8))
@@ -172,22 +173,22 @@ def test_sampling_keeps_to_the_likeliest_and_to_their_shares() -> None:
     assert np.bincount(colder)[0] / len(colder) == pytest.approx(0.25 / (0.25 + 0.0625 + 0.0225 + 0.01), abs=1e-3)
     barred = logits.copy()
     barred[:, 0] = -np.inf
-    assert set(draw(barred, np.array([0.0, *chances[1:-1], 1 - 2**-53]), DEFAULT)[0].tolist()) <= {1, 2, 3}
+    assert set(draw(barred, np.array([0.0, *chances[1:-1], 1 - 2**-53]), DEFAULT_SAMPLING)[0].tolist()) <= {1, 2, 3}
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"model_type": "bert"}, "model_type 'bert', expected 'gpt2'"),
         ({"activation_function": "silu"}, "activation_function 'silu', expected one of gelu_new"),
-        ({"add_cross_attention": True}, "a decoder of another model"),
+        ({"add_cross_attention": True}, "the decoder of an encoder-decoder model"),
         ({"n_head": 5}, "n_embd 64, expected a multiple of n_head 5"),
         ({"n_layer": 4}, r"the weights lack 'h\.3\.ln_1\.weight'|the weights lack 'h\.3"),
-        ({"vocab_size": 300}, r"'wte\.weight' has the shape \(311, 64\), expected \(300, 64\) by config\.json"),
+        ({"vocab_size": 300}, r"'wte\.weight' has the shape \(311, 64\), config\.json expects \(300, 64\)"),
     ],
 )
-def test_what_is_no_gpt2_or_not_whole_is_told_with_its_values(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(CheckpointError, match=told):
+def test_errors_of_a_bad_checkpoint_name_the_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         build_graph(CONFIG | options, weights_of(CONFIG))
 
 
@@ -195,5 +196,5 @@ def test_the_graph_of_another_version_is_refused(tmp_path: Path) -> None:
     graph = onnx.load_from_string(build_graph(CONFIG, weights_of(CONFIG)))
     del graph.metadata_props[:]
     (tmp_path / "old.onnx").write_bytes(graph.SerializeToString())
-    with pytest.raises(ValueError, match=r"old\.onnx is no GPT-2 of this version; train or build it again"):
+    with pytest.raises(ValueError, match=r"old\.onnx is not a GPT-2 of this version; train or build it again"):
         Gpt2(tmp_path / "old.onnx")

@@ -1,20 +1,11 @@
-"""Headlines say what they were given and nothing else, whatever a shop's data says."""
+"""Headlines say what they were given and nothing else, whatever is in the shop's data."""
 
 import pytest
 
-from models.copywriter.prompt import (
-    ITEMS,
-    TOPIC,
-    Facts,
-    Lexicon,
-    brief,
-    fill,
-    guard,
-    prefix,
-    prompt,
-    spoken_interest,
-    spoken_names,
-)
+from models.copywriter.facts import Facts, allowed_interest, allowed_names
+from models.copywriter.guard import guard
+from models.copywriter.lexicon import Lexicon
+from models.copywriter.prompt import ITEMS, TOPIC, build_prompt, fill, format_prompt, prefix
 
 LEXICON = Lexicon(
     {
@@ -82,7 +73,7 @@ HOSTILE = (
         ("Kitchenware under pendant lights", "en", "kitchen", "speaks of lighting"),
         ("Lovely lamps for you", "en", "", "speaks of lighting"),
         ("厨具与吊灯", "zh", "kitchen", "speaks of lighting"),
-        ("Lampshades and kitchenware", "en", "kitchen", None),  # a word within a word is not said
+        ("Lampshades and kitchenware", "en", "kitchen", None),  # part of a word is not a mention
         ("Kitchenware for", "en", "kitchen", "not a sentence"),
         ("Kitchenware for the the table", "en", "kitchen", "the same twice"),
         ("Kitchenware for your table, chosen with your table in mind", "en", "kitchen", None),
@@ -112,30 +103,30 @@ HOSTILE = (
         ("Kitchenwаre аnd kitchenware", "en", "kitchen", "number or sign"),  # with Cyrillic letters
     ],
 )
-def test_the_guard_lets_through_only_what_was_given(text: str, locale: str, category: str, reason: str | None) -> None:
+def test_the_guard_accepts_only_given_words(text: str, locale: str, category: str, reason: str | None) -> None:
     assert guard(text, Facts(locale, "for_you", category), LEXICON) == reason
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("locale", ["en", "zh"])
-def test_a_hostile_name_or_interest_changes_nothing(name: str, locale: str) -> None:
+def test_a_hostile_name_does_not_change_the_prompt_or_pass_the_guard(name: str, locale: str) -> None:
     facts = Facts(locale, "for_you", "kitchen", (name, "Oak Bench"))
-    assert brief(facts, LEXICON) == brief(facts._replace(titles=("Oak Bench",)), LEXICON), (
-        "the model does not hear of it"
+    assert build_prompt(facts, LEXICON) == build_prompt(facts._replace(titles=("Oak Bench",)), LEXICON), (
+        "the model never reads it"
     )
     line = f"Start with {name} and kitchenware" if locale == "en" else f"从{name}开始，看看厨具"
     if name.strip():
-        assert guard(line, facts, LEXICON) is not None, "nor may it be said"
+        assert guard(line, facts, LEXICON) is not None, "a headline may not say it"
     good = "Kitchenware for home cooking" if locale == "en" else "为家庭聚餐挑选的厨具"
-    assert guard(good, facts, LEXICON) is None, "and a headline without it is as good as ever"
-    told = brief(facts._replace(category=name, titles=()), LEXICON)
-    assert name.strip() == "" or name not in told.prompt
-    for text in told.stands_for.values():
+    assert guard(good, facts, LEXICON) is None, "a headline without it is accepted"
+    built = build_prompt(facts._replace(category=name, titles=()), LEXICON)
+    assert name.strip() == "" or name not in built.text
+    for text in built.placeholders.values():
         assert text.isascii()
         assert guard(f"The {text} corner", Facts("en", "for_you", text), LEXICON) is None
 
 
-def test_figures_are_said_in_a_name_that_was_given_and_nowhere_else() -> None:
+def test_digits_are_allowed_only_in_given_names() -> None:
     facts = Facts("en", "for_you", "", ("Trail Shoe 3", "No. 5 Vase"))
     assert guard("Start with Trail Shoe 3", facts, LEXICON) is None
     assert guard("Trail Shoe 3 and No. 5 Vase caught our eye", facts, LEXICON) is None
@@ -145,23 +136,23 @@ def test_figures_are_said_in_a_name_that_was_given_and_nowhere_else() -> None:
     assert guard("Start with Trail Shoe 3", facts._replace(titles=()), LEXICON) == "number or sign"
 
 
-def test_an_english_name_is_said_in_chinese_only_where_it_was_given() -> None:
+def test_a_chinese_headline_may_quote_a_given_english_name() -> None:
     facts = Facts("zh", "for_you", "lighting", ("Paper Moon 2",))
     assert guard("从Paper Moon 2开始，看看灯具", facts, LEXICON) is None
     assert guard("从Paper Sun开始，看看灯具", facts, LEXICON) == "language"
-    assert guard("Paper Moon 2", facts, LEXICON) == "language", "a name alone is no Chinese headline"
+    assert guard("Paper Moon 2", facts, LEXICON) == "language", "a name alone is not a Chinese headline"
     chinese = Facts("en", "for_you", "lighting", ("纸月亮",))
-    assert spoken_names(chinese) == [], "whoever reads English cannot read it"
+    assert allowed_names(chinese) == [], "English readers cannot read it"
     assert guard("Start with 纸月亮 and lamps", chinese, LEXICON) == "a name that may not be said"
 
 
-def test_a_name_may_speak_of_another_interest() -> None:
+def test_a_name_may_mention_another_interest() -> None:
     facts = Facts("en", "for_you", "kitchen", ("Lamps and Lighting Set",))
     assert guard("Lamps and Lighting Set and more kitchenware", facts, LEXICON) is None
     assert guard("Lamps and more kitchenware", facts, LEXICON) == "speaks of lighting"
 
 
-def test_an_interest_is_known_by_its_id_and_by_its_names_in_either_language() -> None:
+def test_an_interest_is_known_by_id_and_by_name_in_both_languages() -> None:
     for category in ("kitchen", "Kitchen", "Pots and Pans", "pots-and-pans", "pots_and_pans", "厨具"):
         assert LEXICON.known(category) == "kitchen", category
     assert LEXICON.known("falconry") is None
@@ -169,27 +160,27 @@ def test_an_interest_is_known_by_its_id_and_by_its_names_in_either_language() ->
     assert LEXICON.known("!!!") is None
 
 
-def test_a_prompt_recommends_the_interest_and_the_items() -> None:
-    told = brief(Facts("en", "for_you", "Pots and Pans", ("Copper Pan", "Oak Spoon")), LEXICON)
-    assert told.prompt == (
+def test_a_prompt_has_the_interest_and_the_items() -> None:
+    built = build_prompt(Facts("en", "for_you", "Pots and Pans", ("Copper Pan", "Oak Spoon")), LEXICON)
+    assert built.text == (
         "<for_you>Based on your interests, we recommend the following products: kitchenware; <item1>; <item2>\n"
     )
-    assert told.stands_for == {"<item1>": "Copper Pan", "<item2>": "Oak Spoon"}
-    told = brief(Facts("zh", "fresh", "书法", ("狼毫",)), LEXICON)
-    assert told.prompt == "<fresh>基于你的兴趣，我们推荐以下商品：<topic>；<item1>\n"
-    assert told.stands_for == {TOPIC: "书法", "<item1>": "狼毫"}
+    assert built.placeholders == {"<item1>": "Copper Pan", "<item2>": "Oak Spoon"}
+    built = build_prompt(Facts("zh", "fresh", "书法", ("狼毫",)), LEXICON)
+    assert built.text == "<fresh>基于你的兴趣，我们推荐以下商品：<topic>；<item1>\n"
+    assert built.placeholders == {TOPIC: "书法", "<item1>": "狼毫"}
 
 
-def test_all_prompts_of_a_slot_begin_alike() -> None:
+def test_all_prompts_of_a_slot_have_the_same_prefix() -> None:
     for locale in ("en", "zh"):
         for topic, items in (("", 0), (TOPIC, 2), ("lamps", 3)):
-            assert prompt(locale, "trending", topic, items).startswith(prefix(locale, "trending"))
+            assert format_prompt(locale, "trending", topic, items).startswith(prefix(locale, "trending"))
 
 
-def test_a_headline_on_an_unknown_interest_speaks_of_it() -> None:
+def test_a_headline_on_an_unknown_interest_mentions_it() -> None:
     facts = Facts("en", "for_you", "falconry", ("Leather Glove",))
-    told = brief(facts, LEXICON)
-    line = fill("<topic>, and <item1> to start with", told.stands_for)
+    built = build_prompt(facts, LEXICON)
+    line = fill("<topic>, and <item1> to start with", built.placeholders)
     assert line == "Falconry, and Leather Glove to start with"
     assert guard(line, facts, LEXICON) is None
     assert guard("Lovely things for you", facts, LEXICON) == "off topic"
@@ -197,12 +188,12 @@ def test_a_headline_on_an_unknown_interest_speaks_of_it() -> None:
     assert guard("Falconry and lamps", facts, LEXICON) == "speaks of lighting"
 
 
-def test_what_is_put_in_is_not_read_again() -> None:
+def test_filled_names_are_not_filled_again() -> None:
     assert fill("<item1> and <item2>", {ITEMS[0]: "<item2>", ITEMS[1]: "Vase"}) == "<item2> and Vase"
 
 
 @pytest.mark.parametrize(
-    ("category", "locale", "said"),
+    ("category", "locale", "allowed"),
     [
         ("falconry", "en", "falconry"),
         ("bird_watching", "en", "bird watching"),
@@ -210,7 +201,7 @@ def test_what_is_put_in_is_not_read_again() -> None:
         ("3D printing", "en", "3D printing"),
         ("书法", "zh", "书法"),
         ("文房/书法", "zh", "书法"),
-        ("书法", "en", ""),  # whoever reads English cannot read it
+        ("书法", "en", ""),  # English readers cannot read it
         ("falconry", "zh", "falconry"),  # as shops write it: 为你推荐：cosplay
         ("Home > Retro Computing", "zh", "Retro Computing"),
         ("best sellers", "zh", ""),
@@ -222,23 +213,23 @@ def test_what_is_put_in_is_not_read_again() -> None:
         ("特价", "zh", ""),
     ],
 )
-def test_an_interest_is_said_where_the_reader_of_the_page_can_read_it(category: str, locale: str, said: str) -> None:
-    assert spoken_interest(category, locale) == said
+def test_an_interest_is_allowed_if_the_reader_can_read_it(category: str, locale: str, allowed: str) -> None:
+    assert allowed_interest(category, locale) == allowed
 
 
-def test_an_interest_in_the_other_language_is_quoted_in_chinese_and_left_out_in_english() -> None:
+def test_foreign_interests_are_quoted_in_chinese_and_omitted_in_english() -> None:
     facts = Facts("zh", "for_you", "falconry")
-    told = brief(facts, LEXICON)
-    assert told.stands_for == {TOPIC: "falconry"}
-    assert guard(fill("为你推荐：<topic>", told.stands_for), facts, LEXICON) is None
+    built = build_prompt(facts, LEXICON)
+    assert built.placeholders == {TOPIC: "falconry"}
+    assert guard(fill("为你推荐：<topic>", built.placeholders), facts, LEXICON) is None
     assert guard("为你推荐的好物", facts, LEXICON) == "off topic"
     facts = Facts("en", "for_you", "书法")
-    assert TOPIC not in brief(facts, LEXICON).prompt
+    assert TOPIC not in build_prompt(facts, LEXICON).text
     assert guard("Good things picked for you", facts, LEXICON) is None
     assert guard("Good things from the world of 书法", facts, LEXICON) == "language"
 
 
-SPOKEN = Lexicon(
+WITH_BIGRAMS = Lexicon(
     LEXICON.names,
     {"en": {"kitchen": ["ladles"], "lighting": []}, "zh": {"kitchen": ["汤勺"], "lighting": []}},
     {"en": {"kitchen": ["home cooking"], "lighting": ["late reading"]}, "zh": {"kitchen": ["下厨时光"], "lighting": []}},
@@ -255,15 +246,15 @@ SPOKEN = Lexicon(
 
 
 @pytest.mark.parametrize(
-    ("text", "locale", "category", "titles", "odd"),
+    ("text", "locale", "category", "titles", "unusual"),
     [
         ("Kitchenware for home cooking", "en", "kitchen", (), None),
-        ("Copper kitchenware for home cooking", "en", "kitchen", (), None),  # however its words are told apart
+        ("Copper kitchenware for home cooking", "en", "kitchen", (), None),  # in any reading
         ("Start with Oak Bench", "en", "kitchen", ("Oak Bench",), None),
         ("Explore falconry", "en", "falconry", (), None),
         ("So many ladles", "en", "kitchen", (), None),
         ("So many kitchenware", "en", "kitchen", (), "many <name>"),
-        ("Kitchenware for late reading", "en", "kitchen", (), "for late"),  # which is what lamps are for
+        ("Kitchenware for late reading", "en", "kitchen", (), "for late"),  # a use of lamps
         ("Kitchenware for home", "en", "kitchen", (), "for home"),
         ("Kitchenware for ladles", "en", "kitchen", (), "for <thing>"),
         ("Home cooking for kitchenware", "en", "kitchen", (), "^ <use>"),
@@ -271,19 +262,19 @@ SPOKEN = Lexicon(
         ("为汤勺挑选的实用汤勺", "zh", "kitchen", (), "为 <thing>"),
         ("为时光挑选的实用汤勺", "zh", "kitchen", (), "为 时"),
         ("Copper pots and pans for home cooking", "en", "kitchen", (), "copper pots and pans"),
-        ("为下厨时光挑选的汤勺与厨具", "zh", "kitchen", (), "kinds of one another"),
+        ("为下厨时光挑选的汤勺与厨具", "zh", "kitchen", (), "a thing joined with its own kind"),
     ],
 )
-def test_words_stand_side_by_side_only_where_they_did_in_what_was_learnt(
-    text: str, locale: str, category: str, titles: tuple[str, ...], odd: str | None
+def test_bigrams_that_the_corpus_lacks_are_found(
+    text: str, locale: str, category: str, titles: tuple[str, ...], unusual: str | None
 ) -> None:
-    assert SPOKEN.odd(text, Facts(locale, "for_you", category, titles)) == odd
-    assert LEXICON.odd(text, Facts(locale, "for_you", category, titles)) is None, (
-        "a model without turns says what it likes"
+    assert WITH_BIGRAMS.unusual_bigram(text, Facts(locale, "for_you", category, titles)) == unusual
+    assert LEXICON.unusual_bigram(text, Facts(locale, "for_you", category, titles)) is None, (
+        "without a list of bigrams every bigram is allowed"
     )
 
 
-def test_the_guard_refuses_what_is_odd() -> None:
+def test_the_guard_refuses_unusual_bigrams() -> None:
     facts = Facts("en", "for_you", "kitchen")
-    assert guard("Kitchenware for home cooking", facts, SPOKEN) is None
-    assert guard("Kitchenware for home", facts, SPOKEN) == "not how headlines speak"
+    assert guard("Kitchenware for home cooking", facts, WITH_BIGRAMS) is None
+    assert guard("Kitchenware for home", facts, WITH_BIGRAMS) == "not how headlines speak"

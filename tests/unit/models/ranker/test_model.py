@@ -1,4 +1,4 @@
-"""The softmax: the article's example with the true arithmetic, ONNX against numpy, and a fit that finds what was hidden."""
+"""The ranker: a worked example of the softmax, ONNX compared with NumPy, and a fit that recovers known weights."""
 
 from pathlib import Path
 
@@ -7,16 +7,17 @@ import pytest
 
 from models.manifest import ManifestError
 from models.parity import verify
-from models.ranker.features import FEATURES, REASON_OF, F, features_hash
+from models.ranker.columns import FEATURES, REASON_OF, F, features_hash
 from models.ranker.model import Ranker
 from models.ranker.reasons import largest_term
 from models.train.ranker.fit import Choices, Fit, export, fit, sample_phi
 from models.train.ranker.graph import NARROW, WIDE, Head, graph
-from stream.page.json_kernels import POPULAR
+from stream.codes import REASON_POPULAR
 from stream.settings import SHIPPED_MODELS
+from tests.harness.ranker_model import write_ranker_folder
 
 
-def test_the_worked_example_of_the_softmax_with_the_true_arithmetic() -> None:
+def test_worked_example_of_the_softmax_gives_its_probabilities() -> None:
     import onnxruntime as ort
 
     theta = np.array([[0.1], [0.2], [0.3], [0.4]], np.float32)
@@ -26,17 +27,11 @@ def test_the_worked_example_of_the_softmax_with_the_true_arithmetic() -> None:
     (p,) = ort.InferenceSession(graph()).run(None, {"phi": phi, "mask": np.ones((1, 4), bool), "theta": theta})
     assert (phi @ theta)[0, :, 0] == pytest.approx([0.39, 0.40, 0.49, 0.32])
     assert p[0] == pytest.approx([0.2471, 0.2495, 0.2730, 0.2304], abs=5e-5)
-    assert p[0].argmax() == 2, "C3 is chosen"
+    assert p[0].argmax() == 2, "C3 has the highest probability"
 
 
-def folder_of(tmp_path: Path, seed: int = 0) -> Path:
-    theta = np.random.default_rng(seed).normal(size=(F, 1)).astype(np.float32)
-    export(tmp_path / "ranker", Fit(theta, 1.0, 2.0, 0.5), "a test", "2026-01-01T00:00:00Z", {})
-    return tmp_path / "ranker"
-
-
-def test_probabilities_are_those_of_numpy_and_pads_get_none(tmp_path: Path) -> None:
-    ranker = Ranker(folder_of(tmp_path))
+def test_probabilities_equal_numpy_and_padding_gets_zero(tmp_path: Path) -> None:
+    ranker = Ranker(write_ranker_folder(tmp_path))
     rng = np.random.default_rng(1)
     phi = rng.normal(size=(5, 256, F)).astype(np.float32)
     count = np.array([256, 3, 1, 0, 40], np.int32)
@@ -50,22 +45,30 @@ def test_probabilities_are_those_of_numpy_and_pads_get_none(tmp_path: Path) -> N
         np.testing.assert_array_equal(ranker.score(phi[u : u + 1], count[u : u + 1])[0], p[u], "alone as in a batch")
 
 
-def test_a_ranker_of_other_features_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as then:
-        then.setattr("models.train.ranker.fit.features_hash", lambda: "sha256:other")
-        folder = folder_of(tmp_path)
+def test_ranker_fitted_on_other_features_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("models.train.ranker.fit.features_hash", lambda: "sha256:other")
+        folder = write_ranker_folder(tmp_path)
     with pytest.raises(ManifestError, match=r"other features .*shopwindow train ranker"):
         Ranker(folder)
 
 
-def test_the_mlp_gives_what_numpy_gives_and_a_folder_without_one_says_what_to_do(tmp_path: Path) -> None:
+def test_mlp_scores_equal_numpy_and_missing_mlp_is_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
 
-    def some(*shape: int) -> np.ndarray:
+    def random_weights(*shape: int) -> np.ndarray:
         return rng.normal(0, 0.3, shape).astype(np.float32)
 
-    head = Head(some(F, 1), some(F, WIDE), some(WIDE), some(WIDE, NARROW), some(NARROW), some(NARROW, 1), 1.0)
-    theta = some(F, 1)
+    head = Head(
+        random_weights(F, 1),
+        random_weights(F, WIDE),
+        random_weights(WIDE),
+        random_weights(WIDE, NARROW),
+        random_weights(NARROW),
+        random_weights(NARROW, 1),
+        1.0,
+    )
+    theta = random_weights(F, 1)
     export(tmp_path / "both", Fit(theta, 1.0, 2.0, 0.5), "a test", "", {}, head)
     mlp, logit = Ranker(tmp_path / "both", "mlp"), Ranker(tmp_path / "both")
     phi, count = sample_phi(), np.array([40, 7, 1], np.int32)
@@ -74,32 +77,32 @@ def test_the_mlp_gives_what_numpy_gives_and_a_folder_without_one_says_what_to_do
         score = head.score(phi[u, :n])[:, 0]
         np.testing.assert_allclose(p[u, :n], np.exp(score - score.max()) / np.exp(score - score.max()).sum(), atol=1e-5)
     assert (p != logit.score(phi, count)).any()
-    np.testing.assert_array_equal(mlp.theta, theta, "reasons are of the logit")
-    assert all(check.good for check in verify(tmp_path / "both")) and len(verify(tmp_path / "both")) == 2
+    np.testing.assert_array_equal(mlp.theta, theta, "reasons come from the logit's theta")
+    assert all(check.passed for check in verify(tmp_path / "both")) and len(verify(tmp_path / "both")) == 2
     with pytest.raises(ManifestError, match=r"has no MLP; set SHOPWINDOW_HEAD=logit"):
-        Ranker(folder_of(tmp_path), "mlp")
+        Ranker(write_ranker_folder(tmp_path), "mlp")
 
 
-def test_the_shipped_ranker_is_of_todays_features_and_better_than_chance() -> None:
+def test_shipped_ranker_has_todays_features_and_beats_chance() -> None:
     ranker = Ranker(SHIPPED_MODELS / "ranker")
     assert ranker.manifest.features_hash == features_hash()
     assert ranker.manifest.metrics["loss"] < ranker.manifest.metrics["uniform"] - 0.3
 
 
-def test_fifty_features_and_more_each_with_a_name_of_its_own() -> None:
+def test_feature_names_are_distinct() -> None:
     assert F == len(set(FEATURES)) >= 50
 
 
-def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
+def test_fit_recovers_weights_despite_position_bias() -> None:
     rng = np.random.default_rng(3)
     n, c = 4000, 12
     phi = np.zeros((n, c, F), np.float32)
     phi[..., :4] = rng.normal(size=(n, c, 4))
-    hidden = np.array([1.5, -1.0, 0.5, 0.0])
+    true_theta = np.array([1.5, -1.0, 0.5, 0.0])
     position = np.tile(np.arange(c, dtype=np.int32), (n, 1))
     count = rng.integers(2, c + 1, n)
     offered = np.arange(c) < count[:, None]
-    utility = np.where(offered, phi[..., :4] @ hidden - 0.3 * position + rng.gumbel(size=(n, c)), -np.inf)
+    utility = np.where(offered, phi[..., :4] @ true_theta - 0.3 * position + rng.gumbel(size=(n, c)), -np.inf)
     chosen = utility.argmax(axis=1).astype(np.int32)
     of, ends, at = phi[offered], np.cumsum(count), position[offered]
     cut = int(ends[999])
@@ -110,21 +113,21 @@ def test_the_fit_finds_hidden_weights_and_not_the_order_of_the_page() -> None:
     losses: list[float] = []
     fitted = fit(Choices.joined(parts), progress=lambda point: losses.append(point.held_out))
     assert len(losses) == 30 and losses[-1] == fitted.loss < losses[0]
-    assert fitted.theta[:4, 0] == pytest.approx(hidden, abs=0.15)
-    assert np.abs(fitted.theta[4:]).max() == 0, "features that never vary weigh nothing"
+    assert fitted.theta[:4, 0] == pytest.approx(true_theta, abs=0.15)
+    assert np.abs(fitted.theta[4:]).max() == 0, "features that never vary get weight 0"
     assert fitted.loss < fitted.uniform - 0.5
 
 
-def test_too_few_choices_are_refused() -> None:
+def test_too_few_choices_are_rejected() -> None:
     with pytest.raises(ValueError, match="too few"):
         fit(Choices(np.zeros((18, F), np.float32), np.arange(2, 20, 2), np.zeros(9, np.int32)))
 
 
-def test_reasons_are_the_largest_term_that_speaks() -> None:
+def test_reason_is_the_largest_positive_term_with_a_reason() -> None:
     phi = np.zeros((3, F), np.float32)
     theta = np.ones((F, 1), np.float32)
     at = FEATURES.index("category_day")
     phi[0, at], phi[0, FEATURES.index("from_fresh")] = 2.0, 9.0
     phi[1, at] = -1.0
     found = [largest_term(phi[k], theta.reshape(-1), REASON_OF) for k in range(3)]
-    assert found == [(REASON_OF[at], 2.0), (POPULAR, 0.0), (POPULAR, 0.0)]
+    assert found == [(REASON_OF[at], 2.0), (REASON_POPULAR, 0.0), (REASON_POPULAR, 0.0)]

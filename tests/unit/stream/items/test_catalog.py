@@ -1,3 +1,5 @@
+"""Catalogue records become rows and fragments; invalid records are rejected without side effects."""
+
 import json
 import random
 
@@ -9,7 +11,7 @@ from stream.items.catalog import AVAILABLE, EN, ZH, Catalog, ItemError, decode_i
 from tests.harness.shop import catalog_of, item
 
 
-def test_an_item_becomes_a_row_that_kernels_read() -> None:
+def test_an_item_record_fills_a_row() -> None:
     catalog = Catalog()
     catalog.apply([item("SKU1", title={"en": "Brass Lamp"}, price=20.0, added_at="2026-01-01T00:00:00Z")])
     row = catalog.items[catalog.index.get(key64("SKU1"))]
@@ -21,7 +23,7 @@ def test_an_item_becomes_a_row_that_kernels_read() -> None:
     assert "SKU1" in catalog
 
 
-def test_null_deletes_and_the_row_stays_for_the_signals() -> None:
+def test_a_null_value_deletes_the_item_but_keeps_its_row() -> None:
     catalog = catalog_of(3)
     catalog.apply([(b"i1", None), (b"unknown", None)])
     assert "i1" not in catalog
@@ -29,7 +31,7 @@ def test_null_deletes_and_the_row_stays_for_the_signals() -> None:
     assert catalog.showable_count(0.0) == 2
 
 
-def test_bad_items_are_named_and_change_nothing_while_their_neighbours_are_taken() -> None:
+def test_invalid_records_are_reported_and_valid_ones_applied() -> None:
     catalog = Catalog()
     records = [item("a"), (b"b", b"{"), item("c", price=-1), (b"other", item("d")[1]), (b"\xff", None), item("e")]
     rejects = catalog.apply(records)
@@ -38,12 +40,12 @@ def test_bad_items_are_named_and_change_nothing_while_their_neighbours_are_taken
 
 
 @pytest.mark.parametrize("fields", [{"title": {}}, {"title": ""}, {"expires_at": "2026-01-01T00:00:00"}])
-def test_an_item_that_could_not_be_shown_is_refused(fields: dict[str, object]) -> None:
+def test_an_item_without_title_or_time_zone_is_rejected(fields: dict[str, object]) -> None:
     with pytest.raises(ItemError):
         decode_item(*item("a", **fields))
 
 
-def test_hostile_items_raise_nothing_but_the_one_error() -> None:
+def test_mangled_records_raise_only_item_error() -> None:
     rng = random.Random(3)
     seed = item("a", expires_at="2026-01-01T00:00:00Z", description={"en": "x"})[1]
     for _ in range(5000):
@@ -57,7 +59,7 @@ def test_hostile_items_raise_nothing_but_the_one_error() -> None:
             assert error.field and error.message
 
 
-def test_two_ids_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_with_the_hash_of_another_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream.items.catalog.key64", lambda text: 7)
     rejects = (catalog := Catalog()).apply([item("a"), item("b")])
     assert [reject.record for reject in rejects] == [1]
@@ -65,7 +67,7 @@ def test_two_ids_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> 
     assert catalog.item_id(0) == "a"
 
 
-def test_thousands_of_items_keep_their_rows_and_fragments() -> None:
+def test_rows_and_fragments_survive_growth() -> None:
     catalog = catalog_of(5000)
     for k in (0, 1023, 1024, 4999):
         row = catalog.index.get(key64(f"i{k}"))
@@ -74,7 +76,7 @@ def test_thousands_of_items_keep_their_rows_and_fragments() -> None:
         assert catalog.item_id(row) == f"i{k}"
 
 
-def test_an_index_finds_what_was_added_and_nothing_else() -> None:
+def test_an_index_finds_only_added_keys() -> None:
     index = IdIndex(4)
     keys = [key64(str(n)) for n in range(3000)]
     assert [index.add(key) for key in keys] == list(range(3000))
@@ -82,9 +84,9 @@ def test_an_index_finds_what_was_added_and_nothing_else() -> None:
     assert [index.get(key64(f"x{n}")) for n in range(100)] == [-1] * 100
 
 
-def test_ids_that_are_added_together_get_the_rows_that_they_get_one_by_one() -> None:
+def test_add_all_assigns_the_same_rows_as_add() -> None:
     keys = np.array([key64(str(n % 700)) for n in range(1000)])
-    index, together = IdIndex(4), IdIndex(4)
+    index, bulk = IdIndex(4), IdIndex(4)
     expected = [index.add(int(key)) for key in keys]
-    assert together.add_all(keys[:300]).tolist() + together.add_all(keys[300:]).tolist() == expected
-    assert len(together) == 700 and together.get_all(keys).tolist() == expected
+    assert bulk.add_all(keys[:300]).tolist() + bulk.add_all(keys[300:]).tolist() == expected
+    assert len(bulk) == 700 and bulk.get_all(keys).tolist() == expected

@@ -1,4 +1,4 @@
-"""Signals of the items: what sessions say of what goes with what, and that redelivery adds nothing."""
+"""Signals of items: transitions and co-visits of sessions, redelivery, expiry and the changelog."""
 
 from collections import defaultdict
 
@@ -11,29 +11,30 @@ from stream.events import ADD, CLICK, HOME, VIEW
 from stream.ids import key64
 from stream.items.activity import (
     ACTIVITY,
-    STEPS,
+    MAX_STEPS,
     decode_activities,
     decode_activity,
     encode_activity,
     fold_with_activity,
-    owner,
+    owner_partitions,
     split_activity,
 )
-from stream.items.signals import HALF_LIVES, NEAR, ItemTable, Signals
-from stream.profile.fold import blank
+from stream.items.signals import HALF_LIVES, MAX_NEIGHBOURS, ItemTable, Signals
+from stream.profile.row import blank_profiles
 from tests.harness.events import NOW, row, rows
-from tests.harness.shop import catalog_of, item, signals_of
+from tests.harness.shop import catalog_of, item, signals_of, view_activity
 
 
 def activity_of(*events: np.ndarray) -> np.ndarray:
-    made = rows(*events)
-    made["record"] = np.arange(len(made))
-    return fold_with_activity(blank(1), np.zeros(len(made), np.int32), made, np.arange(len(made)))[1]
+    """ACTIVITY of events of one shopper, in order."""
+    run = rows(*events)
+    run["record"] = np.arange(len(run))
+    return fold_with_activity(blank_profiles(1), np.zeros(len(run), np.int32), run, np.arange(len(run)))[1]
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_transitions_and_co_visits_are_those_of_the_sessions(sessions: list[list[int]]) -> None:
+def test_transitions_and_co_visits_equal_those_of_the_sessions(sessions: list[list[int]]) -> None:
     catalog = catalog_of(7)
     signals = signals_of(catalog, [[f"i{k}" for k in session] for session in sessions], NOW)
     follows: dict[tuple[int, int], float] = defaultdict(float)
@@ -45,7 +46,7 @@ def test_transitions_and_co_visits_are_those_of_the_sessions(sessions: list[list
             for other in set(session) - {k}:
                 together[k, other] += 1
         for x, i in enumerate(session):
-            for y in range(x + 1, min(x + STEPS, len(session) - 1) + 1):
+            for y in range(x + 1, min(x + MAX_STEPS, len(session) - 1) + 1):
                 if session[y] != i:
                     follows[i, session[y]] += 1 / (y - x)
     for k in seen:
@@ -62,12 +63,12 @@ def test_transitions_and_co_visits_are_those_of_the_sessions(sessions: list[list
             assert got[1] == pytest.approx(together[k, other], rel=1e-3, abs=1e-6), (k, other)
 
 
-def test_half_an_hour_of_silence_ends_a_session() -> None:
+def test_half_an_hour_without_activity_ends_a_session() -> None:
     assert len(activity_of(row(CLICK, "a", NOW), row(CLICK, "b", NOW + 1800))) == 4
     assert len(activity_of(row(CLICK, "a", NOW), row(CLICK, "b", NOW + 1801))) == 2
 
 
-def test_a_click_its_view_and_its_cart_are_one_step() -> None:
+def test_a_click_its_view_and_its_cart_addition_are_one_step() -> None:
     acts = activity_of(row(CLICK, "a", NOW), row(VIEW, "a", NOW + 1), row(ADD, "a", NOW + 5), row(CLICK, "b", NOW + 9))
     pairs = acts[acts["other"] != 0]
     assert {(int(p["item"]), int(p["other"]), int(p["step"])) for p in pairs} == {
@@ -76,27 +77,27 @@ def test_a_click_its_view_and_its_cart_are_one_step() -> None:
     }
 
 
-def test_searches_and_looks_at_the_page_are_no_activity_of_items() -> None:
+def test_searches_and_page_views_cause_no_item_activity() -> None:
     assert len(activity_of(row(HOME, time=NOW), row(4, time=NOW, word="x"))) == 0
 
 
-def test_activity_of_a_refused_shopper_is_none() -> None:
+def test_a_shopper_without_consent_causes_no_activity() -> None:
     assert len(activity_of(row(10, time=NOW, consent=-1), row(CLICK, "a", NOW + 1))) == 0
 
 
-def test_activity_that_comes_again_in_other_runs_is_counted_once() -> None:
+def test_redelivered_activity_is_counted_once() -> None:
     events = [row(CLICK, f"i{k % 3}", NOW + k, id=str(k)) for k in range(20)]
     acts = activity_of(*events)
     once, again = ItemTable(), ItemTable()
     once.fold("clicks", 0, acts)
     again.fold("clicks", 0, acts[acts["offset"] < 9])
-    again.fold("clicks", 0, acts[acts["offset"] < 14])  # a crash: the run is redone, and is longer now
+    again.fold("clicks", 0, acts[acts["offset"] < 14])  # after a crash the run is repeated, and is longer now
     again.fold("clicks", 0, acts)
     assert again.rows[: len(again)].tobytes() == once.rows[: len(once)].tobytes()
-    assert again.fold("clicks", 1, acts), "another source has offsets of its own"
+    assert again.fold("clicks", 1, acts), "another source has its own offsets"
 
 
-def test_a_table_comes_back_from_its_changelog() -> None:
+def test_a_table_is_restored_from_its_changelog() -> None:
     table, copy = ItemTable(), ItemTable()
     acts = activity_of(*(row(CLICK, f"i{k % 5}", NOW + k, id=str(k)) for k in range(30)))
     copy.apply(table.records(table.fold("clicks", 3, acts)))
@@ -105,16 +106,20 @@ def test_a_table_comes_back_from_its_changelog() -> None:
 
 
 def test_an_item_with_many_neighbours_keeps_the_strongest() -> None:
-    sessions = [["hub", f"n{k}"] for k in range(80)] + [["hub", "friend"]] * 5 + [["hub", f"m{k}"] for k in range(NEAR)]
+    sessions = (
+        [["hub", f"n{k}"] for k in range(80)]
+        + [["hub", "friend"]] * 5
+        + [["hub", f"m{k}"] for k in range(MAX_NEIGHBOURS)]
+    )
     catalog = catalog_of(0)
     catalog.apply([item("hub")])
     signals = signals_of(catalog, sessions)
     near = signals.rows[0]["near_item"]
     assert key64("friend") in near
-    assert np.count_nonzero(near) == NEAR
+    assert np.count_nonzero(near) == MAX_NEIGHBOURS
 
 
-def test_bytes_that_are_no_activity_are_refused() -> None:
+def test_values_that_are_not_activity_are_rejected() -> None:
     acts = activity_of(row(CLICK, "a"))
     good = encode_activity("clicks", 5, acts)
     assert decode_activity(good)[:2] == ("clicks", 5)
@@ -126,13 +131,13 @@ def test_bytes_that_are_no_activity_are_refused() -> None:
     assert len(decode_activity(encode_activity("clicks", 0, np.zeros(0, ACTIVITY)))[2]) == 0
 
 
-def test_records_are_counted_together_as_one_after_the_other() -> None:
+def test_a_batch_of_records_counts_like_single_records() -> None:
     acts = activity_of(*(row(CLICK, f"i{k % 5}", NOW + k, id=str(k)) for k in range(30)))
     unknown, backwards = acts[:1].copy(), acts[:1].copy()
     unknown["kind"], backwards["step"] = 9, -1
     stretches = [("clicks", acts[:40]), ("purchases", acts[10:60]), ("clicks", acts[20:90]), ("clicks", acts[90:])]
     good = [encode_activity(topic, 2, part) for topic, part in stretches]
-    # The last but one comes again as a whole, as after a crash.
+    # The third valid record is delivered twice, as after a crash.
     bad = {0: b"x", 3: encode_activity("clicks", 2, unknown), 5: encode_activity("clicks", 2, backwards), 7: None}
     values = [bad[0], good[0], good[1], bad[3], good[2], bad[5], good[2], bad[7], good[3]]
     activity, wrong = decode_activities(values)
@@ -140,24 +145,24 @@ def test_records_are_counted_together_as_one_after_the_other() -> None:
     for at, problem in wrong:
         with pytest.raises(ValueError, match=problem):
             decode_activity(values[at])
-    together, alone = ItemTable(), ItemTable()
-    changed = together.fold_all(activity)
-    one_by_one = [alone.fold(*decode_activity(value)) for at, value in enumerate(values) if at not in bad]
+    batch, single = ItemTable(), ItemTable()
+    changed = batch.fold_all(activity)
+    one_by_one = [single.fold(*decode_activity(value)) for at, value in enumerate(values) if at not in bad]
     assert changed == set().union(*one_by_one) and len(changed) > 3
-    assert together.rows.tobytes() == alone.rows.tobytes()
-    assert (together.sources, together.clock) == (alone.sources, alone.clock)
-    assert together.fold_all(activity) == set(), "all of it is counted"
-    assert together.fold_all(decode_activities([])[0]) == set()
+    assert batch.rows.tobytes() == single.rows.tobytes()
+    assert (batch.sources, batch.clock) == (single.sources, single.clock)
+    assert batch.fold_all(activity) == set(), "everything is counted already"
+    assert batch.fold_all(decode_activities([])[0]) == set()
 
 
-def test_owners_of_items_spread_over_the_partitions() -> None:
-    owners = owner(np.array([key64(str(k)) for k in range(8000)]), 8)
+def test_items_spread_evenly_over_owner_partitions() -> None:
+    owners = owner_partitions(np.array([key64(str(k)) for k in range(8000)]), 8)
     assert np.bincount(owners, minlength=8).min() > 800
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=80), st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
-def test_activity_is_split_between_source_records_and_counts_the_same(made: list[tuple[int, int]], most: int) -> None:
+def test_activity_is_split_only_between_source_records(made: list[tuple[int, int]], most: int) -> None:
     acts = np.zeros(len(made), ACTIVITY)
     acts["offset"] = np.sort([offset for offset, _ in made])
     acts["item"] = [key64(f"i{item}") for _, item in made]
@@ -167,7 +172,7 @@ def test_activity_is_split_between_source_records_and_counts_the_same(made: list
     seen: set[int] = set()
     for part in parts:
         offsets = set(part["offset"].tolist())
-        assert not seen & offsets, "what one record caused stays together"
+        assert not seen & offsets, "rows of one record stay in one part"
         seen |= offsets
     whole, piecewise = ItemTable(), ItemTable()
     whole.fold("clicks", 0, acts)
@@ -176,59 +181,53 @@ def test_activity_is_split_between_source_records_and_counts_the_same(made: list
     assert piecewise.rows.tobytes() == whole.rows.tobytes() and piecewise.sources == whole.sources
 
 
-def seen(name: str, time: float, offset: int) -> np.ndarray:
-    """That somebody looked at an item."""
-    made = np.zeros(1, ACTIVITY)
-    made["item"], made["time"], made["offset"], made["kind"], made["event"] = key64(name), time, offset, 1, VIEW
-    made["first"] = 1
-    return made
-
-
-def test_items_that_nobody_touches_leave_the_table_its_changelog_and_its_readers() -> None:
-    table, again = ItemTable(), ItemTable()
+def test_expired_items_leave_the_table_the_changelog_and_the_readers() -> None:
+    table, restored = ItemTable(), ItemTable()
     catalog = catalog_of(600)
     signals = Signals(catalog)
 
-    def tell(records: list[tuple[bytes, bytes | None]]) -> None:
+    def publish(records: list[tuple[bytes, bytes | None]]) -> None:
         signals.apply(records)
-        again.apply(records)
+        restored.apply(records)
 
     for k in range(600):
-        tell([*table.records(table.fold("clicks", 0, seen(f"i{k}", NOW + k, k)))])
+        publish([*table.records(table.fold("clicks", 0, view_activity(f"i{k}", NOW + k, k)))])
     assert (len(table), signals.count) == (600, 600)
-    gone = 0
+    expired = 0
     for k in range(20):
-        changed = table.records(table.fold("clicks", 0, seen("i7", NOW + 1000 + HALF_LIVES.forgotten + k, 1000 + k)))
+        changed = table.records(
+            table.fold("clicks", 0, view_activity("i7", NOW + 1000 + HALF_LIVES.retention_s + k, 1000 + k))
+        )
         tombstones = table.sweep()
         assert len(tombstones) <= 64
-        gone += len(tombstones)
-        tell([*changed, *tombstones])
-    assert (gone, len(table), signals.count) == (599, 1, 1)
-    assert len(again) == 1 and again.clock == table.clock
-    assert len(table.rows) <= 256, "and their room is given back"
+        expired += len(tombstones)
+        publish([*changed, *tombstones])
+    assert (expired, len(table), signals.count) == (599, 1, 1)
+    assert len(restored) == 1 and restored.clock == table.clock
+    assert len(table.rows) <= 256, "the memory of deleted rows is freed"
     other, kept = catalog.index.get(key64("i9")), catalog.index.get(key64("i7"))
-    assert not signals.figures[other]["known"] and signals.seen[other] == 0 and signals.rows[other]["item"] == 0
-    assert signals.figures[kept]["known"] and signals.seen[kept] > 0
-    tell([*table.records(table.fold("clicks", 0, seen("i9", NOW + 2000 + HALF_LIVES.forgotten, 5000)))])
-    assert signals.figures[other]["known"] and len(again) == len(table) == 2
+    assert not signals.summaries[other]["known"] and signals.seen[other] == 0 and signals.rows[other]["item"] == 0
+    assert signals.summaries[kept]["known"] and signals.seen[kept] > 0
+    publish([*table.records(table.fold("clicks", 0, view_activity("i9", NOW + 2000 + HALF_LIVES.retention_s, 5000)))])
+    assert signals.summaries[other]["known"] and len(restored) == len(table) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2)), min_size=1, max_size=40), st.integers(1, 8))
 @settings(max_examples=60, deadline=None)
-def test_signals_do_not_depend_on_when_the_sweep_came_by(made: list[tuple[int, float]], every: int) -> None:
+def test_signals_do_not_depend_on_when_the_sweep_runs(made: list[tuple[int, float]], every: int) -> None:
     never, often = ItemTable(), ItemTable()
     time = NOW
     for k, (item_number, gap) in enumerate(made):
-        time += gap * HALF_LIVES.forgotten * 0.7
+        time += gap * HALF_LIVES.retention_s * 0.7
         for table in (never, often):
-            table.fold("clicks", 0, seen(f"i{item_number}", time, k))
+            table.fold("clicks", 0, view_activity(f"i{item_number}", time, k))
         if k % every == 0:
             often.sweep(2)
     living = [
         {
             int(r["item"]): r.tobytes()
             for r in table.rows
-            if r["item"] and table.clock - r["time"] <= HALF_LIVES.forgotten
+            if r["item"] and table.clock - r["time"] <= HALF_LIVES.retention_s
         }
         for table in (never, often)
     ]

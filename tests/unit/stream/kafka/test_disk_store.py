@@ -1,4 +1,4 @@
-"""Profiles in RocksDB: what the disk holds when a process ends at any moment, and what an operator reads when it cannot."""
+"""Profiles in RocksDB: the rows after a process ends at any moment, and the errors that an operator sees."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from stream.kafka.tables.disk_store import DiskError, DiskProfileStore
 ROOT = Path(__file__).parents[4]
 
 
-def test_rows_of_a_run_are_read_at_once_and_reach_the_disk_with_their_offset_only(tmp_path: Path) -> None:
+def test_staged_rows_are_readable_and_reach_the_disk_with_their_offset(tmp_path: Path) -> None:
     store = DiskProfileStore(tmp_path)
     assert store.open(3) is None
     first = [(b"u1", b"one"), (b"u2", b"two")]
@@ -28,21 +28,21 @@ def test_rows_of_a_run_are_read_at_once_and_reach_the_disk_with_their_offset_onl
     assert store.owned({b"u1": 1, b"u2": 1, b"u3": 1}) == [b"u1", b"u3"]
 
     store.drop(3)  # a run that never reached the changelog
-    mark = store.open(3)
-    assert mark is not None and (mark.offset, mark.watermarks) == (41, {("clicks", 3): 10})
+    state = store.open(3)
+    assert state is not None and (state.offset, state.watermarks) == (41, {("clicks", 3): 10})
     assert dict(store.partitions[3]) == dict(first)
 
     store.apply(3, changed)
     store.persist(3, changed, {("clicks", 3): 12, ("purchases", 3): 1}, 45)
     assert not store.partitions[3].staged
     store.drop(3)
-    mark = store.open(3)
-    assert mark is not None and (mark.offset, mark.watermarks) == (45, {("clicks", 3): 12, ("purchases", 3): 1})
+    state = store.open(3)
+    assert state is not None and (state.offset, state.watermarks) == (45, {("clicks", 3): 12, ("purchases", 3): 1})
     assert dict(store.partitions[3]) == {b"u1": b"more", b"u3": b"new"}
     store.close()
 
 
-def test_a_newer_run_of_the_same_shopper_stays_staged_when_the_older_is_durable(tmp_path: Path) -> None:
+def test_a_newer_row_stays_staged_when_an_older_one_is_durable(tmp_path: Path) -> None:
     store = DiskProfileStore(tmp_path)
     store.open(0)
     older, newer = [(b"u", b"1")], [(b"u", b"2")]
@@ -56,7 +56,7 @@ def test_a_newer_run_of_the_same_shopper_stays_staged_when_the_older_is_durable(
     store.close()
 
 
-def test_a_wiped_partition_is_empty_and_others_are_not(tmp_path: Path) -> None:
+def test_wiping_a_partition_leaves_the_others(tmp_path: Path) -> None:
     store = DiskProfileStore(tmp_path)
     for partition in (0, 1):
         store.open(partition)
@@ -70,8 +70,8 @@ def test_a_wiped_partition_is_empty_and_others_are_not(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from stream.kafka.tables.disk_store import DiskProfiles
-store = DiskProfiles(Path(sys.argv[1]))
+from stream.kafka.tables.disk_store import DiskProfileStore
+store = DiskProfileStore(Path(sys.argv[1]))
 store.open(0)
 for offset in range(1 << 30):
     store.persist(0, [(b"u%d" % k, b"%d" % offset) for k in range(50)], {("clicks", 0): offset}, offset)
@@ -83,30 +83,30 @@ def test_a_kill_leaves_all_rows_of_a_write_or_none(tmp_path: Path) -> None:
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        said = [int(process.stdout.readline()) for _ in range(200)]
+        written = [int(process.stdout.readline()) for _ in range(200)]
         os.kill(process.pid, signal.SIGKILL)
-        said += [int(line) for line in process.stdout.read().split()]
+        written += [int(line) for line in process.stdout.read().split()]
         process.wait()
         store = DiskProfileStore(tmp_path)
-        mark = store.open(0)
-        assert mark is not None and mark.offset >= said[-1], "a write that has returned is there"
-        assert mark.watermarks == {("clicks", 0): mark.offset}
+        state = store.open(0)
+        assert state is not None and state.offset >= written[-1], "a write that returned is on the disk"
+        assert state.watermarks == {("clicks", 0): state.offset}
         rows = dict(store.partitions[0])
-        assert rows == {b"u%d" % k: b"%d" % mark.offset for k in range(50)}
+        assert rows == {b"u%d" % k: b"%d" % state.offset for k in range(50)}
         store.close()
 
 
-def test_files_of_another_worker_are_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_files_in_use_by_another_worker_are_refused(tmp_path: Path) -> None:
     one, other = DiskProfileStore(tmp_path), DiskProfileStore(tmp_path)
     one.open(0)
-    with pytest.raises(BlockingIOError, match=r"in use by another worker; give each .* SHOPWINDOW_DATA_DIR of its own"):
+    with pytest.raises(BlockingIOError, match=r"in use by another worker; give each .* its own SHOPWINDOW_DATA_DIR"):
         other.open(0)
     one.close()
     other.open(0)
     other.close()
 
 
-def test_a_full_disk_is_a_sentence_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_raises_an_error_with_a_solution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DiskProfileStore(tmp_path)
     store.open(0)
     store.persist(0, [(b"u", b"1")], {}, 1)
@@ -119,20 +119,20 @@ def test_a_full_disk_is_a_sentence_that_says_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setattr(store, "_write", full)
     with pytest.raises(
         DiskError, match=r"the disk of '.*/0' is full; free some of it, or .*SHOPWINDOW_DATA_DIR"
-    ) as told:
+    ) as raised:
         store.persist(0, [(b"u", b"2")], {}, 2)
-    assert "\n" not in str(told.value)
-    assert store.partitions[0].mark is not None and store.partitions[0].mark.offset == 1
+    assert "\n" not in str(raised.value)
+    assert store.partitions[0].state is not None and store.partitions[0].state.offset == 1
     store.close()
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence_too(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_raises_an_error_with_a_solution(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="check the disk and its permissions"):
         DiskProfileStore(tmp_path / "file" / "below").open(0)
 
 
-def test_damaged_files_are_removed_and_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_files_are_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = DiskProfileStore(tmp_path)
     store.open(0)
     store.persist(0, [(b"u%d" % k, b"x" * 100) for k in range(1000)], {}, 7)
@@ -144,10 +144,10 @@ def test_damaged_files_are_removed_and_read_anew(tmp_path: Path, caplog: pytest.
     store.close()
 
 
-def test_the_state_is_readable_by_people(tmp_path: Path) -> None:
+def test_the_state_is_stored_as_readable_json(tmp_path: Path) -> None:
     store = DiskProfileStore(tmp_path)
     store.open(0)
     store.persist(0, [], {("clicks", 0): 3}, 9)
-    told = json.loads(store.partitions[0].db.get(b"\x00wm:state") or "")
-    assert (told["offset"], told["watermarks"]) == (9, [["clicks", 0, 3]]) and told["at"] > 1.7e9
+    stored = json.loads(store.partitions[0].db.get(b"\x00wm:state") or "")
+    assert (stored["offset"], stored["watermarks"]) == (9, [["clicks", 0, 3]]) and stored["at"] > 1.7e9
     store.close()

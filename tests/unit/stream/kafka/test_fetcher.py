@@ -1,46 +1,62 @@
-"""How often a leader is asked: at once where it has much or nothing, after a pause where it has brought a little."""
+"""How often a leader is fetched from: at once after a large or an empty answer, after a pause after a small one."""
 
 import asyncio
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import NodeNotReadyError
 from faust.types import TP
 
-from stream.kafka.client import fetcher as fetch
-from stream.kafka.client.brokers import Part
-from stream.kafka.client.fetcher import LITTLE, PAUSE, Fetcher
+from stream.kafka.client.fetcher import RETRY_S, SMALL_FETCH_BYTES, SMALL_FETCH_PAUSE_S, Fetcher
 from stream.settings import Settings
+from tests.harness.kafka_parts import VirtualTimeLoop, encode_batch, idle_connections
 
-CLICKS = TP("clicks", 0)
+CLICKS, LEADER = TP("clicks", 0), 1
+SMALL = encode_batch([(b"k", b"x")], 0)
+LARGE = encode_batch([(b"k", bytes(SMALL_FETCH_BYTES))], 0)
+
+
+class Client:
+    """A client whose broker gives prepared answers, and then is down. It records the times of the requests."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self.answers = list(answers)
+        self.requested_at: list[float] = []
+        self.metadata_updated_at = -1.0
+        self.cluster = SimpleNamespace(leader_for_partition=lambda tp: LEADER)
+        self._conns = idle_connections(LEADER)
+
+    async def ready(self, leader: int) -> bool:
+        return True
+
+    async def send(self, leader: int, request: Any) -> Any:
+        self.requested_at.append(asyncio.get_running_loop().time())
+        if not self.answers:
+            raise NodeNotReadyError
+        return SimpleNamespace(topics=[(CLICKS.topic, [(CLICKS.partition, 0, 1, self.answers.pop(0))])])
+
+    async def force_metadata_update(self) -> None:
+        self.metadata_updated_at = asyncio.get_running_loop().time()
 
 
 @pytest.mark.parametrize(
-    ("data", "pauses"), [([b"", b"", b""], []), ([b"x", b"", b"x"], [PAUSE, PAUSE]), ([b"x" * LITTLE] * 2, [])]
+    ("answers", "pauses"),
+    [
+        ([b"", b"", b""], [0.0, 0.0, 0.0]),
+        ([SMALL, b"", SMALL], [SMALL_FETCH_PAUSE_S, 0.0, SMALL_FETCH_PAUSE_S]),
+        ([LARGE, LARGE], [0.0, 0.0]),
+    ],
+    ids=["empty", "small", "large"],
 )
-def test_a_pause_follows_an_answer_that_brought_a_little(
-    monkeypatch: pytest.MonkeyPatch, data: list[bytes], pauses: list[float]
-) -> None:
-    answers, slept = iter(data), []
-
-    async def ask(client: Any, leader: int, wanted: Any, wait_ms: int) -> list[Part] | None:
-        found = next(answers, None)
-        return None if found is None else [Part(CLICKS, None, 0, found)]
-
-    class Client:
-        class cluster:
-            @staticmethod
-            def leader_for_partition(tp: TP) -> int:
-                return 1
-
-        async def force_metadata_update(self) -> None:
-            pass
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    monkeypatch.setattr(fetch, "ask", ask)
-    monkeypatch.setattr(fetch, "parse", lambda data, start: ((), start))
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    feed: Any = Fetcher(Settings(), lambda: {CLICKS: 0}, lambda tp, asked, answer: None)
-    asyncio.run(feed._follow(Client(), 1))
-    assert slept == [*pauses, fetch.RETRY], "the last of them, as the leader was gone"
+def test_a_pause_follows_a_small_answer(answers: list[bytes], pauses: list[float]) -> None:
+    client = Client(answers)
+    taken: list[int] = []
+    fetcher = Fetcher(Settings(), lambda: {CLICKS: 0}, lambda tp, offset, fetched: taken.append(offset))
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(fetcher._follow(client, LEADER))
+    requested = client.requested_at
+    assert [after - before for before, after in pairwise(requested)] == pytest.approx(pauses)
+    assert client.metadata_updated_at == pytest.approx(requested[-1] + RETRY_S), "the leader is looked up after a retry"
+    assert len(taken) == len(answers)

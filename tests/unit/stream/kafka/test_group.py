@@ -1,4 +1,4 @@
-"""The group of those who keep no table: committed is what is done, up to the first record that is not."""
+"""A member of the group without tables commits each partition up to its first record that is not done."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError, NotCoordinatorForGroupError, TopicAuthorizationFailedError
 
 from stream.kafka.commit import Output
-from stream.kafka.group import Group
+from stream.kafka.group import GroupMember
 from stream.settings import Settings
 from tests.harness.events import NOW
 
@@ -19,13 +19,13 @@ ONE, TWO = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 
 
 class Kafka:
-    """A consumer and a producer that note what they get."""
+    """A consumer and a producer that record their calls."""
 
     def __init__(self) -> None:
         self.waiting: dict[TopicPartition, list[Any]] = {}
         self.commits: list[dict[TopicPartition, int]] = []
         self.sent: list[tuple[str, bytes]] = []
-        self.fails: KafkaError | None = None  # whatever comes next
+        self.fails: KafkaError | None = None  # the error of the next call
 
     async def getmany(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
         found, self.waiting = self.waiting, {}
@@ -59,41 +59,41 @@ def records(partition: TopicPartition, *offsets: int) -> list[Any]:
     ]
 
 
-def member() -> tuple[Group, Kafka]:
-    group, kafka = Group(Settings(prefix="p-"), TOPIC, "g"), Kafka()
+def member() -> tuple[GroupMember, Kafka]:
+    group, kafka = GroupMember(Settings(prefix="p-"), TOPIC, "g"), Kafka()
     group._consumer = group._producer = kafka
     return group, kafka
 
 
-async def taken(group: Group, kafka: Kafka, **found: list[Any]) -> list[Any]:
+async def taken(group: GroupMember, kafka: Kafka, **found: list[Any]) -> list[Any]:
     kafka.waiting = {ONE: found.get("one", []), TWO: found.get("two", [])}
     kafka.waiting = {partition: some for partition, some in kafka.waiting.items() if some}
     return await group.take(100, 0.0)
 
 
-def scene(played: Coroutine[Any, Any, None]) -> None:
+def run(played: Coroutine[Any, Any, None]) -> None:
     asyncio.run(played)
 
 
-def test_a_partition_is_committed_up_to_its_first_record_that_is_not_done() -> None:
+def test_a_partition_is_committed_up_to_its_first_unfinished_record() -> None:
     async def played() -> None:
         group, kafka = member()
         zero, two, four, other = await taken(group, kafka, one=records(ONE, 0, 2, 4), two=records(TWO, 7))
         await group.done([two])
-        assert kafka.commits == [{ONE: 0, TWO: 7}], "offsets that compaction took away are no gap"
+        assert kafka.commits == [{ONE: 0, TWO: 7}], "offsets that compaction removed are no gap"
         assert (group.held(zero), group.held(two)) == (True, False)
         assert group.lag() == {0: 5 + 2, 1: 2 + 1} and group.oldest() == NOW
         await group.done([zero, other], [Output("copy", None, [(b"k", b"v")])])
         assert kafka.commits[1:] == [{ONE: 4, TWO: 8}] and kafka.sent == [("p-copy", b"v")]
         await group.done([four])
         await group.done([])
-        assert kafka.commits[2:] == [{ONE: 5}], "what is committed is not said again"
+        assert kafka.commits[2:] == [{ONE: 5}], "committed offsets are not committed again"
         assert group.oldest() is None and group.lag() == {0: 5, 1: 2}
 
-    scene(played())
+    run(played())
 
 
-def test_what_was_not_sent_is_not_done() -> None:
+def test_a_failed_send_leaves_its_record_unfinished() -> None:
     async def played() -> None:
         group, kafka = member()
         [record] = await taken(group, kafka, one=records(ONE, 3))
@@ -102,11 +102,11 @@ def test_what_was_not_sent_is_not_done() -> None:
             await group.done([record], [Output("copy", None, [(b"k", b"v")])])
         assert group.held(record) and not kafka.commits
 
-    scene(played())
+    run(played())
 
 
 @pytest.mark.parametrize("error", [CommitFailedError, NotCoordinatorForGroupError])
-def test_a_commit_that_a_rebalance_overtakes_is_said_by_the_next(error: type[KafkaError]) -> None:
+def test_a_commit_that_fails_in_a_rebalance_is_covered_by_the_next(error: type[KafkaError]) -> None:
     async def played() -> None:
         group, kafka = member()
         first, second = await taken(group, kafka, one=records(ONE, 0, 1))
@@ -116,10 +116,10 @@ def test_a_commit_that_a_rebalance_overtakes_is_said_by_the_next(error: type[Kaf
         await group.done([second])
         assert kafka.commits == [{ONE: 2}]
 
-    scene(played())
+    run(played())
 
 
-def test_a_commit_that_may_not_be_is_told() -> None:
+def test_a_forbidden_commit_raises_its_error() -> None:
     async def played() -> None:
         group, kafka = member()
         [record] = await taken(group, kafka, one=records(ONE, 0))
@@ -127,10 +127,10 @@ def test_a_commit_that_may_not_be_is_told() -> None:
         with pytest.raises(TopicAuthorizationFailedError):
             await group.done([record])
 
-    scene(played())
+    run(played())
 
 
-def test_what_a_rebalance_takes_away_is_committed_as_far_as_it_is_done_and_held_no_more() -> None:
+def test_a_rebalance_commits_finished_records_and_releases_the_others() -> None:
     async def played() -> None:
         group, kafka = member()
         await group.on_partitions_assigned({ONE})
@@ -141,6 +141,6 @@ def test_what_a_rebalance_takes_away_is_committed_as_far_as_it_is_done_and_held_
         await group.on_partitions_revoked({ONE})
         assert kafka.commits == [{ONE: 1}] and not group.held(second) and not group.joined
         await group.done([second])
-        assert len(kafka.commits) == 1, "it is its new owner's to commit"
+        assert len(kafka.commits) == 1, "its new owner commits it"
 
-    scene(played())
+    run(played())

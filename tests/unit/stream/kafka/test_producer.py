@@ -1,4 +1,4 @@
-"""Batches to their leaders: together at one moment, one a partition under way, each with its own fate."""
+"""Batches are sent to their leaders in shared requests, one per partition in flight, each with its own outcome."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -6,18 +6,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.client import ConnectionGroup
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, NotLeaderForPartitionError, ProducerClosed
 
 from stream.kafka.client import producer as produce
 from stream.kafka.client.producer import BatchSender
 from stream.kafka.commit import Batch
+from tests.harness.kafka_parts import idle_connections
 
 Codes = Mapping[int, int]  # partition -> error code of an answer
 
 
 class Client:
-    """Brokers that note what they are asked, and answer as they are told."""
+    """Brokers that record requests and return prepared answers."""
 
     def __init__(self, leaders: Mapping[int, int], answers: Callable[[int], Codes] = lambda request: {}) -> None:
         self.leaders, self.answers = dict(leaders), answers
@@ -25,9 +25,7 @@ class Client:
         self.held = asyncio.Event()
         self.held.set()
         self.cluster = SimpleNamespace(leader_for_partition=lambda tp: self.leaders[tp.partition])
-        transport = SimpleNamespace(get_protocol=lambda: None, set_protocol=lambda protocol: None)
-        connection = SimpleNamespace(_writer=SimpleNamespace(transport=transport), _requests=[], _protocol=None)
-        self._conns = {(leader, ConnectionGroup.DEFAULT): connection for leader in (0, 1)}
+        self._conns = idle_connections(0, 1)
 
     async def ready(self, leader: int) -> bool:
         return True
@@ -58,30 +56,30 @@ def partitions_asked(client: Client) -> list[tuple[int, list[int]]]:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(produce, "RETRY", 0.01)
+def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "RETRY_S", 0.01)
 
 
-def test_what_is_sent_at_one_moment_is_one_request_a_leader_and_one_batch_a_partition() -> None:
+def test_simultaneous_sends_share_one_request_per_leader() -> None:
     async def calls() -> None:
         client = Client({0: 0, 1: 1, 2: 0})
-        posts: Any = BatchSender(client, 10.0)
-        sent = [posts.send(batch(b"%d" % n), "t", p) for n, p in enumerate((0, 1, 2, 0))]
+        sender: Any = BatchSender(client, 10.0)
+        sent = [sender.send(batch(b"%d" % n), "t", p) for n, p in enumerate((0, 1, 2, 0))]
         assert await asyncio.gather(*sent) == [100, 200, 100, 300]
         assert partitions_asked(client) == [(0, [0, 2]), (1, [1]), (0, [0])]
-        assert b"3" in client.asked[2][1][0], "the second batch of the partition, when the first was answered"
+        assert b"3" in client.asked[2][1][0], "the second batch of the partition, after the first was answered"
 
     asyncio.run(calls())
 
 
-def test_a_batch_whose_leader_has_moved_goes_again_before_those_behind_it_and_holds_up_no_other_partition() -> None:
+def test_a_batch_is_retried_in_order_after_its_leader_moved() -> None:
     async def calls() -> None:
         moved = NotLeaderForPartitionError.errno
         client = Client({0: 0, 1: 0}, lambda request: {0: moved} if request == 0 else {})
-        posts: Any = BatchSender(client, 10.0)
-        first, behind, other = (posts.send(batch(value), "t", p) for value, p in ((b"a", 0), (b"b", 0), (b"c", 1)))
+        sender: Any = BatchSender(client, 10.0)
+        first, behind, other = (sender.send(batch(value), "t", p) for value, p in ((b"a", 0), (b"b", 0), (b"c", 1)))
         assert await other == 100
-        next_of_other = posts.send(batch(b"d"), "t", 1)
+        next_of_other = sender.send(batch(b"d"), "t", 1)
         assert await next_of_other == 200 and not first.done()
         assert await first == 300 and await behind == 400
         assert [sorted(batches) for _, batches in client.asked] == [[0, 1], [1], [0], [0]]
@@ -90,58 +88,58 @@ def test_a_batch_whose_leader_has_moved_goes_again_before_those_behind_it_and_ho
     asyncio.run(calls())
 
 
-def test_a_refusal_reaches_those_that_wait_behind_it_in_its_partition_and_nobody_else() -> None:
+def test_a_refused_batch_fails_only_the_batches_behind_it() -> None:
     async def calls() -> None:
         client = Client({0: 0, 1: 0}, lambda request: {0: MessageSizeTooLargeError.errno} if request == 0 else {})
-        posts: Any = BatchSender(client, 10.0)
-        refused, taken, behind = (posts.send(batch(b"x"), "t", p) for p in (0, 1, 0))
+        sender: Any = BatchSender(client, 10.0)
+        refused, taken, behind = (sender.send(batch(b"x"), "t", p) for p in (0, 1, 0))
         for lost in (refused, behind):
             with pytest.raises(MessageSizeTooLargeError):
                 await lost
-        assert (await taken, await posts.send(batch(b"x"), "t", 0)) == (100, 200)
-        assert partitions_asked(client) == [(0, [0, 1]), (0, [0])], "what was behind it has not overtaken it"
+        assert (await taken, await sender.send(batch(b"x"), "t", 0)) == (100, 200)
+        assert partitions_asked(client) == [(0, [0, 1]), (0, [0])], "the batch behind it was not sent"
 
     asyncio.run(calls())
 
 
-def test_a_partition_without_a_leader_is_waited_for_until_the_time_is_over() -> None:
+def test_a_batch_waits_for_a_leader_until_its_timeout() -> None:
     async def calls() -> None:
         client = Client({0: -1})
-        posts: Any = BatchSender(client, 10.0)
-        assert await posts.send(batch(b"x"), "t", 0) == 100
+        sender: Any = BatchSender(client, 10.0)
+        assert await sender.send(batch(b"x"), "t", 0) == 100
         client = Client({0: 0}, lambda request: {0: NotLeaderForPartitionError.errno})
-        posts = BatchSender(client, 0.05)
+        sender = BatchSender(client, 0.05)
         with pytest.raises(NotLeaderForPartitionError):
-            await posts.send(batch(b"x"), "t", 0)
+            await sender.send(batch(b"x"), "t", 0)
         assert len(client.asked) > 1
 
     asyncio.run(calls())
 
 
-def test_what_is_not_acknowledged_at_the_end_is_given_up_and_a_sender_that_left_is_no_harm() -> None:
+def test_closing_fails_unacknowledged_batches() -> None:
     async def calls() -> None:
         client = Client({0: 0, 1: 0})
-        posts: Any = BatchSender(client, 10.0)
+        sender: Any = BatchSender(client, 10.0)
         client.held.clear()
-        gone, waits = posts.send(batch(b"x"), "t", 1), posts.send(batch(b"y"), "t", 0)
+        cancelled, waiting = sender.send(batch(b"x"), "t", 1), sender.send(batch(b"y"), "t", 0)
         while not client.asked:
             await asyncio.sleep(0)
-        gone.cancel()
-        await posts.close()
+        cancelled.cancel()
+        await sender.close()
         with pytest.raises(ProducerClosed):
-            await waits
+            await waiting
         assert issubclass(ProducerClosed, KafkaError)
 
     asyncio.run(calls())
 
 
-def test_requests_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_have_a_maximum_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(produce, "REQUEST_BYTES", 300)
 
     async def calls() -> None:
         client = Client({p: 0 for p in range(4)})
-        posts: Any = BatchSender(client, 10.0)
-        await asyncio.gather(*(posts.send(batch(bytes(size)), "t", p) for p, size in enumerate((50, 50, 500, 50))))
+        sender: Any = BatchSender(client, 10.0)
+        await asyncio.gather(*(sender.send(batch(bytes(size)), "t", p) for p, size in enumerate((50, 50, 500, 50))))
         assert [sorted(batches) for _, batches in client.asked] == [[0, 1], [2], [3]]
 
     asyncio.run(calls())

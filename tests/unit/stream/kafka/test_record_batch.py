@@ -1,39 +1,26 @@
-"""Record batches of Kafka: our reading of their bytes against aiokafka's."""
+"""Our parser of Kafka's record batches against aiokafka's."""
 
 from itertools import cycle
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.kafka.client import record_batch
-from stream.kafka.client.brokers import Frames
-from stream.kafka.client.record_batch import walk, wrong_checksum
-from stream.kafka.tables.changelog_reader import read
+from stream.kafka.client.brokers import FrameReader
+from stream.kafka.client.record_batch import find_batches, first_wrong_checksum
+from stream.kafka.tables.changelog_reader import parse_changelog
+from tests.harness.kafka_parts import Pair, encode_batch
 
-Pair = tuple[bytes, bytes | None]
 PAIRS = st.lists(st.tuples(st.binary(max_size=300), st.none() | st.binary(max_size=5000)), max_size=20)
 
 
-def batch(pairs: list[Pair], base: int, codec: int = 0, headers: Any = ()) -> bytes:
-    """A batch as a broker keeps it, its first record at offset `base`."""
-    builder = DefaultRecordBatchBuilder(
-        2, codec, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1 << 20
-    )
-    for at, (key, value) in enumerate(pairs):
-        assert builder.append(at, 1_700_000_000_000 + at, key, value, list(headers)) is not None
-    made = bytearray(builder.build())
-    made[:8] = base.to_bytes(8, "big")
-    return bytes(made)
-
-
-def oracle(data: bytes, start: int) -> tuple[list[Pair], int]:
-    """What aiokafka's parser finds, a record at a time."""
+def parse_with_aiokafka(data: bytes, start: int) -> tuple[list[Pair], int]:
+    """The oracle: keys and values that aiokafka's parser finds from offset `start`, and the offset after them."""
     records, found, following = MemoryRecords(data), [], start
     while records.has_next():
         one = records.next_batch()
@@ -44,68 +31,68 @@ def oracle(data: bytes, start: int) -> tuple[list[Pair], int]:
 
 @settings(deadline=None)
 @given(st.lists(PAIRS.filter(bool), max_size=4), st.integers(0, 2**40), st.integers(0, 30))
-def test_a_fetch_is_read_as_aiokafka_reads_it(batches: list[list[Pair]], base: int, skip: int) -> None:
+def test_a_fetch_is_parsed_like_aiokafka_parses_it(batches: list[list[Pair]], base: int, skip: int) -> None:
     data, at = b"", base
     for pairs in batches:
-        data += batch(pairs, at)
+        data += encode_batch(pairs, at)
         at += len(pairs) + 3  # compaction leaves gaps
-    stretch = read(data, base + skip)
-    assert (list(stretch.records), stretch.next_offset) == oracle(data, base + skip)
+    fetched = parse_changelog(data, base + skip)
+    assert (list(fetched.records), fetched.next_offset) == parse_with_aiokafka(data, base + skip)
 
 
 @settings(deadline=None)
 @given(PAIRS.filter(bool), st.integers(1, 200))
-def test_a_batch_that_a_fetch_cuts_off_is_left_for_the_next(pairs: list[Pair], missing: int) -> None:
-    whole, torn = batch([(b"k", b"v")], 5), batch(pairs, 6)
-    stretch = read(whole + torn[: max(0, len(torn) - missing)], 5)
-    assert (list(stretch.records), stretch.next_offset) == ([(b"k", b"v")], 6)
-    assert read(torn[:40], 6) == ((), 6)
+def test_a_batch_that_is_cut_off_is_left_for_the_next_fetch(pairs: list[Pair], missing: int) -> None:
+    whole, torn = encode_batch([(b"k", b"v")], 5), encode_batch(pairs, 6)
+    fetched = parse_changelog(whole + torn[: max(0, len(torn) - missing)], 5)
+    assert (list(fetched.records), fetched.next_offset) == ([(b"k", b"v")], 6)
+    assert parse_changelog(torn[:40], 6) == ((), 6)
 
 
 def test_records_with_headers_keep_their_keys_and_values() -> None:
     pairs: list[Pair] = [(b"a", b"1"), (b"", None), (b"c", b"")]
-    assert list(read(batch(pairs, 0, headers=[("h", b"x" * 100)]), 0).records) == pairs
+    assert list(parse_changelog(encode_batch(pairs, 0, headers=[("h", b"x" * 100)]), 0).records) == pairs
 
 
 @pytest.mark.parametrize("codec", [1, 3])  # gzip, lz4 where it is installed
-def test_a_compressed_changelog_is_read_too(codec: int) -> None:
+def test_a_compressed_changelog_is_parsed(codec: int) -> None:
     pairs: list[Pair] = [(b"k%d" % n, b"v" * 100) for n in range(50)]
     try:
-        compressed = batch(pairs, 100, codec)
+        compressed = encode_batch(pairs, 100, codec)
     except RuntimeError:
         pytest.skip("the codec is not installed")
-    stretch = read(batch([(b"first", b"1")], 99) + compressed, 120)
-    assert (list(stretch.records), stretch.next_offset) == (pairs[20:], 150)
+    fetched = parse_changelog(encode_batch([(b"first", b"1")], 99) + compressed, 120)
+    assert (list(fetched.records), fetched.next_offset) == (pairs[20:], 150)
 
 
-def test_a_control_batch_holds_no_record_and_moves_the_offset() -> None:
-    marker = bytearray(batch([(b"\0\0\0\1", b"")], 7))
+def test_a_control_batch_has_no_record_and_moves_the_offset() -> None:
+    marker = bytearray(encode_batch([(b"\0\0\0\1", b"")], 7))
     marker[22] |= 0x20
     with pytest.raises(CorruptRecordException, match="before offset 8"):
-        read(bytes(marker), 7)
+        parse_changelog(bytes(marker), 7)
     marker[17:21] = calc_crc32c(bytes(marker[21:])).to_bytes(4, "big")
-    assert read(bytes(marker), 7) == ([], 8)
+    assert parse_changelog(bytes(marker), 7) == ([], 8)
 
 
 @pytest.mark.parametrize("by_processor", [True, False])
-def test_a_flipped_bit_is_noticed_by_its_batch(monkeypatch: pytest.MonkeyPatch, by_processor: bool) -> None:
+def test_a_flipped_bit_fails_the_checksum_of_its_batch(monkeypatch: pytest.MonkeyPatch, by_processor: bool) -> None:
     if by_processor and not record_batch.HAS_CRC32C:
-        pytest.skip("the processor has no instruction for it")
+        pytest.skip("the processor does not have the instruction")
     monkeypatch.setattr(record_batch, "HAS_CRC32C", by_processor)
-    for size in range(20):  # all lengths of what is left over from eights
+    for size in range(20):  # every number of bytes after the last group of eight
         pairs: list[Pair] = [(b"k", b"v" * size)]
-        good = batch(pairs, 3)
-        assert list(read(good, 3).records) == pairs
+        good = encode_batch(pairs, 3)
+        assert list(parse_changelog(good, 3).records) == pairs
         for at in range(21, len(good), 5):
             data = bytearray(good)
             data[at] ^= 0x10
             with pytest.raises(CorruptRecordException, match="has a wrong checksum"):
-                read(good + bytes(data), 3)
-            assert wrong_checksum(walk(good + bytes(data) + good)) == 1
+                parse_changelog(good + bytes(data), 3)
+            assert first_wrong_checksum(find_batches(good + bytes(data) + good)) == 1
 
 
 @given(st.lists(st.binary(min_size=1, max_size=3_000), max_size=6), st.lists(st.integers(1, 4_000), min_size=1))
-def test_answers_come_whole_however_they_are_received(answers: list[bytes], sizes: list[int]) -> None:
+def test_answers_are_complete_however_they_are_received(answers: list[bytes], sizes: list[int]) -> None:
     class Connection:
         _protocol = None
         taken: ClassVar[list[bytes]] = []
@@ -114,8 +101,8 @@ def test_answers_come_whole_however_they_are_received(answers: list[bytes], size
             self.taken.append(frame)
 
     Connection.taken = []
-    frames, chances = Frames(Connection()), cycle(sizes)
-    frames._room = bytearray(64)  # most answers are larger
+    frames, chances = FrameReader(Connection()), cycle(sizes)
+    frames._buffer = bytearray(64)  # most answers are larger
     left = b"".join(len(answer).to_bytes(4, "big") + answer for answer in answers)
     while left:
         room = frames.get_buffer(-1)
@@ -126,14 +113,14 @@ def test_answers_come_whole_however_they_are_received(answers: list[bytes], size
     assert Connection.taken == answers
 
 
-def test_batches_of_before_kafka_0_11_are_refused_by_name() -> None:
-    old = bytearray(batch([(b"k", b"v" * 100)], 0))
+def test_batches_older_than_kafka_0_11_are_refused() -> None:
+    old = bytearray(encode_batch([(b"k", b"v" * 100)], 0))
     old[16] = 1
     with pytest.raises(ValueError, match="format 1 at byte 0"):
-        walk(bytes(old))
+        find_batches(bytes(old))
 
 
-def test_many_small_batches_are_walked_whole() -> None:
-    data = b"".join(batch([(b"k%d" % n, b"v")], n) for n in range(500))
-    stretch = read(data, 0)
-    assert stretch.next_offset == 500 and [key for key, _ in stretch.records] == [b"k%d" % n for n in range(500)]
+def test_many_small_batches_are_all_found() -> None:
+    data = b"".join(encode_batch([(b"k%d" % n, b"v")], n) for n in range(500))
+    fetched = parse_changelog(data, 0)
+    assert fetched.next_offset == 500 and [key for key, _ in fetched.records] == [b"k%d" % n for n in range(500)]

@@ -1,4 +1,4 @@
-"""Rows at rest: what is written comes back bit for bit, in the fewest bytes that its form knows."""
+"""Packed rows come back bit for bit, in the fewest bytes that their form allows."""
 
 import struct
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.profile.exposure import SERVING
-from stream.profile.fold import PROFILE
-from stream.row_codec import COMPACT, pack, place, tops, unpack
+from stream.profile.row import PROFILE
+from stream.row_codec import COMPACT, field_position, pack, presence_bytes, unpack
 from tests.harness.events import NOW, plain
 
 ROW = np.dtype(
@@ -33,15 +33,15 @@ WORDS = st.sampled_from([0, 0, 7, 2**31 - 1, -(2**31)]) | st.integers(-40_000, 4
 def rows_of(draw: st.DrawFn) -> np.ndarray:
     rows = np.zeros(draw(st.integers(1, 3)), ROW)
     for row in rows:
-        for name, what in (("version", INTEGERS), ("small", WORDS), ("time", FLOATS), ("item", INTEGERS),
+        for name, strategy in (("version", INTEGERS), ("small", WORDS), ("time", FLOATS), ("item", INTEGERS),
                            ("short", st.integers(-(2**15), 2**15 - 1)), ("weight", FLOATS)):  # fmt: skip
             shape = ROW[name].shape
-            row[name] = draw(st.lists(what, min_size=shape[0], max_size=shape[0])) if shape else draw(what)
+            row[name] = draw(st.lists(strategy, min_size=shape[0], max_size=shape[0])) if shape else draw(strategy)
     return rows
 
 
 def as_documented(blob: bytes) -> bytes:
-    """The bytes of a ROW by the words of rows.py, a value at a time."""
+    """Oracle: bytes of a compact ROW, decoded one value at a time as the docstring of row_codec says."""
     widths = "q" + "i" * 9 + "d" * 5 + "q" * 5 + "i" * 2 + "d" * 3
     present, at = [], 2
     for m in range((len(widths) + 7) // 8):
@@ -56,9 +56,9 @@ def as_documented(blob: bytes) -> bytes:
     known: list[int] = []
     last = {"i": 0, "q": 0, "d": 0}
     made = b""
-    for width, there in zip(widths, present, strict=False):
+    for width, is_present in zip(widths, present, strict=False):
         value = 0
-        if there:
+        if is_present:
             tag = tags.pop(0)
             size = sizes[width][tag]
             value = int.from_bytes(blob[at : at + size], "little", signed=True)
@@ -86,7 +86,7 @@ def as_documented(blob: bytes) -> bytes:
 
 @given(rows_of())
 @settings(deadline=None, max_examples=300)
-def test_a_row_comes_back_bit_for_bit_as_its_form_is_documented(rows: np.ndarray) -> None:
+def test_a_row_unpacks_bit_for_bit_and_matches_the_documented_form(rows: np.ndarray) -> None:
     blobs = pack(rows, 5)
     assert unpack(blobs, ROW, 5).tobytes() == rows.tobytes()
     for row, blob, long in zip(rows, blobs, plain(rows, 5), strict=True):
@@ -96,14 +96,14 @@ def test_a_row_comes_back_bit_for_bit_as_its_form_is_documented(rows: np.ndarray
 
 @given(rows_of())
 @settings(deadline=None)
-def test_rows_of_the_plain_form_are_read_among_compact_ones(rows: np.ndarray) -> None:
+def test_plain_rows_unpack_among_compact_rows(rows: np.ndarray) -> None:
     old = plain(rows, 5)
     assert {blob[0] for blob in old} == {5}
     assert unpack([*pack(rows, 5), *old], ROW, 5).tobytes() == 2 * rows.tobytes()
 
 
 def size_of(**fields: object) -> int:
-    """Bytes of the values of a ROW that is compact."""
+    """Bytes of the values of a compact ROW."""
     row = np.zeros(1, ROW)
     for name, values in fields.items():
         row[name] = values
@@ -114,45 +114,47 @@ def size_of(**fields: object) -> int:
     return len(blob) - 2 - maps - (n + 3) // 4
 
 
-def test_what_is_near_the_value_before_or_came_before_takes_few_bytes() -> None:
+def test_values_near_or_equal_to_earlier_values_take_few_bytes() -> None:
     item = 2**61 + 12345
     assert size_of(version=7) == 1
     assert size_of(version=100_000) == 4
     assert size_of(item=[item, 0, 0, 0, 0]) == 8
-    assert size_of(item=[item, 0, item - 3 * 2**40, item, 0]) == 8 + 8 + 1, "an item that comes again"
+    assert size_of(item=[item, 0, item - 3 * 2**40, item, 0]) == 8 + 8 + 1, "a repeated item"
     assert size_of(small=[2**30, 2**30 + 100, 2**30 + 40_000, 0, 2**30 + 20_000, 5, 6, 7, 8]) == 4 + 1 + 4 + 2 + 4 + 3
     assert size_of(time=[NOW, NOW + 0.004, NOW + 8_000, NOW + 10, 0]) == 8 + 3 * 3, (
-        "times to the millisecond, in a visit"
+        "times in milliseconds, within a visit"
     )
     assert size_of(time=[NOW, NOW + 0.004001, NOW + 400_000, 0, NOW]) == 8 + 5 + 5 + 1, (
-        "to the microsecond, within days"
+        "times in microseconds, within days"
     )
-    assert size_of(time=[NOW, NOW + 600_000, 0, 0, 0]) == 8 + 8, "further apart"
-    assert size_of(time=[NOW, 0.1, 1.0, 2.0, NOW + 1], weight=[1.0, 0, 2.0]) == 8 * 4 + 3 + 2, "a weight is no time"
+    assert size_of(time=[NOW, NOW + 600_000, 0, 0, 0]) == 8 + 8, "times further apart"
+    assert size_of(time=[NOW, 0.1, 1.0, 2.0, NOW + 1], weight=[1.0, 0, 2.0]) == 8 * 4 + 3 + 2, "weights are not times"
 
 
-def test_a_reference_goes_back_256_values() -> None:
+def test_a_reference_reaches_back_256_values() -> None:
     for apart, size in ((256, 1), (257, 4)):
         row = np.zeros(1, LONG)
         row["word"][0, : apart + 1] = np.arange(1, apart + 2) * 1_000_003
         row["word"][0, apart] = row["word"][0, 0]
-        row["word"][0, 400:] = 5  # so that the compact form is the shorter one
+        row["word"][0, 400:] = 5  # makes the compact form the shorter one
         [blob] = pack(row, 1)
         before = np.array(row)
         before["word"][0, apart] = 0
-        assert len(blob) - len(pack(before, 1)[0]) - size in (0, 1, 2), "and perhaps a byte of maps and of tags"
+        assert len(blob) - len(pack(before, 1)[0]) - size in (0, 1, 2), (
+            "the bitmap and the tags may take one more byte each"
+        )
         assert unpack([blob], LONG, 1).tobytes() == row.tobytes()
 
 
-def test_a_row_that_gains_nothing_stays_plain() -> None:
-    chance = np.random.default_rng(3)
+def test_a_row_stays_plain_if_the_compact_form_is_longer() -> None:
+    rng = np.random.default_rng(3)
     for dtype in (PROFILE, SERVING, LONG):
-        noise = chance.integers(1, 256, (2, dtype.itemsize), np.uint8).view(dtype).reshape(2)
+        noise = rng.integers(1, 256, (2, dtype.itemsize), np.uint8).view(dtype).reshape(2)
         assert pack(noise, 9) == plain(noise, 9)
         assert unpack(pack(noise, 9), dtype, 9).tobytes() == noise.tobytes()
 
 
-def test_torn_and_mangled_rows_are_refused_or_read_never_more() -> None:
+def test_torn_rows_raise_and_mangled_rows_never_crash() -> None:
     row = np.zeros(1, ROW)
     row["version"], row["small"], row["item"], row["time"] = 300, range(9), 2**60, [NOW, NOW + 1, NOW, 1.5, 0]
     [blob] = pack(row, 5)
@@ -161,7 +163,7 @@ def test_torn_and_mangled_rows_are_refused_or_read_never_more() -> None:
             unpack([blob, torn, blob], ROW, 5)
     first = bytes([COMPACT | 5, 1, 1, 0, 0])
     with pytest.raises(ValueError, match="torn"):
-        unpack([first], ROW, 5)  # its first value refers to the one before
+        unpack([first], ROW, 5)  # its first value is a reference, but there is no earlier value
     for at in range(1, len(blob)):
         for bit in range(8):
             mangled = blob[:at] + bytes([blob[at] ^ 1 << bit]) + blob[at + 1 :]
@@ -171,11 +173,18 @@ def test_torn_and_mangled_rows_are_refused_or_read_never_more() -> None:
                 assert "torn" in str(error)
 
 
-def test_a_field_is_found_in_the_bitmaps_of_both_forms() -> None:
-    assert [place(ROW, name) for name in ROW.names or ()] == [(0, 0), (2, 1), (11, 10), (21, 15), (31, 20), (33, 22)]
-    assert (tops(ROW), tops(LONG)) == (1, 11)
+def test_field_positions_match_the_bitmaps_of_both_forms() -> None:
+    assert [field_position(ROW, name) for name in ROW.names or ()] == [
+        (0, 0),
+        (2, 1),
+        (11, 10),
+        (21, 15),
+        (31, 20),
+        (33, 22),
+    ]
+    assert (presence_bytes(ROW), presence_bytes(LONG)) == (1, 11)
     for name in ("small", "time", "weight"):
         row = np.zeros(1, ROW)
         row[name].flat[0] = 3 if name == "small" else 0.1
-        value = place(ROW, name)[1]
+        value = field_position(ROW, name)[1]
         assert pack(row, 5)[0][1:3] == bytes([1 << value // 8, 1 << value % 8])

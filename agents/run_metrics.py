@@ -1,0 +1,64 @@
+"""Metrics of the runs of the shopper agent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import numpy as np
+
+from agents.page.fold_step import PartitionInput
+from agents.page.path import PageResult
+from stream import metrics
+from stream.codes import MODES
+from stream.events import KINDS, TOPIC_KINDS
+from stream.kafka.run import Run
+
+TOPICS = ("clicks", "purchases", "privacy", "refreshes")
+# Looking up a metric by its labels takes longer than counting, so it is done once.
+_STAGES = {stage: metrics.STAGE.labels(stage) for stage in metrics.STAGES}
+_RUN_RECORDS = {topic: metrics.RUN_RECORDS.labels(topic) for topic in TOPICS}
+_PAGES = {mode: metrics.PAGES.labels(mode) for mode in MODES}
+_EVENTS = {
+    topic: {kind: metrics.EVENTS.labels(topic, KINDS[kind]) for kind in sorted(kinds)}
+    for topic, kinds in TOPIC_KINDS.items()
+}
+
+
+def observe_stages(seconds: dict[str, float]) -> None:
+    for stage, spent in seconds.items():
+        _STAGES[stage].observe(spent)
+
+
+def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
+    """Count the records, events and deferred pages of a run."""
+    decoded = one.decoded
+    _RUN_RECORDS[run.topic].observe(len(run.records))
+    if run.skipped:
+        metrics.SKIPPED.labels(run.topic).inc(run.skipped)
+    is_first_row = decoded.rows["part"] == 0
+    # (2 * kinds,) number of events of each kind: the duplicates, then the fresh ones.
+    number_of = np.bincount(
+        (decoded.rows["kind"] + len(KINDS) * result.fresh)[is_first_row], minlength=2 * len(KINDS)
+    ).tolist()
+    for kind, number in enumerate(number_of[len(KINDS) :]):
+        if number:
+            _EVENTS[run.topic][kind].inc(number)
+    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]))
+    metrics.CLAMPED.inc(decoded.clamped)
+    metrics.DEFERRED_PAGES.inc(len(result.changelog) - len(result.pages))
+
+
+def count_published(topic: str, result: PageResult, since: float, commit: asyncio.Task[None]) -> None:
+    """Count the pages of a run once it is committed. since: s, when the commit began."""
+    if commit.cancelled() or commit.exception() is not None:
+        return
+    _STAGES["publish"].observe(time.perf_counter() - since)
+    now = time.time()
+    for page in result.pages:
+        # A page that was only made again for its headline says nothing about the freshness of its event.
+        if page.was_deferred or topic != "refreshes":
+            metrics.FRESHNESS.observe(max(0.0, now - page.trigger.event_time))
+    for mode, number in Counter(page.mode for page in result.pages).items():
+        _PAGES[mode].inc(number)

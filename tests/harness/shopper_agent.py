@@ -1,0 +1,56 @@
+"""The shopper agent over a small shop, without Kafka: runs go in, results and outputs come out."""
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from agents.page.path import PagePath, PageResult
+from agents.shopper import ShopperAgent
+from stream.kafka.commit import Output
+from stream.profile.store import MemoryProfileStore
+from stream.settings import Settings
+from tests.harness.events import NOW, record
+
+
+async def on_loop(call: Any, brief: bool = False) -> Any:
+    """An `OffLoop` that makes the call at once."""
+    return call()
+
+
+def run_of(records: Sequence[tuple[bytes, bytes]], topic: str = "clicks", partition: int = 0, first: int = 0) -> Any:
+    """A run of these records, from offset `first` on."""
+    made = [
+        SimpleNamespace(key=key, value=value, timestamp=(NOW + 9999) * 1000, offset=first + at, partition=partition,
+                        headers=())
+        for at, (key, value) in enumerate(records)
+    ]  # fmt: skip
+    return SimpleNamespace(topic=topic, partition=partition, records=made, skipped=0)
+
+
+def profile_store() -> MemoryProfileStore:
+    """An empty store that serves the partitions 0 to 2."""
+    profiles = MemoryProfileStore()
+    profiles.serve(range(3), 0.0)
+    return profiles
+
+
+def agent_of(
+    path: PagePath, profiles: MemoryProfileStore | None = None, settings: Settings | None = None
+) -> ShopperAgent:
+    no_kafka: Any = None
+    return ShopperAgent(settings or Settings(), path, profiles or profile_store(), no_kafka, on_loop)
+
+
+def process(agent: ShopperAgent, *runs: Any) -> list[tuple[PageResult, list[Output]]]:
+    """The results and outputs of runs that are processed in one batch."""
+
+    async def call() -> list[Any]:
+        return list(await asyncio.gather(*(agent._refresh(run) for run in runs)))
+
+    return asyncio.run(call())
+
+
+def one_view_each(shoppers: int, first: int = 0) -> list[tuple[bytes, bytes]]:
+    """One view of each shopper, from the shopper with number `first` on, a second apart."""
+    return [record("view_item", f"u{k}", f"e{k}", NOW + k, item=f"i{k % 60}") for k in range(first, first + shoppers)]

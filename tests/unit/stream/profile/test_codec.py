@@ -1,0 +1,107 @@
+"""Changelog values: profiles and serving state come back bit for bit, also from earlier releases."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.ids import key32
+from stream.profile.codec import decode_record, decode_records, encode_records, owing_pages, touched_at
+from stream.profile.exposure import OLD_SERVING_DTYPES, SERVING, SERVING_VERSION
+from stream.profile.row import PROFILE, PROFILE_VERSION, blank_profiles
+from stream.row_codec import COMPACT, pack, unpack
+from tests.harness.events import NOW, folded, golden_events, shopper_events
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+@given(shopper_events())
+@settings(max_examples=100, deadline=None)
+def test_a_packed_profile_is_at_most_4_kb_and_unpacks_bit_for_bit(events: np.ndarray) -> None:
+    profiles = np.array([folded(events), blank_profiles(1)[0], folded(events[:1])])
+    blobs = pack(profiles, PROFILE_VERSION)
+    assert unpack(blobs, PROFILE, PROFILE_VERSION).tobytes() == profiles.tobytes()
+    assert max(map(len, blobs)) <= 4096
+
+
+def test_the_largest_profile_fits_into_4_kb() -> None:
+    full = np.random.default_rng(1).integers(1, 256, PROFILE.itemsize, np.uint8).view(PROFILE)
+    assert len(pack(full, 1)[0]) <= 4096
+
+
+def test_packing_no_rows_gives_no_bytes() -> None:
+    assert pack(blank_profiles(0), PROFILE_VERSION) == []
+    assert len(unpack([], PROFILE, PROFILE_VERSION)) == 0
+
+
+def test_rows_of_another_version_and_torn_rows_raise_clear_errors() -> None:
+    blob = pack(blank_profiles(1), PROFILE_VERSION)[0]
+    with pytest.raises(ValueError, match="version 9"):
+        unpack([b"\x09" + blob[1:]], PROFILE, PROFILE_VERSION)
+    for torn in (blob[:-1], blob + b"\0", blob[:1]):
+        with pytest.raises(ValueError, match="torn"):
+            unpack([torn], PROFILE, PROFILE_VERSION)
+    with pytest.raises(ValueError, match="none"):
+        unpack([b""], PROFILE, PROFILE_VERSION)
+    with pytest.raises(ValueError, match="says that its profile ends"):
+        decode_record(b"\xff\xff12")
+
+
+@given(st.lists(shopper_events(), max_size=3), st.integers(1, 2**40))
+@settings(max_examples=50, deadline=None)
+def test_a_changelog_value_is_a_length_a_profile_and_serving_state(histories: list[np.ndarray], version: int) -> None:
+    profiles, serving = np.array([*map(folded, histories)], PROFILE), np.zeros(len(histories), SERVING)
+    serving["version"], serving["fatigue_time"] = version, 3
+    values = encode_records(profiles, serving)
+    for value, one, other in zip(values, pack(profiles, PROFILE_VERSION), pack(serving, SERVING_VERSION), strict=True):
+        assert value == len(one).to_bytes(2, "little") + one + other
+        assert decode_record(value) == (one, other)
+    read = decode_records([None, *values])
+    assert read[0].tobytes() == blank_profiles(1).tobytes() + profiles.tobytes()
+    assert read[1].tobytes() == bytes(SERVING.itemsize) + serving.tobytes()
+
+
+def test_values_of_earlier_versions_are_read_and_torn_values_raise() -> None:
+    serving = np.zeros(1, SERVING)
+    serving["version"] = 9
+    [value] = encode_records(blank_profiles(1), serving)
+    profile_blob, serving_blob = decode_record(value)
+    before = np.zeros(1, OLD_SERVING_DTYPES[1])
+    before["version"] = 8
+    old = value[: -len(serving_blob)] + pack(before, 1)[0]
+    assert decode_records([value, None, old])[1]["version"].tolist() == [9, 0, 8]
+    for torn, why in (
+        (value[:-1], "torn"),
+        (value[:2] + b"\x09" + value[3:], "version 9"),
+        (value[:1], "says that its profile ends"),
+        (b"", "says that its profile ends"),
+        (value[: 2 + len(profile_blob)], "version none"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            decode_records([value, torn])
+
+
+def test_current_code_reads_rows_of_version_1() -> None:
+    path = GOLDEN / "profile-1.bin"
+    profile_blob, serving_blob = decode_record(path.read_bytes())
+    profile = unpack([profile_blob], PROFILE, PROFILE_VERSION)[0]
+    assert profile.tobytes() == folded(golden_events()).tobytes()
+    served = unpack([serving_blob], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)
+    serving = served[0]
+    assert (serving["version"], serving["shown_item"][0]) == (7, key32("lamp"))
+
+
+@pytest.mark.parametrize("form", ["plain", "compact"])
+def test_current_code_reads_both_forms_of_the_current_versions(form: str) -> None:
+    profile_blob, serving_blob = decode_record((GOLDEN / f"profile-1-serving-3-{form}.bin").read_bytes())
+    assert (profile_blob[0], serving_blob[0]) == ((1, 3) if form == "plain" else (COMPACT | 1, COMPACT | 3))
+    profile = unpack([profile_blob], PROFILE, PROFILE_VERSION)[0]
+    assert profile.tobytes() == folded(golden_events()).tobytes()
+    serving = unpack([serving_blob], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)[0]
+    assert (serving["version"], serving["touched"], serving["owed_time"]) == (7, NOW + 400, NOW + 400)
+    assert serving["shown_item"][:3].tolist() == [key32("lamp"), key32("mug"), 0]
+    assert (serving["fatigue_item"][0], serving["fatigue_count"][0]) == (key32("mug"), 1.5)
+    value = (GOLDEN / f"profile-1-serving-3-{form}.bin").read_bytes()
+    assert owing_pages({b"u1": value}) == {b"u1"} and touched_at([value]) == [NOW + 400]

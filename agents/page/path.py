@@ -24,9 +24,9 @@ from agents.page.fold_step import (
 )
 from agents.page.headline_cache import HeadlineCache, HeadlineRequest, RefreshRequest
 from agents.page.slot_titles import TitleChooser
+from models.featurize import featurize, retrieve_candidates
 from models.history.model import History, HistoryPrediction
 from models.ranker.columns import features_hash
-from models.ranker.features import NO_HISTORY_SCORES, joint_features
 from models.ranker.model import Scorer, is_distribution
 from models.ranker.reasons import explain
 from stream.degradation import Degradation
@@ -37,7 +37,7 @@ from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
 from stream.items.trending import Trending
 from stream.page.assembly import PageRules, Placements, assemble
-from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve, retrieve_popular
+from stream.page.candidates import Candidates, retrieve_popular
 from stream.page.encode import PageHead, encode_impressions, encode_pages
 from stream.profile.codec import encode_records, touched_at
 from stream.profile.exposure import next_page, remember_shown
@@ -284,9 +284,8 @@ class PagePath:
     ) -> tuple[Candidates, F32 | None]:
         """Candidates of each page, and the popularity scores of the pages that are not personal; None if all are."""
         locale = self.policy.default_locale
-        proposals = NO_PROPOSALS if prediction is None else prediction.rows
-        candidates = retrieve(
-            batch.profiles, shown_at, self.catalog, self.signals, trending, locale, proposals=proposals
+        candidates = retrieve_candidates(
+            batch.profiles, shown_at, self.catalog, self.signals, trending, prediction, locale
         )
         if False not in batch.personal.tolist():
             return candidates, None
@@ -304,13 +303,11 @@ class PagePath:
 
     def _features(self, batch: _Batch, candidates: Candidates, prediction: HistoryPrediction | None) -> F32:
         """Phi (U, C, F) of the candidates."""
-        history_scores = NO_HISTORY_SCORES
-        if prediction is not None and self.history is not None:
-            history_scores = self.history.score(prediction, candidates)
         scratch = self.ranker.phi_buffer(len(batch.keys))
-        return joint_features(
-            batch.profiles, batch.serving, batch.now, candidates, self.catalog, self.signals, scratch, history_scores
-        )
+        return featurize(
+            batch.profiles, batch.serving, batch.now, candidates, self.catalog, self.signals, self.history, prediction,
+            scratch,
+        )  # fmt: skip
 
     def _score(self, batch: _Batch, candidates: Candidates, phi: F32, popularity: F32 | None) -> F32:
         """Scores (U, C): the ranker's for personal pages, popularity for the others."""

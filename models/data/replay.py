@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from models.data.clickstream import EventBlock
+from models.featurize import featurize, retrieve_candidates
 from models.history.model import History
-from models.ranker.features import NO_HISTORY_SCORES, joint_features
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
 from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
 from stream.items.signals import HALF_LIVES, HalfLives, ItemTable, Signals
-from stream.page.candidates import NO_PROPOSALS, Candidates, retrieve
+from stream.page.candidates import Candidates
 from stream.profile.exposure import SERVING
 from stream.profile.row import blank_profiles
 from stream.row_codec import rows_at
@@ -120,7 +120,7 @@ def replay_sessions(
                 targets = rows[block.is_target[rows]]
                 targets = targets[profiles["consent"][block.shopper_row[targets]] >= 0]
                 if len(targets):
-                    candidates, phi = _featurize(shop, rows_at(profiles, block.shopper_row[targets]))
+                    candidates, phi = _candidates_and_phi(shop, rows_at(profiles, block.shopper_row[targets]))
                     yield RankingQuery(block.number[targets], block.steps_before[targets], candidates, phi)
             events = rows_at(block.events, rows)
             events["record"] = np.arange(len(rows))
@@ -141,15 +141,11 @@ def _take_profiles(shop: OfflineShop, block: EventBlock) -> Rows:
     return profiles
 
 
-def _featurize(shop: OfflineShop, profiles: Rows) -> tuple[Candidates, F32]:
+def _candidates_and_phi(shop: OfflineShop, profiles: Rows) -> tuple[Candidates, F32]:
     """Candidates and phi (U, C, F) of U profiles at the time of their last events, as a page would get them."""
     now = profiles["last_seen"].copy()
-    leaders, history = shop.signals.trending(float(now.max())), shop.history
+    catalog, signals, history = shop.catalog, shop.signals, shop.history
     prediction = history.predict(profiles) if history is not None else None
-    proposals = NO_PROPOSALS if prediction is None else prediction.rows
-    candidates = retrieve(profiles, now, shop.catalog, shop.signals, leaders, proposals=proposals)
-    scores = NO_HISTORY_SCORES if history is None or prediction is None else history.score(prediction, candidates)
-    phi = joint_features(
-        profiles, np.zeros(len(now), SERVING), now, candidates, shop.catalog, shop.signals, history_scores=scores
-    )
-    return candidates, phi
+    candidates = retrieve_candidates(profiles, now, catalog, signals, signals.trending(float(now.max())), prediction)
+    no_exposure = np.zeros(len(now), SERVING)
+    return candidates, featurize(profiles, no_exposure, now, candidates, catalog, signals, history, prediction)

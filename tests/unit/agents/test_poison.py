@@ -16,7 +16,7 @@ from agents.page.headline_cache import RefreshRequest
 from agents.page.path import PagePath
 from agents.page_refresher import DEFERRED_PAGE
 from agents.poison import MAX_POISON_IN_A_ROW, error_location, redacted, without_poison
-from models.ranker.features import joint_features
+from models.featurize import featurize
 from stream import metrics
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
@@ -142,14 +142,14 @@ def poison_ranker(monkeypatch: pytest.MonkeyPatch, path: PagePath, shoppers: Seq
 
     def remember_times(profiles: Any, serving: Any, now: Any, *more: Any) -> Any:
         seen[:] = now.tolist()
-        return joint_features(profiles, serving, now, *more)
+        return featurize(profiles, serving, now, *more)
 
     def score(phi: Any, count: Any) -> Any:
         if phi.shape[1] == MAX_CANDIDATES and bad & set(seen):
             raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL")
         return real(phi, count)
 
-    monkeypatch.setattr(page_path, "joint_features", remember_times)
+    monkeypatch.setattr(page_path, "featurize", remember_times)
     monkeypatch.setattr(path.ranker, "score", score)
 
 
@@ -245,7 +245,7 @@ def test_a_fault_of_the_program_stops_the_worker_and_blames_no_event(monkeypatch
     def broken(*arguments: Any, **named: Any) -> Any:
         raise TypeError("u3")
 
-    stages = [(page_path, name) for name in ("retrieve", "encode_pages", "encode_impressions")]
+    stages = [(page_path, name) for name in ("retrieve_candidates", "encode_pages", "encode_impressions")]
     for module, stage in [(fold_step, "fold_with_activity"), *stages]:
         with monkeypatch.context() as patch:
             path, profiles = path_of(), profile_store()
@@ -276,7 +276,7 @@ def test_a_lack_of_memory_stops_the_worker_with_a_sentence(monkeypatch: pytest.M
         raise MemoryError
 
     path = path_of()
-    monkeypatch.setattr(page_path, "joint_features", hungry)
+    monkeypatch.setattr(page_path, "featurize", hungry)
     with pytest.raises(RuntimeError, match=r"memory is used up.*SHOPWINDOW_RUN_RECORDS"):
         process(agent_of(path), run_of(one_view_each(5)))
 

@@ -32,7 +32,7 @@ class PageRefresher:
 
     async def refresh_for_headlines(self, refreshes: Mapping[bytes, RefreshRequest]) -> None:
         """Request the pages whose headline has arrived, unless headlines are degraded."""
-        if self._path.degradation.copy:
+        if self._path.degradation.sheds_headlines:
             return
         requests = [(key, msgspec.json.encode(refreshes[key])) for key in self._profiles.owned(refreshes)]
         await self._out.send("refreshes", None, requests)

@@ -5,7 +5,7 @@ grow at its end. This module imports nothing: every command's `--help` loads it.
 """
 
 SLOTS = ("", "for_you", "because_you_viewed", "trending", "in_your_categories", "fresh", "buy_again")
-SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH, SLOT_BUY_AGAIN = range(1, len(SLOTS))
+SLOT_FOR_YOU, SLOT_BECAUSE_VIEWED, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH, SLOT_BUY_AGAIN = range(1, len(SLOTS))
 
 MAX_PAGE_ITEMS = 40
 
@@ -35,8 +35,8 @@ REASONS = (
     REASON_CATEGORY,
     REASON_BRAND,
     REASON_PRICE,
-    REASON_WORD,
-    REASON_AGAIN_BOUGHT,
+    REASON_SEARCH,
+    REASON_BOUGHT_BEFORE,
     REASON_IN_CART,
     REASON_NEW,
     REASON_EXPLORING,

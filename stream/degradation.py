@@ -53,10 +53,12 @@ def limits_of(overload_lag: float, run_records: int) -> Limits:
 
 
 class Degradation(NamedTuple):
-    """Work that pages currently do without; True means shed."""
+    """Work that pages currently do without."""
 
-    copy: bool = False  # no headlines are requested and no page is regenerated for one; cached headlines remain
-    exploration: bool = False  # no exploration and no history model
+    sheds_headlines: bool = (
+        False  # no headlines are requested and no page is regenerated for one; cached headlines remain
+    )
+    sheds_exploration: bool = False  # no exploration and no history model
     page_interval_s: float = 0.0  # a shopper's next page is deferred until this long after the last; 0 unpaced
 
 

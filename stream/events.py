@@ -43,7 +43,7 @@ EVENT = np.dtype(
         ("shopper", "i8"),  # key64 of the shopper key
         ("id", "i8"),  # key64 of source + "\0" + id
         ("item", "i8"),  # key64 of the item id; 0 if the event has no items
-        ("time", "f8"),  # event time, s since the epoch, clamped to the record's timestamp + 300 s
+        ("time", "f8"),  # event time, s since the epoch, clamped to the record's timestamp + the tolerance
         ("record", "i4"),  # index of the record in its run
         ("category", "i4"),  # key32 of the event's own item_category; 0 absent
         ("brand", "i4"),  # key32 of the event's own item_brand; 0 absent
@@ -63,7 +63,8 @@ assert _ROW.size == EVENT.itemsize
 _row = _ROW.pack  # takes a third of the time of a NumPy row made from a tuple
 
 
-# Types of the JSON: GA4's e-commerce names in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is generated from them.
+# Types of the JSON: GA4's e-commerce names in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is generated from
+# them.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]

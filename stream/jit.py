@@ -1,8 +1,8 @@
 """numba's `njit` with a compile cache that is keyed by the source of all kernels.
 
-numba keys its own cache by the file that contains a kernel. It therefore keeps a kernel after its callee or constant, in
-another file, has changed. We key the whole cache folder by a hash of every file with kernels and of the modules that
-they import. If no folder is writable, each process compiles its kernels again: slower to start, never stale.
+numba keys its own cache by the file that contains a kernel. It therefore keeps a kernel after its callee or constant,
+in another file, has changed. We key the whole cache folder by a hash of every file with kernels and of the modules
+that they import. If no folder is writable, each process compiles its kernels again: slower to start, never stale.
 """
 
 import hashlib

@@ -45,14 +45,16 @@ EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
 DUPLICATES = _counter("duplicates", "Events with a source and id that were folded before")
 DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
 SKIPPED = _counter("skipped_records", "Redelivered records below the watermark of their table", "topic")
-CLAMPED = _counter("clamped_times", "Events from the future, clamped to the time of their record")
+CLAMPED = _counter(
+    "clamped_times", "Events too far ahead of their record's time, clamped to SHOPWINDOW_FUTURE_TOLERANCE"
+)
 PAGES = _counter("pages", "Pages published", "mode")
 FRESHNESS = _histogram(
     "homepage_freshness_seconds",
     "Time from the newest event to the acknowledgement of its page",
     FRESHNESS_BUCKETS_S,
 )
-STAGE = _histogram("stage_seconds", "Time of a run in each stage of the page path", STAGE_BUCKETS_S, "stage")
+STAGE = _histogram("stage_seconds", "Time of a step in each stage of the page path", STAGE_BUCKETS_S, "stage")
 RUN_RECORDS = _histogram("run_records", "Records per run", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096), "topic")
 COPIES = _counter("copies", "Headlines requested from GPT-2, by result", "locale", "result")
 COPY_SECONDS = _histogram(

@@ -410,8 +410,8 @@ def unpack(
 ) -> Rows:
     """Rows (n,) dtype that `pack` wrote. Raises ValueError for another version or torn bytes.
 
-    `before` maps older versions to their dtypes. Their fields are copied by name, and of a field that was longer only the
-    first entries. Fields that they lack are zero.
+    `before` maps older versions to their dtypes. Their fields are copied by name, and of a field that was longer only
+    the first entries. Fields that they lack are zero.
     """
     old = [at for at, blob in enumerate(blobs) if blob and _version_of(blob) != version] if before else []
     if old and before:

@@ -151,7 +151,7 @@ def _select_refreshes(
     triggers, indices = [], []
     for index, (key, deferred_time) in enumerate(zip(keys, serving["owed_time"].tolist(), strict=True)):
         request = one.refreshes[key]
-        if request.segment and degradation.copy:
+        if request.segment and degradation.sheds_headlines:
             continue
         # The profile has expired, but the sweep has not reached it yet.
         if profile_ttl and 0 < serving["touched"][index] < one.clock - profile_ttl:

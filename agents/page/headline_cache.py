@@ -17,19 +17,26 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from stream.codes import SLOT_BECAUSE, SLOT_BUY_AGAIN, SLOT_CATEGORIES, SLOT_FOR_YOU, SLOT_FRESH, SLOT_TRENDING, SLOTS
+from stream.codes import (
+    SLOT_BECAUSE_VIEWED,
+    SLOT_BUY_AGAIN,
+    SLOT_CATEGORIES,
+    SLOT_FOR_YOU,
+    SLOT_FRESH,
+    SLOT_TRENDING,
+    SLOTS,
+)
 from stream.page.encode import slot_head
 
 T = TypeVar("T")
-CATEGORY_SLOTS = frozenset(
-    (SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_CATEGORIES)
-)  # slots whose headline mentions the shopper's interest
+# Slots whose headline mentions the shopper's interest.
+CATEGORY_SLOTS = frozenset((SLOT_FOR_YOU, SLOT_BECAUSE_VIEWED, SLOT_CATEGORIES))
 # Slots whose headline may name their leading item. In "buy it again" the shopper knows the item already.
-ITEM_HEADLINE_SLOTS = frozenset((SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH))
+ITEM_HEADLINE_SLOTS = frozenset((SLOT_FOR_YOU, SLOT_BECAUSE_VIEWED, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH))
 TEMPLATES = {
     "en": {
         SLOT_FOR_YOU: "Picked for you",
-        SLOT_BECAUSE: "Because of what you viewed",
+        SLOT_BECAUSE_VIEWED: "Because of what you viewed",
         SLOT_TRENDING: "Popular right now",
         SLOT_CATEGORIES: "More of what you like",
         SLOT_FRESH: "New in the shop",
@@ -37,7 +44,7 @@ TEMPLATES = {
     },
     "zh": {
         SLOT_FOR_YOU: "为你精选",
-        SLOT_BECAUSE: "看过的人也喜欢",
+        SLOT_BECAUSE_VIEWED: "看过的人也喜欢",
         SLOT_TRENDING: "大家都在看",
         SLOT_CATEGORIES: "你感兴趣的好物",
         SLOT_FRESH: "新品上架",

@@ -220,7 +220,7 @@ class PagePath:
         # A page is shown after it is made. What expires between the event and the page must not be on it.
         shown_at = np.maximum(batch.now, making.generated_at)
         trending = self.signals.trending(max(batch.now.tolist()))
-        prediction = None if making.degradation.exploration else self._predict(making.watch, batch)
+        prediction = None if making.degradation.sheds_exploration else self._predict(making.watch, batch)
         personal, candidates, phi, scores = self._rank(making.watch, batch, shown_at, trending, prediction)
         placements = assemble(candidates, scores, personal, batch.seeds, self.catalog, making.policy.rules)
         shown_phi = explain(
@@ -235,7 +235,7 @@ class PagePath:
         )
         remember_shown(batch.serving, placements.placed, placements.count, self.catalog.items)
         making.watch.lap("assemble")
-        is_fallback = _and_not(batch.personal, personal)
+        is_fallback = _only_in_first(batch.personal, personal)
         history_version = None if prediction is None or self.history is None else self.history.version
         pages = self._encode(
             making, batch._replace(personal=personal), placements, shown_phi, is_fallback, history_version
@@ -274,7 +274,7 @@ class PagePath:
             watch.lap("phi")
             scores = self._score(batch, candidates, phi, popularity)
             watch.lap("score")
-            is_invalid = _and_not(batch.personal, is_distribution(scores, candidates.count))
+            is_invalid = _only_in_first(batch.personal, is_distribution(scores, candidates.count))
             if True not in is_invalid:
                 return batch.personal, candidates, phi, scores
             batch = batch._replace(personal=batch.personal & ~np.array(is_invalid))
@@ -474,12 +474,12 @@ def _split(
 
 def _degraded(policy: Policy, degradation: Degradation) -> Policy:
     """The policy less what is degraded."""
-    if degradation.exploration:
+    if degradation.sheds_exploration:
         policy = policy._replace(rules=policy.rules._replace(explore=False))
-    return policy._replace(copy=False) if degradation.copy else policy
+    return policy._replace(copy=False) if degradation.sheds_headlines else policy
 
 
-def _and_not(these: Bools, those: Bools) -> list[bool]:
+def _only_in_first(these: Bools, those: Bools) -> list[bool]:
     # For the few shoppers of a batch, lists are faster than numpy.
     return [one and not other for one, other in zip(these.tolist(), those.tolist(), strict=True)]
 

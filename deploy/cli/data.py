@@ -109,7 +109,7 @@ async def replay(settings: Settings, file: str, speed: float, limit: int | None,
 def replay_diff(
     _: Settings, log: Path, left: str, right: str, catalog: Path | None, limit: int | None, as_json: bool
 ) -> int:
-    """Compare the pages that two versions make from the same log.
+    """Compare what two versions publish for the same log.
 
     LOG is a file that `shopwindow replay` accepts. No broker is needed. The exit status is 0 if all pages are the same,
     and 1 if pages differ.

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from stream.codes import (
-    REASON_AGAIN_BOUGHT,
     REASON_BEFORE,
+    REASON_BOUGHT_BEFORE,
     REASON_BRAND,
     REASON_CATEGORY,
     REASON_FITS,
@@ -24,8 +24,8 @@ from stream.codes import (
     REASON_NEXT,
     REASON_POPULAR,
     REASON_PRICE,
+    REASON_SEARCH,
     REASON_TOGETHER,
-    REASON_WORD,
 )
 
 NO_REASON = -1
@@ -53,9 +53,11 @@ TABLE = (
     Feature("back_last", REASON_TOGETHER, "log of T[c, l] / O[c]: transitions from the candidate to the last item"),
     Feature("two_hop", REASON_TOGETHER, "log of the two-step share through the last item's strongest neighbours"),
     Feature("together_cart", REASON_IN_CART, "log of the sum of co-visit cosines with the items in the cart"),
-    Feature("popular_hour", REASON_POPULAR, "log1p of interactions, decayed with a half-life of an hour"),
-    Feature("popular_day", REASON_POPULAR, "the same with a half-life of a day"),
-    Feature("popular_fortnight", REASON_POPULAR, "the same with a half-life of 14 days"),
+    Feature(
+        "popular_hour", REASON_POPULAR, "log1p of interactions, decayed with the ranker's shortest half-life (an hour)"
+    ),
+    Feature("popular_day", REASON_POPULAR, "the same with its middle half-life (a day)"),
+    Feature("popular_fortnight", REASON_POPULAR, "the same with its longest half-life (14 days)"),
     Feature("popular_newcomer", REASON_POPULAR, "popular_day / (1 + events of the shopper)"),
     Feature("bought_by_many", REASON_POPULAR, "log1p of purchases, decayed"),
     Feature("carted_by_many", REASON_POPULAR, "log1p of cart additions, decayed"),
@@ -69,8 +71,8 @@ TABLE = (
     Feature("repeat_rate_recent", REASON_BEFORE, "M[c, c] / m[c] if the candidate is in the ring"),
     Feature("carted_before", REASON_BEFORE, "1 if the shopper added it to the cart, as far as the ring remembers"),
     Feature("in_cart", REASON_IN_CART, "1 if the candidate is in the cart"),
-    Feature("bought", REASON_AGAIN_BOUGHT, "1 if the shopper bought the candidate"),
-    Feature("bought_age", REASON_AGAIN_BOUGHT, "log1p of days since the shopper last bought it"),
+    Feature("bought", REASON_BOUGHT_BEFORE, "1 if the shopper bought the candidate"),
+    Feature("bought_age", REASON_BOUGHT_BEFORE, "log1p of days since the shopper last bought it"),
     Feature("category_half_hour", REASON_CATEGORY, "its category's share of the taste, with a half-life of 30 minutes"),
     Feature("category_day", REASON_CATEGORY, "the same with a half-life of a day"),
     Feature("category_month", REASON_CATEGORY, "the same with a half-life of 30 days"),
@@ -87,8 +89,8 @@ TABLE = (
     Feature("price_above", REASON_PRICE, "that distance if the candidate is more expensive"),
     Feature("price_below", REASON_PRICE, "that distance if the candidate is cheaper"),
     Feature("price_last", REASON_PRICE, "distance of log price from the last item's, at most 5"),
-    Feature("searched", REASON_WORD, "sum of the decayed weights of the shopper's search words in the title"),
-    Feature("searched_any", REASON_WORD, "largest weight of a search word in the title, over the shopper's largest"),
+    Feature("searched", REASON_SEARCH, "sum of the decayed weights of the shopper's search words in the title"),
+    Feature("searched_any", REASON_SEARCH, "largest weight of a search word in the title, over the shopper's largest"),
     Feature("title_last", REASON_CATEGORY, "share of title words that the last item's title has too"),
     Feature("title_recent", REASON_CATEGORY, "the same over recent items, weighted by 1 / (a + 1)"),
     Feature("title_category", REASON_CATEGORY, "title_recent times category_recent"),
@@ -119,9 +121,7 @@ TABLE = (
     Feature("last_visits", NO_REASON, "log1p of n[l], the last item's sessions, divided by 5"),
 )
 
-# One constant for each row, in the same order: the feature's name in capitals.
-# Kernels compile these constants in. stream/jit.py hashes only files with the text "@njit", so this line is needed:
-# without it a change of the columns would leave old kernels in the cache.
+# One constant for each row, in the same order: the feature's name in capitals. Append to both.
 # fmt: off
 (
     NEXT_LAST, NEXT_STRICT, NEXT_SUM, NEXT_SECOND, NEXT_LAST_SUPPORT, NEXT_SUM_LENGTH,

@@ -4,7 +4,14 @@ import numpy as np
 
 from models.ranker.columns import REASON_OF, F
 from models.ranker.kernels import CatalogView
-from stream.codes import REASON_AGAIN_BOUGHT, REASON_EXPLORING, REASON_NEW, REASON_NEXT, REASON_POPULAR, REASON_TOGETHER
+from stream.codes import (
+    REASON_BOUGHT_BEFORE,
+    REASON_EXPLORING,
+    REASON_NEW,
+    REASON_NEXT,
+    REASON_POPULAR,
+    REASON_TOGETHER,
+)
 from stream.items.catalog import Catalog
 from stream.items.signals import Signals
 from stream.jit import njit
@@ -66,7 +73,7 @@ def _explain(
             if not personal[u] or item.reason == REASON_EXPLORING:
                 continue
             reason, item.weight = largest_term(phi[u, item.candidate], theta, reason_of)
-            if item.reason != REASON_NEW and item.reason != REASON_AGAIN_BOUGHT:
+            if item.reason != REASON_NEW and item.reason != REASON_BOUGHT_BEFORE:
                 item.reason = reason
             if item.reason == REASON_NEXT or item.reason == REASON_TOGETHER:
                 _name_nearest(item, recent, recent_count, signal_rows, neighbour_rows)

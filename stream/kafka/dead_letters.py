@@ -1,4 +1,4 @@
-"""Rejected records in the topic `dead-to_dead_letters`: the original bytes, and headers that say where, why and how often."""
+"""Rejected records in the topic `dead-letters`: the original bytes, and headers that say where, why and how often."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stream.events import Reject
     from stream.kafka.run import Run
 
-# Header of a record that was sent again from `dead-to_dead_letters`: a `RedriveOrigin` as JSON. If the record is rejected
+# Header of a record that was sent again from `dead-letters`: a `RedriveOrigin` as JSON. If the record is rejected
 # again, its next dead letter continues the history.
 REDRIVEN = "shopwindow-redriven"
 # Header of a dead letter whose value was cut: the bytes that the value had.
@@ -41,7 +41,7 @@ class RedriveOrigin(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(NamedTuple):
-    """A record of `dead-to_dead_letters`. In one that another program wrote, missing fields are "" or -1."""
+    """A record of `dead-letters`. In one that another program wrote, missing fields are "" or -1."""
 
     id: str  # "partition-offset" of the dead letter itself
     time: float  # of the rejection, seconds since the epoch
@@ -112,7 +112,7 @@ def encode_dead_letter(topic: str, partition: int, record: Any, reject: Reject) 
 
 
 def redrive_origin(headers: Any) -> RedriveOrigin | None:
-    """The history that a record's headers give of its time in `dead-to_dead_letters`; None if it was never there."""
+    """The history that a record's headers give of its time in `dead-letters`; None if it was never there."""
     for name, value in headers:
         if name == REDRIVEN:
             try:
@@ -123,7 +123,7 @@ def redrive_origin(headers: Any) -> RedriveOrigin | None:
 
 
 def decode_dead_letter(record: Any) -> DeadLetter:
-    """The dead letter in an aiokafka record of `dead-to_dead_letters`."""
+    """The dead letter in an aiokafka record of `dead-letters`."""
     ours: dict[str, str] = {}
     for name, value in record.headers:
         if name not in (*_HEADER_NAMES, CUT) or name in ours:

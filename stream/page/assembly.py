@@ -12,11 +12,11 @@ from stream.codes import (
     GEN_FRESH,
     GEN_POPULAR,
     MAX_PAGE_ITEMS,
-    REASON_AGAIN_BOUGHT,
+    REASON_BOUGHT_BEFORE,
     REASON_EXPLORING,
     REASON_NEW,
     REASON_POPULAR,
-    SLOT_BECAUSE,
+    SLOT_BECAUSE_VIEWED,
     SLOT_BUY_AGAIN,
     SLOT_CATEGORIES,
     SLOT_FOR_YOU,
@@ -36,7 +36,7 @@ _SLOT, _GENERATOR, _PERSONAL_ITEMS, _POPULAR_ITEMS, _MIN_ITEMS = range(5)
 _LAYOUT = np.array(
     [
         (SLOT_FOR_YOU, 0, 12, 0, 1),
-        (SLOT_BECAUSE, GEN_ANCHOR, 8, 0, 2),
+        (SLOT_BECAUSE_VIEWED, GEN_ANCHOR, 8, 0, 2),
         (SLOT_TRENDING, GEN_POPULAR, 6, 36, 1),
         (SLOT_CATEGORIES, GEN_CATEGORY, 6, 0, 2),
         (SLOT_FRESH, GEN_FRESH, 4, 4, 1),
@@ -144,7 +144,7 @@ def _fill_slot(
         if slot == SLOT_FRESH:
             reason = REASON_NEW
         elif slot == SLOT_BUY_AGAIN:
-            reason = REASON_AGAIN_BOUGHT
+            reason = REASON_BOUGHT_BEFORE
         _place(placed[end], rows[c], c, scores[c], slot, end - start + 1, reason)
         used[c] = True
         end += 1
@@ -285,7 +285,7 @@ def assemble(
 
 @njit
 def _select_lead_items(placed: Rows, count: I32, items: Rows, interest: I32, named: I8, out: I32) -> None:
-    """Kernel of `select_lead_items`: fills out (U, slots). Oracle: tests/unit/agents/page/test_named_headlines.py."""
+    """Kernel of `select_lead_items`: fills out (U, slots). Oracle: tests/unit/agents/page/test_item_headlines.py."""
     for u in range(placed.shape[0]):
         out[u, :] = -1
         slot = -1

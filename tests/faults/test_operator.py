@@ -126,8 +126,8 @@ async def test_a_wrong_number_of_partitions_gives_one_sentence(broker: str, topi
     assert refused.returncode == 1
     lines = refused.stderr.splitlines()
     assert any(
-        f"topic '{topic_prefix}clicks' has 2 partitions, the settings say 3; a shopper's events, profile and page must live "
-        "in the same partition. Recreate it with 3, or set SHOPWINDOW_PARTITIONS=2" in line
+        f"topic '{topic_prefix}clicks' has 2 partitions, the settings say 3; a shopper's events, profile and page must "
+        "live in the same partition. Recreate it with 3, or set SHOPWINDOW_PARTITIONS=2" in line
         for line in lines
     ), lines
 
@@ -147,7 +147,7 @@ async def test_deleting_a_topic_ends_its_worker_with_one_sentence(broker: str, t
         assert await process.wait_for_exit() == 1
         errors = [line for line in process.output().splitlines() if line.startswith("shopwindow: the worker stopped")]
     assert len(errors) == 1, errors
-    assert f"topic '{settings.prefix}clicks' is gone" in errors[0] and "topics create" in errors[0]
+    assert f"topic '{settings.prefix}clicks' was deleted" in errors[0] and "topics create" in errors[0]
 
 
 @scenario

@@ -1,4 +1,7 @@
-"""Parts of Kafka for tests without a broker: records, record batches, connections, and an event loop in virtual time."""
+"""Parts of Kafka for tests without a broker.
+
+Records, record batches, connections, and an event loop in virtual time.
+"""
 
 import asyncio
 import selectors

@@ -15,7 +15,7 @@ from tests.harness.events import NOW, record
 from tests.harness.shop import catalog_of, signals_of
 
 SESSIONS = [[f"i{(7 * s + k) % 60}" for k in range(4)] for s in range(80)]
-PACED = Degradation(copy=True, exploration=True, page_interval_s=8.0)
+PACED = Degradation(sheds_headlines=True, sheds_exploration=True, page_interval_s=8.0)
 
 
 def path_of(**policy: Any) -> PagePath:

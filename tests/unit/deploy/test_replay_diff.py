@@ -89,7 +89,8 @@ def page(**more: Any) -> dict[str, Any]:
         {"item_id": f"SKU{k}", "score": 0.3 - k / 100, "propensity": 0.5, "reason": {"code": "FRESH"}} for k in range(3)
     ]
     return {
-        "user_key": "u1", "version": 1, "trigger": {"event_id": "e1"}, "serving": {"mode": "full", "ranker": "sha256:a"},
+        "user_key": "u1", "version": 1, "trigger": {"event_id": "e1"},
+        "serving": {"mode": "full", "ranker": "sha256:a"},
         "slots": [{"slot": "for_you", "title": "For you", "title_source": "template", "items": items}], **more,
     }  # fmt: skip
 

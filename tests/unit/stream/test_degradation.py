@@ -83,9 +83,11 @@ def test_short_bursts_and_short_pauses_do_not_change_the_rung() -> None:
 
 def test_each_rung_adds_one_kind_of_work_to_shed() -> None:
     assert degradation_of(FULL, LIMITS) == Degradation()
-    assert degradation_of(NO_COPY, LIMITS) == Degradation(copy=True)
-    assert degradation_of(NO_EXPLORATION, LIMITS) == Degradation(copy=True, exploration=True)
-    assert degradation_of(PACED, LIMITS) == Degradation(copy=True, exploration=True, page_interval_s=8.0)
+    assert degradation_of(NO_COPY, LIMITS) == Degradation(sheds_headlines=True)
+    assert degradation_of(NO_EXPLORATION, LIMITS) == Degradation(sheds_headlines=True, sheds_exploration=True)
+    assert degradation_of(PACED, LIMITS) == Degradation(
+        sheds_headlines=True, sheds_exploration=True, page_interval_s=8.0
+    )
 
 
 loads = st.builds(Load, st.floats(0, 1e6), st.integers(0, 10_000_000))
@@ -132,7 +134,7 @@ def test_a_rung_change_degrades_pages_and_is_counted_and_logged(caplog: pytest.L
     shedder, before = LoadShedder(Settings(), unused, path, unused), (moves("up"), moves("down"))
     for tick in range(30):
         shedder.observe(Load(4.5, 700), tick / 4)
-    assert path.degradation == Degradation(copy=True, exploration=True)
+    assert path.degradation == Degradation(sheds_headlines=True, sheds_exploration=True)
     assert metrics.REGISTRY.get_sample_value("shopwindow_ladder_rung") == NO_EXPLORATION
     for tick in range(100):
         shedder.observe(QUIET, 10 + tick / 4)

@@ -65,8 +65,8 @@ def triggers(made: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
     ("degradation", "mode", "rules"),
     [
         (Degradation(), "full", ["brand_cap:2", "explore:1"]),
-        (Degradation(copy=True), "cached_copy", ["brand_cap:2", "explore:1"]),
-        (Degradation(copy=True, exploration=True), "cached_copy", ["brand_cap:2", "explore:0"]),
+        (Degradation(sheds_headlines=True), "cached_copy", ["brand_cap:2", "explore:1"]),
+        (Degradation(sheds_headlines=True, sheds_exploration=True), "cached_copy", ["brand_cap:2", "explore:0"]),
         (PACED, "cached_copy", ["brand_cap:2", "explore:0", "page_every:8"]),
     ],
 )
@@ -79,14 +79,14 @@ def test_a_page_names_what_it_goes_without(degradation: Degradation, mode: str, 
         validator.validate(page)
         assert (page["serving"]["mode"], page["rules_applied"]) == (mode, rules)
         explored = [item for slot in page["slots"] for item in slot["items"] if item["explored"]]
-        assert len(explored) == (0 if degradation.exploration else 1)
-    assert bool(requests_of(result)) is not degradation.copy
+        assert len(explored) == (0 if degradation.sheds_exploration else 1)
+    assert bool(requests_of(result)) is not degradation.sheds_headlines
 
 
 def test_no_page_is_refreshed_for_a_headline_while_headlines_are_degraded() -> None:
     shopper = Shopper(path_of())
     shopper.views("e0", 0)
-    shopper.path.degradation = Degradation(copy=True)
+    shopper.path.degradation = Degradation(sheds_headlines=True)
     assert shopper.refresh(1, {b"u1": RefreshRequest("en|for_you|", "e0", NOW)}) == []
     shopper.path.degradation = Degradation()
     assert triggers(shopper.refresh(2, {b"u1": RefreshRequest("en|for_you|", "e0", NOW)})) == [(2, "e0")]
@@ -116,7 +116,7 @@ def test_the_pace_is_kept_and_any_later_page_replaces_the_deferred_one() -> None
     made = {at: triggers(shopper.views(f"e{at}", at)) for at in range(0, 21)}
     assert {at: pages for at, pages in made.items() if pages} == {0: [(1, "e0")], 8: [(2, "e8")], 16: [(3, "e16")]}
     assert shopper.has_deferred_page
-    shopper.path.degradation = Degradation(copy=True, exploration=True)
+    shopper.path.degradation = Degradation(sheds_headlines=True, sheds_exploration=True)
     assert triggers(shopper.views("e21", 21)) == [(4, "e21")], "pages are no longer paced"
     assert not shopper.has_deferred_page and shopper.refresh(22) == []
 

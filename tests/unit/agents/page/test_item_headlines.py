@@ -28,7 +28,7 @@ from agents.page.path import Page, PagePath, PageResult
 from agents.page.slot_titles import ITEM_HEADLINE_RULES
 from stream.codes import (
     MAX_PAGE_ITEMS,
-    SLOT_BECAUSE,
+    SLOT_BECAUSE_VIEWED,
     SLOT_BUY_AGAIN,
     SLOT_CATEGORIES,
     SLOT_FOR_YOU,
@@ -134,7 +134,15 @@ def test_an_item_headline_ends_when_its_item_is_renamed_or_hidden() -> None:
 
 def test_a_slot_about_an_interest_names_only_an_item_of_it() -> None:
     placed = np.zeros((3, MAX_PAGE_ITEMS), PLACED)
-    slots = (SLOT_FOR_YOU, SLOT_FOR_YOU, SLOT_BECAUSE, SLOT_TRENDING, SLOT_CATEGORIES, SLOT_FRESH, SLOT_BUY_AGAIN)
+    slots = (
+        SLOT_FOR_YOU,
+        SLOT_FOR_YOU,
+        SLOT_BECAUSE_VIEWED,
+        SLOT_TRENDING,
+        SLOT_CATEGORIES,
+        SLOT_FRESH,
+        SLOT_BUY_AGAIN,
+    )
     placed["slot"][:, : len(slots)], placed["row"][:, : len(slots)] = slots, (0, 1, 1, 2, 5, 3, 0)
     catalog = catalog_of(6)  # the rows 0 and 5 are of category c0
     interest = np.array([key32("c0"), key32("c1"), 0], np.int32)

@@ -78,7 +78,7 @@ def test_a_page_with_history_is_the_same_alone_and_in_any_batch(tmp_path: Path) 
 
 def test_the_history_model_is_skipped_under_overload_and_for_newcomers(tmp_path: Path) -> None:
     path = path_of(tmp_path)
-    path.degradation = Degradation(exploration=True)
+    path.degradation = Degradation(sheds_exploration=True)
     assert {p["serving"]["history"] for p in pages_of(path, decoded(*views(2, 3))).values()} == {None}
     path.degradation = Degradation()
     page = pages_of(path, decoded(record("view_homepage", "new", "e1", NOW)))[b"new"]

@@ -13,7 +13,7 @@ from deploy.io.files import InputError
 from deploy.train.command import _load_inputs
 from deploy.train.inputs import data_kind, read_catalog, read_events
 from models.data.event_log import EventLog, collect_items, without_duplicates, without_erased
-from models.data.replay import OfflineShop, _featurize, replay_sessions
+from models.data.replay import OfflineShop, _candidates_and_phi, replay_sessions
 from models.train.history.sequences import InteractionSequences
 from models.train.progress import progress_logger
 from stream.events import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
@@ -147,7 +147,7 @@ def test_a_returning_shopper_keeps_their_profile(monkeypatch: pytest.MonkeyPatch
     past = log.events[mine[mine < last]]
     profile = blank_profiles(1)
     fold(profile, np.zeros(len(past), np.int32), past.copy())
-    candidates, phi = _featurize(shop, profile)
+    candidates, phi = _candidates_and_phi(shop, profile)
     assert phi_at[last] == phi[0, : candidates.count[0]].tobytes(), "the profile holds all four days"
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.codes import GEN_ANCHOR, GEN_POPULAR, MAX_PAGE_ITEMS, SLOT_BECAUSE, SLOT_FOR_YOU
+from stream.codes import GEN_ANCHOR, GEN_POPULAR, MAX_PAGE_ITEMS, SLOT_BECAUSE_VIEWED, SLOT_FOR_YOU
 from stream.page.assembly import UNIFORM_SHARE, PageRules, assemble, uniform
 from stream.page.candidates import Candidates
 from tests.harness.shop import candidates_of, catalog_of, shown
@@ -68,4 +68,4 @@ def test_because_you_viewed_needs_two_items() -> None:
     candidates.generators[0, 3] = GEN_ANCHOR
     page = shown(assemble(candidates, scores, np.array([True]), np.array([1]), catalog, PageRules()))
     assert page["slot"][0] == SLOT_FOR_YOU
-    assert SLOT_BECAUSE not in page["slot"]
+    assert SLOT_BECAUSE_VIEWED not in page["slot"]

@@ -31,8 +31,8 @@ demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (
 test: $(VENV)/.ready ## run every test
 	@$(BIN)/python -m pytest tests
 
-unit: $(VENV)/.ready ## run the fast tests, without a broker
-	@$(BIN)/python -m pytest tests/unit
+unit: $(VENV)/.ready ## run the fast tests, without a broker: half a minute once kernels are compiled
+	@$(BIN)/python -m pytest tests/unit -m "not slow"
 
 faults: $(VENV)/.ready ## run the fault tests at length, twenty minutes or more (SEED=1 repeats a run)
 	@$(BIN)/python -m pytest $(FAULTS) $(if $(filter command line,$(origin SEED)),--seed $(SEED))

@@ -168,6 +168,7 @@ def poison_encoder(monkeypatch: pytest.MonkeyPatch, path: PagePath, shoppers: Se
 STAGES = [(poison_fold, "ZeroDivisionError"), (poison_ranker, "RuntimeError"), (poison_encoder, "UnicodeEncodeError")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inject", "name"), STAGES)
 @pytest.mark.parametrize("n", [1, 300])
 def test_poison_at_any_stage_is_rejected_and_its_neighbours_are_served(
@@ -257,6 +258,7 @@ def test_a_fault_of_the_program_stops_the_worker_and_blames_no_event(monkeypatch
             assert profiles.count() == 0
 
 
+@pytest.mark.slow
 def test_many_failures_in_a_row_stop_the_worker_although_the_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     path = path_of()
     limit = MAX_POISON_IN_A_ROW

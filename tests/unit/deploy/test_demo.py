@@ -149,6 +149,7 @@ def test_audit_accepts_a_correct_run(run: tuple[Readback, dict[tuple[str, bytes]
     assert found.events == found.accepted + 1
 
 
+@pytest.mark.slow
 def test_audit_reports_each_violated_invariant(run: tuple[Readback, dict[tuple[str, bytes], str]]) -> None:
     read, bad = run
 

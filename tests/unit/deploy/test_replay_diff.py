@@ -57,6 +57,7 @@ def replayed(log: Path, shop: Path, output: Path, seed: str) -> dict[str, bytes]
     return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_same_log_gives_the_same_bytes_in_any_process(log: Path, shop: Path, tmp_path: Path) -> None:
     first, second = (replayed(log, shop, tmp_path / seed, seed) for seed in ("1", "2"))
     assert first == second and first.keys() == {"pages.jsonl", "impressions.jsonl", "profiles.jsonl"}
@@ -69,6 +70,7 @@ def test_the_same_log_gives_the_same_bytes_in_any_process(log: Path, shop: Path,
     assert len(first["profiles.jsonl"].splitlines()) >= len(pages)
 
 
+@pytest.mark.slow
 def test_the_same_models_are_equal_and_others_differ_readably(
     log: Path, shop: Path, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +182,7 @@ def test_a_revision_runs_in_a_temporary_worktree(
     assert len(worktrees.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_side_that_cannot_run_is_one_sentence(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,11 +1,13 @@
 """The simulation that the shipped ranker and history model are trained on."""
 
 import numpy as np
+import pytest
 
 from deploy.train.simulation import INTERACTION_KINDS, UniformScorer, simulate
 from models.ranker.columns import F
 
 
+@pytest.mark.slow
 def test_choices_come_from_sampled_pages_and_are_reproducible() -> None:
     one, again = (simulate(UniformScorer(), 12, 6, seed=3) for _ in range(2))
     choices, n = one.choices, len(one.choices.chosen)
@@ -18,6 +20,7 @@ def test_choices_come_from_sampled_pages_and_are_reproducible() -> None:
     assert again.choices.phi.tobytes() == choices.phi.tobytes(), "the same seed gives the same shop"
 
 
+@pytest.mark.slow
 def test_interactions_form_one_sequence_a_shopper_in_order_of_time() -> None:
     one = simulate(UniformScorer(), 12, 6, seed=3)
     sequences = one.sequences

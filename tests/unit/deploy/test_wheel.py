@@ -53,6 +53,7 @@ def shipped() -> Iterator[str]:
             yield name
 
 
+@pytest.mark.slow
 def test_the_wheel_contains_exactly_the_files_of_the_layers(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == {*shipped(), "shopwindow.py"}
@@ -69,6 +70,7 @@ def test_the_wheel_contains_exactly_the_files_of_the_layers(wheel: Path) -> None
         assert needed in names, needed
 
 
+@pytest.mark.slow
 def test_an_unpacked_wheel_runs_with_its_own_models(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     # With -P and another folder, neither the checkout nor an editable install comes before the wheel.
@@ -93,6 +95,7 @@ def test_an_unpacked_wheel_runs_with_its_own_models(wheel: Path, tmp_path: Path)
     assert "falconry" in run("copy", "--interest", "falconry", "--seed", "3").lower()
 
 
+@pytest.mark.slow
 def test_every_imported_package_is_a_dependency() -> None:
     project_table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {_plain(re.split(r"[<>=\[; ]", name)[0]) for name in project_table["dependencies"]}

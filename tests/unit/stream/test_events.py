@@ -171,6 +171,7 @@ def test_a_bad_record_does_not_affect_the_others() -> None:
     assert [(reject.record, reject.code) for reject in decoded.rejects] == [(1, "not_json"), (3, "empty")]
 
 
+@pytest.mark.slow
 def test_100_000_hostile_records_are_decoded_or_rejected() -> None:
     rng = random.Random(20)
     seeds = [

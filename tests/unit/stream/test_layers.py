@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 BELOW = {"stream": (), "models": ("stream",), "agents": ("models", "stream"), "deploy": ("agents", "models", "stream")}
 # Modules of `stream` that read the environment, count, log or hold state; everything else outside of `kafka` is pure.
@@ -66,6 +68,7 @@ def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
             yield from visit(node)
 
 
+@pytest.mark.slow
 def test_a_layer_imports_only_layers_below_it() -> None:
     for layer, below in BELOW.items():
         forbidden = set(BELOW) - set(below) - {layer}

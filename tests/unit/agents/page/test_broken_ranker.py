@@ -23,6 +23,7 @@ from tests.harness.shopper_agent import agent_of, one_view_each, process, run_of
 probabilities = st.sampled_from((0.0, 0.25, 0.5, 1.0, -0.1, float("nan"), float("inf"), 1.0 - SUM_TOLERANCE / 2))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.lists(probabilities, min_size=4, max_size=4), st.integers(0, 4)), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_only_probability_distributions_are_accepted(rows: list[tuple[list[float], int]]) -> None:
@@ -89,6 +90,7 @@ def test_invalid_scores_of_one_shopper_leave_other_pages_personal(monkeypatch: p
     assert result.page_records() == [*expected[:5], popular[5], *expected[6:]]
 
 
+@pytest.mark.slow
 def test_a_broken_ranker_and_its_recovery_are_each_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

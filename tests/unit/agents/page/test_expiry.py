@@ -83,6 +83,7 @@ HISTORIES = st.lists(
 )  # the shopper, and days since the previous event
 
 
+@pytest.mark.slow
 @given(HISTORIES, st.lists(st.integers(1, 29), max_size=6), st.lists(st.integers(1, 29), max_size=6))
 @settings(deadline=None, max_examples=25)
 def test_living_profiles_do_not_depend_on_runs_or_sweeps(
@@ -144,6 +145,7 @@ def test_events_before_the_return_belong_to_the_expired_profile() -> None:
     assert len(result.activity) == 3, "the views count for the items all the same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_on_disk", [False, True], ids=["memory", "rocksdb"])
 def test_the_sweep_checks_a_few_rows_a_run_and_reaches_all(is_on_disk: bool, tmp_path: Path) -> None:
     profiles: Any = DiskProfileStore(tmp_path) if is_on_disk else MemoryProfileStore()

@@ -242,6 +242,7 @@ def test_segment_keys_and_item_keys_never_collide(category: str, item_id: str) -
     assert segment_of("en", SLOT_FOR_YOU, category) != item_segment_of("en", SLOT_FOR_YOU, item_id)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.floats(-50, 200)), max_size=150))
 @settings(deadline=None)
 def test_item_requests_are_bounded_whatever_happens(seen: list[tuple[bool, int, float]]) -> None:

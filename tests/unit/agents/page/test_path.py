@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from agents.page.fold_step import PartitionInput
 from agents.page.headline_cache import Headline, HeadlineCache, RefreshRequest, segment_of
@@ -65,6 +66,7 @@ def test_partitions_processed_together_give_the_results_of_each_alone() -> None:
             )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_features_are_bitwise_equal_alone_and_in_a_batch() -> None:
     catalog = catalog_of(80)
     signals = signals_of(catalog, SESSIONS)

@@ -54,6 +54,7 @@ def test_history_proposals_become_candidates_unless_unavailable() -> None:
     assert proposed == [{151, 152}, set()]
 
 
+@pytest.mark.slow
 def test_a_page_shows_history_items_and_names_the_model(tmp_path: Path) -> None:
     path = path_of(tmp_path)
     assert path.history is not None

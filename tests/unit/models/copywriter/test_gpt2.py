@@ -61,6 +61,7 @@ def test_every_supported_option_equals_the_oracle(options: dict[str, Any]) -> No
             assert np.abs(found - expected).max() < most, (precision, found, expected)
 
 
+@pytest.mark.slow
 def test_int8_is_close_to_the_oracle_at_a_quarter_of_the_size() -> None:
     """With the full width of GPT-2 but two of its twelve layers, because all take too long; costs are linear."""
     config = GPT2_124M | {"n_layer": 2}
@@ -92,6 +93,7 @@ def test_a_quantised_weight_is_within_half_a_step() -> None:
     assert (np.abs(small * scale - weight) <= 0.5001 * scale).all()
 
 
+@pytest.mark.slow
 def test_a_text_is_the_same_to_the_bit_in_any_batch(model: Gpt2) -> None:
     """Prompts of all lengths, some with a common prefix, and more than the cache has rows."""
     beginning, *prompts = some_prompts(9, 24, 17, 1, 2, 40, 3)

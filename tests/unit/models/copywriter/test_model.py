@@ -19,6 +19,7 @@ def writer() -> Copywriter:
     return Copywriter(FOLDER)
 
 
+@pytest.mark.slow
 def test_a_headline_does_not_depend_on_the_batch(writer: Copywriter) -> None:
     facts = [Facts("en", "for_you", "kitchen"), Facts("zh", "for_you", "lighting"), Facts("en", "trending", "")]
     together = writer.write(facts, 3)
@@ -26,6 +27,7 @@ def test_a_headline_does_not_depend_on_the_batch(writer: Copywriter) -> None:
     assert [copy.text for copy in together if copy] == [copy.text for copy in writer.write(facts, 3) if copy]
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_cache_gives_the_same_headlines(writer: Copywriter) -> None:
     facts = [Facts("en", slot, category) for slot in ("for_you", "trending") for category in list(topics()[0])[:9]]
     facts += [Facts("zh", "fresh", category) for category in ("", *list(topics()[0])[:5])] + facts[:2]
@@ -34,6 +36,7 @@ def test_a_batch_larger_than_the_cache_gives_the_same_headlines(writer: Copywrit
     assert together[-2:] == together[:2]
 
 
+@pytest.mark.slow
 def test_nearly_every_segment_gets_an_accepted_headline(writer: Copywriter) -> None:
     facts = [Facts(locale, "for_you", category) for locale in ("en", "zh") for category in list(topics()[0])[::9]]
     copies = writer.write(facts, 11)

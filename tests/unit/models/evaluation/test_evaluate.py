@@ -81,6 +81,7 @@ def test_figures_are_computed_from_the_ranks() -> None:
     assert [line.split()[-3:] for line in lines if "training, 100 and more" in line] == [["1", "0.00", "0.00"]]
 
 
+@pytest.mark.slow
 def test_prequential_signals_learn_new_habits_and_frozen_ones_do_not() -> None:
     train, same, other = stride_clicks(1, 500, 1), stride_clicks(2, 150, 1, 2e9), stride_clicks(3, 500, 7, 2e9)
     known = evaluate(ITEMS, train, same, queries=400).figures(3)
@@ -94,6 +95,7 @@ def test_prequential_signals_learn_new_habits_and_frozen_ones_do_not() -> None:
     assert again.rank.tolist() == few.rank.tolist(), "the same seed gives the same ranks"
 
 
+@pytest.mark.slow
 def test_a_clock_of_days_keeps_clicks_in_the_order_of_the_file(tmp_path: Path) -> None:
     def read_with(tick: float) -> list[Clicks]:
         exact = {"train": stride_clicks(1, 500, 1), "test": stride_clicks(2, 150, 1, 1e9 + 5e4)}
@@ -124,6 +126,7 @@ def test_unusable_training_and_test_parts_are_refused() -> None:
         evaluate(ITEMS, stride_clicks(1, 300, 1), alone)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_then_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, clicks in (("train", stride_clicks(1, 300, 1)), ("test", stride_clicks(2, 40, 1, 2e9))):
         write_clickstream(clicks, tmp_path / name)

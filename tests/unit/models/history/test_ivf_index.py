@@ -59,6 +59,7 @@ def test_a_small_catalogue_is_searched_exactly() -> None:
     assert tiny.find(queries[:1], packed, scales, 30)[0, 10:].tolist() == [-1] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("items", "least"), [(10_000, 0.98), (30_000, 0.93), (100_000, 0.80)])
 def test_recall_of_the_best_fifty_items_is_high(items: int, least: float) -> None:
     """The figures in the docstring of models/history/ivf_index.py are those that this test prints (pytest -s)."""
@@ -70,6 +71,7 @@ def test_recall_of_the_best_fifty_items_is_high(items: int, least: float) -> Non
     assert reached > least
 
 
+@pytest.mark.slow
 def test_scanning_all_lists_finds_what_an_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     packed, scales = clustered_vectors(30_000, 3)
     index, queries = index_of(packed, scales), noisy_queries(packed, 60, 4)

@@ -353,6 +353,7 @@ def phi_in_words(at: Situation) -> Columns:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 4])
 def test_phi_equals_its_definition_in_plain_python(seed: int) -> None:
     catalog, signals = make_shop(seed)

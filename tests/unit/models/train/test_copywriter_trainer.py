@@ -24,6 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "SEGMENTS", 4)
 
 
+@pytest.mark.slow
 def test_tokens_are_whole_characters_and_decode_to_the_text(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "VOCABULARY", 4000)
     tokenizer = build_tokenizer(1)
@@ -37,6 +38,7 @@ def test_tokens_are_whole_characters_and_decode_to_the_text(small: None, monkeyp
     assert len(tokenizer.encode(f"{TOPIC}{ITEMS[2]}<for_you>{END}").ids) == 4
 
 
+@pytest.mark.slow
 def test_a_prompt_has_the_same_tokens_whole_and_after_its_prefix(small: None) -> None:
     tokenizer = build_tokenizer(1)
     for locale, topic in (("en", "lamps"), ("zh", "灯具"), ("en", TOPIC), ("zh", ""), ("en", "")):

@@ -34,6 +34,7 @@ def changing_clicks(sessions: int, lasting: int, seed: int = 1) -> Clicks:
     return Clicks(np.arange(2, 2 * sessions + 2, 2), item.astype(np.int32), time)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lasting", "expected"), [(300, 100), (100_000, 100_000)])
 def test_half_lives_follow_how_fast_the_data_change(
     lasting: int, expected: int, monkeypatch: pytest.MonkeyPatch
@@ -55,6 +56,7 @@ def test_few_clicks_leave_the_default_half_lives() -> None:
     assert "too few clicks" in lines[0]
 
 
+@pytest.mark.slow
 def test_without_hits_all_half_lives_have_the_loss_of_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     clicks = changing_clicks(3000, 1)
     # No item occurs twice.

@@ -35,6 +35,7 @@ def on_page(page: str, **more: Any) -> dict[str, Any]:
     return {"attribution": {"page_id": page, "slot": "for_you", "position": 1}, **more}
 
 
+@pytest.mark.slow
 def test_impressions_and_simulated_pages_give_the_same_choices(tmp_path: Path) -> None:
     simulation = simulate(UniformScorer(), 12, 8, seed=3)
     pages, events = tmp_path / "pages.jsonl", tmp_path / "events.jsonl"
@@ -188,6 +189,7 @@ def biased(n: int, seed: int, logged: np.ndarray, true: np.ndarray) -> Choices:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_position_bias_is_separated_from_taste() -> None:
     logged, true = np.zeros((F, 1), np.float32), np.zeros((F, 1), np.float32)
     logged[:6, 0] = (1.5, 0.2, -0.5, 0.0, 0.8, 0.0)
@@ -209,6 +211,7 @@ def test_position_bias_is_separated_from_taste() -> None:
     assert fitted.loss < naive.loss - 0.05
 
 
+@pytest.mark.slow
 def test_the_serving_ranker_is_evaluated_with_its_own_examination() -> None:
     logged, true = np.zeros((F, 1), np.float32), np.zeros((F, 1), np.float32)
     logged[:3, 0], true[:3, 0] = (1.5, 0.2, -0.5), (0.5, 1.0, -0.5)

@@ -61,12 +61,14 @@ def assert_same(kind: str, recipe: dict[str, Any], current: dict[str, Any]) -> N
             )
 
 
+@pytest.mark.slow
 def test_the_history_recipe_is_that_of_the_code() -> None:
     manifest, stored = shipped("history")
     assert_same("history", stored, recipe.history_recipe(*defaults()))
     assert manifest.params == {**recipe.SHAPE._asdict(), "vocabulary": 0}, MODELS
 
 
+@pytest.mark.slow
 def test_the_ranker_recipe_is_that_of_the_code_and_the_shipped_history() -> None:
     manifest, stored = shipped("ranker")
     shoppers, looks, seed = defaults()
@@ -100,6 +102,7 @@ def test_the_copywriter_card_reports_good_headlines_in_every_group() -> None:
         assert metrics[f"{group}/claims"] == 0, group
 
 
+@pytest.mark.slow
 def test_the_copywriter_tokenizer_is_reproducible(tmp_path: Path) -> None:
     manifest = load(SHIPPED_MODELS / "copywriter", "copywriter")
     copywriter.build_tokenizer(manifest.params["plan"]["seed"]).save(str(tmp_path / TOKENIZER))
@@ -114,6 +117,7 @@ def test_the_locked_libraries_are_those_of_the_recipe(kind: str) -> None:
     assert stored["versions"] == {name: pinned[name] for name in LIBRARIES}, MODELS
 
 
+@pytest.mark.slow
 def test_other_texts_or_other_features_change_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(1)
     before = copywriter.recipe_of_texts(plan)

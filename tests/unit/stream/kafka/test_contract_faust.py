@@ -188,6 +188,7 @@ def parameters(method: Any) -> list[str]:
     return [name for name in inspect.signature(method).parameters if name != "self"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: f"{need.where.split(':')[1]}.{need.name}")
 def test_each_internal_exists_with_the_expected_signature(need: Need) -> None:
     cls = class_of(need)

@@ -79,6 +79,7 @@ for offset in range(1 << 30):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_all_rows_of_a_write_or_none(tmp_path: Path) -> None:
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)

@@ -29,6 +29,7 @@ def parse_with_aiokafka(data: bytes, start: int) -> tuple[list[Pair], int]:
     return found, following
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(PAIRS.filter(bool), max_size=4), st.integers(0, 2**40), st.integers(0, 30))
 def test_a_fetch_is_parsed_like_aiokafka_parses_it(batches: list[list[Pair]], base: int, skip: int) -> None:

@@ -11,6 +11,7 @@ from stream.page.candidates import Candidates
 from tests.harness.shop import candidates_of, catalog_of, shown
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32), st.integers(0, 120), st.booleans(), st.booleans(), st.integers(1, 4))
 @settings(max_examples=120, deadline=None)
 def test_every_page_keeps_the_rules(seed: int, n: int, personal: bool, explore: bool, cap: int) -> None:

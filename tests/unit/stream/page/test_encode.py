@@ -77,6 +77,7 @@ def test_impressions_hold_the_items_shown_and_their_phi() -> None:
         unpack_phi(base64.b64decode(decoded.phi)[:-1], 61)
 
 
+@pytest.mark.slow
 def test_float16_conversion_equals_numpy() -> None:
     rng = np.random.default_rng(0)
     edges = [(top << 13) + d for top in range(0, 1 << 19, 7) for d in (-1, 0, 1, 0xFFF, 0x1000, 0x1001)]

@@ -17,6 +17,7 @@ from tests.harness.events import NOW, folded, golden_events, shopper_events
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
+@pytest.mark.slow
 @given(shopper_events())
 @settings(max_examples=100, deadline=None)
 def test_a_packed_profile_is_at_most_4_kb_and_unpacks_bit_for_bit(events: np.ndarray) -> None:
@@ -49,6 +50,7 @@ def test_rows_of_another_version_and_torn_rows_raise_clear_errors() -> None:
         decode_record(b"\xff\xff12")
 
 
+@pytest.mark.slow
 @given(st.lists(shopper_events(), max_size=3), st.integers(1, 2**40))
 @settings(max_examples=50, deadline=None)
 def test_a_changelog_value_is_a_length_a_profile_and_serving_state(histories: list[np.ndarray], version: int) -> None:

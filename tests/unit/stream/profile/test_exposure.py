@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 from stream.events import ADD, BUY, CLICK, HOME, VIEW
@@ -35,6 +36,7 @@ def with_feedback(events: np.ndarray) -> dict[int, tuple[float, int]]:
     return fatigue
 
 
+@pytest.mark.slow
 @given(shopper_events())
 @settings(max_examples=60, deadline=None)
 def test_homepage_views_add_fatigue_and_interactions_clear_it(events: np.ndarray) -> None:

@@ -26,6 +26,7 @@ def decayed_sum(events: np.ndarray, half_life: float, weight: Any) -> float:
     return float(sum(weight(e) * 2.0 ** -((now - e["time"]) / half_life) for e in events))
 
 
+@pytest.mark.slow
 @given(shopper_events())
 @settings(max_examples=90, deadline=None)
 def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
@@ -58,6 +59,7 @@ def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
     assert profile["last_seen"] == events["time"].max()
 
 
+@pytest.mark.slow
 @given(shopper_events(), st.randoms(use_true_random=False))
 @settings(max_examples=90, deadline=None)
 def test_the_order_of_arrival_does_not_change_a_profile(events: np.ndarray, random: Any) -> None:
@@ -81,6 +83,7 @@ def test_the_order_of_arrival_does_not_change_a_profile(events: np.ndarray, rand
         assert sets[0] == sets[1]
 
 
+@pytest.mark.slow
 @given(shopper_events(max_size=30), st.lists(st.integers(0, 30), max_size=4), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_redelivery_in_any_batches_does_not_change_a_byte(events: np.ndarray, splits: list[int], random: Any) -> None:

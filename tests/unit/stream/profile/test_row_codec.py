@@ -84,6 +84,7 @@ def as_documented(blob: bytes) -> bytes:
     return made
 
 
+@pytest.mark.slow
 @given(rows_of())
 @settings(deadline=None, max_examples=300)
 def test_a_row_unpacks_bit_for_bit_and_matches_the_documented_form(rows: np.ndarray) -> None:
@@ -94,6 +95,7 @@ def test_a_row_unpacks_bit_for_bit_and_matches_the_documented_form(rows: np.ndar
         assert as_documented(blob) == row.tobytes() if blob[0] & COMPACT else blob == long
 
 
+@pytest.mark.slow
 @given(rows_of())
 @settings(deadline=None)
 def test_plain_rows_unpack_among_compact_rows(rows: np.ndarray) -> None:

@@ -21,8 +21,9 @@ from models.train.copywriter.evaluation import (
     segments,
 )
 
+pytestmark = pytest.mark.slow  # the grammar and the trigrams of the corpus take half a minute
 
-@pytest.mark.slow
+
 def test_every_shape_parses_including_held_out_ones() -> None:
     for held_out in (False, True):
         for pair in itertools.islice(pairs(123, held_out=held_out), 400):
@@ -32,7 +33,6 @@ def test_every_shape_parses_including_held_out_ones() -> None:
             assert parses(headline, Facts(pair.locale, pair.slot, interest, names)), (headline, interest)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "locale", "category"),
     [

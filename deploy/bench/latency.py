@@ -23,11 +23,12 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 
 from deploy.bench.common import Figures, Plan, broker_on_other_cores, report, rounded_median
 from deploy.bench.engines import settings_of
-from deploy.demo.shop import Item, generate_shop, rfc3339
+from deploy.demo.shop import Item, generate_shop
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
 from stream.kafka.client.fetcher import FetchedRecords, Fetcher
 from stream.settings import Settings
+from stream.times import rfc3339_us
 
 SECONDS = 120.0
 RATES = (50, 200, 1000)  # events/s
@@ -155,7 +156,7 @@ class _Engine:
         id, now = f"{self._settings.prefix}{self._sent}", time.time()
         key = b"shopper-%d" % shopper
         event = {
-            "specversion": "1.0", "id": id, "source": "/bench", "type": "select_item", "time": rfc3339(now),
+            "specversion": "1.0", "id": id, "source": "/bench", "type": "select_item", "time": rfc3339_us(now),
             "data": {
                 "user_id": key.decode(), "channel": "web", "locale": "en",
                 "items": [

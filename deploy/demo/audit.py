@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import jsonschema
@@ -14,6 +13,7 @@ import msgspec
 from deploy.rate import Rate
 from stream.events import Event, EventError, decode, shopper_key
 from stream.page.schemas import Homepage, schemas
+from stream.times import parse_rfc3339
 
 TIME_ROUNDING_S = 0.001  # pages give event times in milliseconds
 Pages = Sequence[tuple[Any, dict[str, Any]]]  # records of `homepages` with their decoded pages
@@ -126,20 +126,18 @@ def _check_shown_items(pages: Pages, read: Readback, accepted: Mapping[tuple[byt
         if len(set(shown)) != len(shown):
             problems.append(f"page {page['page_id']} shows an item twice")
         # An item hidden after the event that triggered the page may still be on it.
-        hidden_before = _timestamp(page["trigger"]["event_time"]) - TIME_ROUNDING_S
+        hidden_before = parse_rfc3339(page["trigger"]["event_time"]) - TIME_ROUNDING_S
         for item_id in shown:
             listed = items.get(item_id)
             if listed is None or not listed.get("available", True):
                 problems.append(f"page {page['page_id']} shows {item_id}, which is not for sale")
-            elif listed.get("expires_at") and _timestamp(listed["expires_at"]) <= _timestamp(page["generated_at"]):
+            elif listed.get("expires_at") and parse_rfc3339(listed["expires_at"]) <= parse_rfc3339(
+                page["generated_at"]
+            ):
                 problems.append(f"page {page['page_id']} shows {item_id}, which has expired")
             elif hidden[page["user_key"]].get(item_id, float("inf")) <= hidden_before:
                 problems.append(f"page {page['page_id']} shows {item_id}, which the shopper hid")
     return problems
-
-
-def _timestamp(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def _check_versions(pages: Pages) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from deploy.demo.screen import View
 from deploy.demo.shop import Item
 from deploy.demo.shoppers import Shopper
 from deploy.rate import Rate
+from stream.times import parse_rfc3339
 
 POPULAR_SHARE = 0.5  # of the shoppers, who get the popular page as a control group
 RECENT_PAGES = 1000  # pages over which the live freshness is computed
@@ -23,11 +23,6 @@ RATE_SAMPLES = 8  # samples over which events/s and pages/s are computed
 
 def group_of(key: bytes) -> str:
     return "popular" if is_in_popular_group(key, POPULAR_SHARE) else "personal"
-
-
-def timestamp(text: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 class DemoFigures:
@@ -72,7 +67,7 @@ class DemoFigures:
         # A page regenerated for a new headline has the trigger of the page before it; its freshness is not counted.
         if self._last_trigger.get(user) != trigger["event_id"]:
             self._last_trigger[user] = trigger["event_id"]
-            latency = now - timestamp(trigger["event_time"])
+            latency = now - parse_rfc3339(trigger["event_time"])
             self.latencies.append(latency)
             self._recent.append(latency)
         if user == self._followed.key:

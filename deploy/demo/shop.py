@@ -4,10 +4,11 @@ A title is a style word, a trait and a noun: "Rustic Oak Bookshelf", 田园橡�
 styles, which all categories share. No field of an item names its style; only simulated shoppers may call `style_of`.
 """
 
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from stream.times import rfc3339_us
 
 Pairs = tuple[tuple[str, str], ...]  # (English, Chinese)
 Item = dict[str, Any]  # the fields of schema item/1
@@ -204,11 +205,6 @@ def style_of(item: Item) -> str:
     return _STYLE_OF_WORD[item["title"]["en"].split()[0]]
 
 
-def rfc3339(time: float) -> str:
-    """Format `time` (s since the epoch) as RFC 3339, in UTC with microseconds; pages have milliseconds."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
     """Return n plausible items of schema item/1, the same for the same arguments.
 
@@ -262,8 +258,8 @@ def generate_shop(seed: int, n: int = 3000, *, now: float) -> list[Item]:
                 "price": round(price, 2),
                 "currency": "EUR",
                 "available": bool(rng.random() >= 0.02),
-                "added_at": rfc3339(now - age * DAY),
-                "expires_at": None if expires is None else rfc3339(expires),
+                "added_at": rfc3339_us(now - age * DAY),
+                "expires_at": None if expires is None else rfc3339_us(expires),
                 "url": f"https://shop.example/{category.id}/{item_id.lower()}",
             }
         )

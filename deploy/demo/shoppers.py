@@ -6,12 +6,12 @@ A shopper sees a page, their own language and the shop's shelves, but never a pr
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from deploy.demo.shop import STYLES, TAXONOMY, Item, rfc3339, style_of
+from deploy.demo.shop import STYLES, TAXONOMY, Item, style_of
+from stream.times import parse_rfc3339, rfc3339_us
 from stream.types import F64, I64
 
 Event = dict[str, Any]
@@ -54,7 +54,7 @@ class Shelves:
 
 
 def _expiry(text: str | None) -> float:
-    return np.inf if text is None else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return np.inf if text is None else parse_rfc3339(text)
 
 
 class _Act(Protocol):
@@ -201,7 +201,7 @@ class Shopper:
             "id": f"{self.key}-{self._sent}",
             "source": "/demo",
             "type": kind,
-            "time": rfc3339(time),
+            "time": rfc3339_us(time),
             "data": body,
         }
 

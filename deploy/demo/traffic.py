@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
-from deploy.demo.figures import DemoFigures, timestamp
+from deploy.demo.figures import DemoFigures
 from deploy.demo.shoppers import Event, Shopper, malformed_record, topic_of
 from deploy.io.files import Outgoing
 from deploy.io.send import sender
 from stream.settings import Settings
+from stream.times import parse_rfc3339
 
 MALFORMED_SHARE = 0.01  # of the sent records
 PAUSE_S = (1.5, 4.5)  # between a shopper's last event and their next visit
@@ -71,7 +72,7 @@ class Traffic:
         """Let a shopper visit the shop: schedule the events of this visit, and the next visit."""
         shopper, at = self._shoppers[number], now
         for event in shopper.visit(self._figures.newest_page.get(shopper.key), now):
-            at = timestamp(event["time"])
+            at = parse_rfc3339(event["time"])
             self._schedule(at, Outgoing(topic_of(event), shopper.key.encode(), orjson.dumps(event)), event)
             if self._rng.random() < MALFORMED_SHARE:
                 bad = malformed_record(self._rng, shopper, at, self._count + 1)

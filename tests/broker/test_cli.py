@@ -21,6 +21,7 @@ from tests.harness.worker_process import (
     clicks,
     command,
     environ_of,
+    fetch,
     read_all,
     settings_for,
     until_counted,
@@ -158,15 +159,6 @@ async def test_a_worker_reports_readiness_and_metrics(broker: str, topic_prefix:
     }
     read = conditions["recovery"]["profiles"]
     assert (read["partitions"], read["percent"], read["seconds_left"]) == (4, 100.0, 0.0)
-
-
-def fetch(port: int, path: str) -> Any:
-    try:
-        return json.loads(urlopen(f"http://127.0.0.1:{port}{path}"))
-    except urllib.error.HTTPError as error:
-        return json.loads(error.read())
-    except OSError:
-        return None
 
 
 def urlopen(url: str) -> str:

@@ -8,10 +8,9 @@ import pytest
 
 from deploy.broker.embedded import free_port
 from stream.kafka import topics
-from tests.broker.test_cli import fetch
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
-from tests.harness.worker_process import clicks, profiles_of, settings_for, until_counted, worker
+from tests.harness.worker_process import clicks, fetch, profiles_of, settings_for, until_counted, worker
 
 
 @pytest.mark.parametrize("store", ["memory", "rocksdb"])

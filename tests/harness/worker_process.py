@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -271,3 +273,14 @@ async def assert_answered(settings: Settings, sent: Sequence[Record]) -> dict[st
     impressions = {json.loads(record.value)["page_id"] for record in await read_all(settings, "impressions")}
     assert impressions == {page["page_id"] for made in pages.values() for page in made}
     return pages
+
+
+def fetch(port: int, path: str) -> Any:
+    """Return the JSON of a worker's endpoint, also of an error; None if nothing listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())
+    except OSError:
+        return None

@@ -8,7 +8,6 @@ fetch_single    the same, but one record at a time: from sending it to receiving
 frames          fetch responses received in place, and by asyncio's stream reader (bytes, not records)
 produce         `BatchSender` and aiokafka's producer send a small batch to each partition and wait for all of them
 produce_busy    the same while another task takes BUSY_S of every turn of the event loop, as a worker's steps do
-parse           `record_batch` and aiokafka's C parser turn fetched bytes into keys and values, without checksums
 crc             the CRC-32C kernel and aiokafka's C function
 ivf             `IvfIndex` and an exact search with numpy's matrix product; `recall` is the share of exact results found
 """
@@ -28,7 +27,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
 from deploy.bench import population
@@ -47,7 +45,6 @@ from deploy.bench.stream import events, fill
 from models.history.ivf_index import IvfIndex
 from models.history.model import History
 from stream.kafka import topics
-from stream.kafka.client import record_batch
 from stream.kafka.client.brokers import (
     FETCH_BYTES,
     PARTITION_BYTES,
@@ -59,6 +56,7 @@ from stream.kafka.client.brokers import (
 from stream.kafka.client.connection import client_options
 from stream.kafka.client.fetcher import FetchedRecords, Fetcher
 from stream.kafka.client.producer import BatchSender
+from stream.kafka.client.record_batch import CRC_END, CRC_START, LENGTH_END, LENGTH_START, checksums_match
 from stream.kafka.commit import Batch
 from stream.page.candidates import MAX_PROPOSALS
 from stream.profile.codec import decode_records
@@ -71,7 +69,7 @@ BATCH_RECORDS = 4  # of a small batch that is sent
 TIMEOUT_S = 60.0  # for one send, or for reading the backlog once
 BUSY_S = 0.001
 MAX_PAUSE_S = 0.02  # before a single record is sent
-PARSED_BATCHES, PARSED_BATCH_RECORDS = 2, 512  # 1 MB, what one fetch brings of a partition
+CHECKED_BATCHES, CHECKED_BATCH_RECORDS = 2, 512  # 1 MB, what one fetch brings of a partition
 ITEMS, QUERIES, QUERY_BATCH = 100_000, 256, 32
 PARTS = {
     "fetch_backlog": ("records", "aiokafka consumer"),
@@ -79,7 +77,6 @@ PARTS = {
     "frames": ("MB", "asyncio stream reader"),
     "produce": ("batches", "aiokafka producer"),
     "produce_busy": ("batches", "aiokafka producer"),
-    "parse": ("records", "aiokafka C parser"),
     "crc": ("MB", "aiokafka C function"),
     "ivf": ("queries", "exact search in numpy"),
 }
@@ -132,7 +129,6 @@ async def _measure(broker: str, plan: Plan) -> Figures:
             _with_busy_loop(_produce(settings, _our_producer)),
             _with_busy_loop(_produce(settings, _aiokafka_producer)),
         ),
-        "parse": _parsers(),
         "crc": _checksums(),
         "ivf": (ivf, exact),
     }
@@ -411,9 +407,9 @@ def _with_busy_loop(measurement: Measurement) -> Measurement:
 def _fetched_bytes() -> bytes:
     """Record batches of changelog rows, as a broker returns them."""
     rows = population.records(1000)
-    keys = list(population.keys(PARSED_BATCH_RECORDS))
+    keys = list(population.keys(CHECKED_BATCH_RECORDS))
     data = bytearray()
-    for at in range(PARSED_BATCHES):
+    for at in range(CHECKED_BATCHES):
         builder = DefaultRecordBatchBuilder(
             magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1,
             batch_size=4 << 20,
@@ -424,38 +420,25 @@ def _fetched_bytes() -> bytes:
     return bytes(data)
 
 
-def _parsers() -> tuple[Measurement, Measurement]:
-    data, count = _fetched_bytes(), PARSED_BATCHES * PARSED_BATCH_RECORDS
-
-    def ours() -> list[tuple[bytes, bytes | None]]:
-        return record_batch.slice_records(data, record_batch.locate_records(record_batch.find_batches(data)))
-
-    def aiokafka() -> list[tuple[bytes, bytes | None]]:
-        batches, found = MemoryRecords(data), []
-        while batches.has_next():
-            found += [(record.key, record.value) for record in batches.next_batch()]
-        return found
-
-    if ours() != aiokafka():
-        raise RuntimeError("our parser and aiokafka's give different records")
-    return _repeated(count, ours), _repeated(count, aiokafka)
-
-
 def _checksums() -> tuple[Measurement, Measurement]:
-    """Verify the checksums of the same bytes."""
+    """Verify the checksums of the same batches."""
     data = _fetched_bytes()
-    batches = record_batch.find_batches(data)
-    view = memoryview(data)
-    ranges = [
-        (row[record_batch.START] + record_batch.CRC_START, row[record_batch.END]) for row in batches.rows.tolist()
-    ]
-    if [calc_crc32c(view[start:end]) for start, end in ranges] != batches.rows[:, record_batch.CRC].tolist():
+    covered, batch = [], 0
+    while batch < len(data):
+        end = batch + LENGTH_END + int.from_bytes(data[batch + LENGTH_START : batch + LENGTH_END], "big")
+        covered.append((batch, memoryview(data)[batch + CRC_END : end]))
+        batch = end
+
+    def aiokafka() -> bool:
+        return all(
+            calc_crc32c(part) == int.from_bytes(data[batch + CRC_START : batch + CRC_END], "big")
+            for batch, part in covered
+        )
+
+    if not (checksums_match(data) and aiokafka()):
         raise RuntimeError("our checksums and aiokafka's differ")
-    megabytes = sum(end - start for start, end in ranges) / 1e6
-    return (
-        _repeated(megabytes, lambda: record_batch.first_wrong_checksum(batches)),
-        _repeated(megabytes, lambda: [calc_crc32c(view[start:end]) for start, end in ranges]),
-    )
+    megabytes = sum(len(part) for _, part in covered) / 1e6
+    return _repeated(megabytes, lambda: checksums_match(data)), _repeated(megabytes, aiokafka)
 
 
 def _searches() -> tuple[Measurement, Measurement, float]:

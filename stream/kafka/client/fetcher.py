@@ -14,13 +14,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from stream.kafka.client.brokers import connect_client, fetch_partitions, track_topics
 from stream.kafka.client.connection import NoBroker
+from stream.kafka.client.record_batch import parse_records
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -131,24 +131,6 @@ class Fetcher:
             else:
                 leads_all = False
         return fetched_bytes if leads_all else None
-
-
-def parse_records(data: bytes, start: int) -> tuple[Sequence[Any], int]:
-    """Return the records of a fetch from offset `start`, and the offset after them. Raises CorruptRecordException."""
-    if not data:
-        return (), start
-    parser, records, next_offset = MemoryRecords(data), [], start
-    while parser.has_next():
-        batch = parser.next_batch()
-        if not batch.validate_crc():
-            raise CorruptRecordException(f"the batch before offset {batch.next_offset} has a wrong checksum")
-        if not batch.is_control_batch:
-            records.extend(batch)
-        next_offset = max(start, batch.next_offset)
-    # Batches are returned whole, so `start` may be inside the first.
-    if records and records[0].offset < start:
-        records = [record for record in records if record.offset >= start]
-    return records, next_offset
 
 
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):

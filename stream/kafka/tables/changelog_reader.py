@@ -9,34 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import (
-    CorruptRecordException,
-    KafkaError,
-    OffsetOutOfRangeError,
-)
-from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from faust.types import TP
 
 from stream.kafka.client.brokers import connect_client, fetch_partitions, track_topics
 from stream.kafka.client.connection import NoBroker
-from stream.kafka.client.record_batch import (
-    ATTRIBUTES,
-    COMPRESSED,
-    CONTROL,
-    END,
-    NEXT,
-    OFFSET,
-    START,
-    find_batches,
-    first_wrong_checksum,
-    locate_records,
-    slice_records,
-)
+from stream.kafka.client.record_batch import parse_records
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -117,30 +99,6 @@ _LEADER_MOVED: dict[TP, ChangelogRecords] = {}  # compared by identity: the lead
 
 
 def parse_changelog(data: bytes, start: int) -> ChangelogRecords:
-    """Parse the records of a fetch, from offset `start`.
-
-    Raises CorruptRecordException if a checksum is wrong, and ValueError if a batch is torn.
-    """
-    batches = find_batches(data)
-    if not len(batches.rows):
-        return ChangelogRecords((), start)
-    wrong = first_wrong_checksum(batches)
-    if wrong >= 0:
-        raise CorruptRecordException(f"the batch before offset {batches.rows[wrong, NEXT]} has a wrong checksum")
-    next_offset = max(start, int(batches.rows[-1, NEXT]))
-    if (batches.rows[:, ATTRIBUTES] & COMPRESSED).any():
-        return ChangelogRecords(_parse_compressed(memoryview(data), batches.rows.tolist(), start), next_offset)
-    located = locate_records(batches)
-    if len(located) and located[0, OFFSET] < start:
-        located = located[np.searchsorted(located[:, OFFSET], start) :]
-    return ChangelogRecords(slice_records(data, located), next_offset)
-
-
-def _parse_compressed(view: memoryview, batches: list[list[int]], start: int) -> list[tuple[bytes, bytes | None]]:
-    """Parse with aiokafka, which is slower: for a changelog that its topic has compressed."""
-    found: list[tuple[bytes, bytes | None]] = []
-    for batch in batches:
-        if not batch[ATTRIBUTES] & CONTROL:
-            records: Any = DefaultRecordBatch(bytes(view[batch[START] : batch[END]]))
-            found.extend((record.key or b"", record.value) for record in records if record.offset >= start)
-    return found
+    """Parse keys and values of a fetch, from offset `start`. Raises CorruptRecordException if a checksum is wrong."""
+    records, next_offset = parse_records(data, start)
+    return ChangelogRecords([(record.key or b"", record.value) for record in records], next_offset)

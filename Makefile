@@ -32,7 +32,7 @@ test: $(VENV)/.ready ## run every test
 	@$(BIN)/python -m pytest tests
 
 unit: $(VENV)/.ready ## run the fast tests, without a broker: half a minute once kernels are compiled
-	@$(BIN)/python -m pytest tests/unit -m "not slow"
+	@$(BIN)/python -m pytest tests/unit -n auto -m "not slow" --hypothesis-profile quick -p no:unraisableexception
 
 faults: $(VENV)/.ready ## run the fault tests at length, twenty minutes or more (SEED=1 repeats a run)
 	@$(BIN)/python -m pytest $(FAULTS) $(if $(filter command line,$(origin SEED)),--seed $(SEED))

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from hypothesis import settings
 
 from deploy.broker.embedded import Broker
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+#: `make unit` tries fewer examples of each property.
+settings.register_profile("quick", max_examples=15)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

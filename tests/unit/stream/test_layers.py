@@ -26,6 +26,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports, inside functions and for type checking too."""
     found = set()
@@ -77,6 +78,7 @@ def test_a_layer_imports_only_layers_below_it() -> None:
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle() -> None:
     modules = {module_name(path): path for path in sources()}
     graph = {name: {found for found in imports(path) if found in modules} for name, path in modules.items()}

@@ -53,7 +53,7 @@ BROKEN_RANKERS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_RANKERS)
-@pytest.mark.parametrize("shoppers", [1, 70])
+@pytest.mark.parametrize("shoppers", [1, pytest.param(70, marks=pytest.mark.slow)])
 def test_a_broken_ranker_gives_the_pages_of_the_popular_group(
     monkeypatch: pytest.MonkeyPatch, name: str, shoppers: int
 ) -> None:

@@ -85,7 +85,7 @@ HISTORIES = st.lists(
 
 @pytest.mark.slow
 @given(HISTORIES, st.lists(st.integers(1, 29), max_size=6), st.lists(st.integers(1, 29), max_size=6))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None)
 def test_living_profiles_do_not_depend_on_runs_or_sweeps(
     history: list[tuple[str, int]], cuts: list[int], other_cuts: list[int]
 ) -> None:

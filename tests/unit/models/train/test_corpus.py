@@ -23,6 +23,7 @@ from models.train.copywriter.corpus import (
     words_by_category,
 )
 
+pytestmark = pytest.mark.slow
 ITEM_NAMES = ("Trail Shoe 3", "Oak Bench", "Paper Moon")
 STRANGER = {"en": "glassblowing", "zh": "玻璃吹制"}  # an interest that nobody taught
 
@@ -35,7 +36,6 @@ def facts_of(pair: Pair) -> tuple[Facts, str]:
     return Facts(pair.locale, pair.slot, interest, names), fill(pair.headline, put)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [False, True])
 def test_every_headline_that_is_learnt_passes_the_guard(held_out: bool) -> None:
     for pair in itertools.islice(pairs(3, held_out=held_out), 6000 if not held_out else 1500):
@@ -43,7 +43,6 @@ def test_every_headline_that_is_learnt_passes_the_guard(held_out: bool) -> None:
         assert guard(headline, facts, lexicon()) is None, (headline, facts)
 
 
-@pytest.mark.slow
 def test_no_word_that_is_learnt_claims_anything() -> None:
     known, held_out = topics()
     for of in (known | held_out).values():

@@ -81,6 +81,7 @@ def test_the_ranker_recipe_is_that_of_the_code_and_the_shipped_history() -> None
         )
 
 
+@pytest.mark.slow
 def test_the_copywriter_recipe_is_that_of_the_texts() -> None:
     manifest, stored = shipped("copywriter")
     plan = Plan(**manifest.params["plan"])

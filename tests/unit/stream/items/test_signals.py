@@ -33,7 +33,7 @@ def activity_of(*events: np.ndarray) -> np.ndarray:
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_transitions_and_co_visits_equal_those_of_the_sessions(sessions: list[list[int]]) -> None:
     catalog = catalog_of(7)
     signals = signals_of(catalog, [[f"i{k}" for k in session] for session in sessions], NOW)
@@ -161,7 +161,7 @@ def test_items_spread_evenly_over_owner_partitions() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=80), st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_activity_is_split_only_between_source_records(made: list[tuple[int, int]], most: int) -> None:
     acts = np.zeros(len(made), ACTIVITY)
     acts["offset"] = np.sort([offset for offset, _ in made])
@@ -213,7 +213,7 @@ def test_expired_items_leave_the_table_the_changelog_and_the_readers() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2)), min_size=1, max_size=40), st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_signals_do_not_depend_on_when_the_sweep_runs(made: list[tuple[int, float]], every: int) -> None:
     never, often = ItemTable(), ItemTable()
     time = NOW

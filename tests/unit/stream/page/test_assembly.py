@@ -13,7 +13,7 @@ from tests.harness.shop import candidates_of, catalog_of, shown
 
 @pytest.mark.slow
 @given(st.integers(0, 2**32), st.integers(0, 120), st.booleans(), st.booleans(), st.integers(1, 4))
-@settings(max_examples=120, deadline=None)
+@settings(deadline=None)
 def test_every_page_keeps_the_rules(seed: int, n: int, personal: bool, explore: bool, cap: int) -> None:
     catalog = catalog_of(130)
     candidates, scores = candidates_of(np.random.default_rng(seed), catalog, 1, n)

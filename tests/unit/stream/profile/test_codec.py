@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 @pytest.mark.slow
 @given(shopper_events())
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 def test_a_packed_profile_is_at_most_4_kb_and_unpacks_bit_for_bit(events: np.ndarray) -> None:
     profiles = np.array([folded(events), blank_profiles(1)[0], folded(events[:1])])
     blobs = pack(profiles, PROFILE_VERSION)
@@ -52,7 +52,7 @@ def test_rows_of_another_version_and_torn_rows_raise_clear_errors() -> None:
 
 @pytest.mark.slow
 @given(st.lists(shopper_events(), max_size=3), st.integers(1, 2**40))
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 def test_a_changelog_value_is_a_length_a_profile_and_serving_state(histories: list[np.ndarray], version: int) -> None:
     profiles, serving = np.array([*map(folded, histories)], PROFILE), np.zeros(len(histories), SERVING)
     serving["version"], serving["fatigue_time"] = version, 3

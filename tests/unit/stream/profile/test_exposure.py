@@ -38,7 +38,7 @@ def with_feedback(events: np.ndarray) -> dict[int, tuple[float, int]]:
 
 @pytest.mark.slow
 @given(shopper_events())
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_homepage_views_add_fatigue_and_interactions_clear_it(events: np.ndarray) -> None:
     serving = serving_with_page()
     apply_feedback(serving, np.zeros(len(events), np.int32), events, np.ones(len(events), np.bool_))

@@ -28,7 +28,7 @@ def decayed_sum(events: np.ndarray, half_life: float, weight: Any) -> float:
 
 @pytest.mark.slow
 @given(shopper_events())
-@settings(max_examples=90, deadline=None)
+@settings(deadline=None)
 def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
     profile = folded(events)
     counted = events[np.isin(events["kind"], list(COUNTED))]
@@ -61,7 +61,7 @@ def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
 
 @pytest.mark.slow
 @given(shopper_events(), st.randoms(use_true_random=False))
-@settings(max_examples=90, deadline=None)
+@settings(deadline=None)
 def test_the_order_of_arrival_does_not_change_a_profile(events: np.ndarray, random: Any) -> None:
     order = list(range(len(events)))
     random.shuffle(order)
@@ -85,7 +85,7 @@ def test_the_order_of_arrival_does_not_change_a_profile(events: np.ndarray, rand
 
 @pytest.mark.slow
 @given(shopper_events(max_size=30), st.lists(st.integers(0, 30), max_size=4), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 def test_redelivery_in_any_batches_does_not_change_a_byte(events: np.ndarray, splits: list[int], random: Any) -> None:
     again = [events[: random.randint(0, len(events))] for _ in range(2)]
     once = folded(events)

@@ -216,7 +216,7 @@ def test_invalid_events_and_poison_have_different_error_codes(monkeypatch: pytes
 
 def test_a_deferred_page_that_fails_is_not_requested_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     path, profiles = path_of(), profile_store()
-    path.degradation = PACED
+    path.degradation = PACED._replace(page_interval_s=3600.0)  # the agent's clock is the real one
     agent = agent_of(path, profiles)
     process(agent, run_of(one_view_each(1)))
     process(agent, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))
@@ -230,7 +230,7 @@ def test_a_deferred_page_that_fails_is_not_requested_for_ever(monkeypatch: pytes
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_deferred_page_is_made_although_its_headline_refresh_is_skipped(order: int) -> None:
     path, profiles = path_of(), profile_store()
-    path.degradation = PACED
+    path.degradation = PACED._replace(page_interval_s=3600.0)  # the agent's clock is the real one
     agent = agent_of(path, profiles)
     process(agent, run_of(one_view_each(1)))
     process(agent, run_of([record("view_item", "u0", "more", NOW + 1, item="i1")], first=1))

@@ -39,11 +39,11 @@ class PartitionRecords(NamedTuple):
 class TopicReader(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka has no types
     """aiokafka's consumer without a group. It skips batches that cannot be read, and logs and counts them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, isolation: str | None = None) -> None:
+        options = reader_options(settings) | ({"isolation_level": isolation} if isolation else {})
         super().__init__(
-            **reader_options(settings), enable_auto_commit=False, auto_offset_reset="earliest",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-        )  # fmt: skip
+            **options, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=FETCH_WAIT_MS
+        )
         self._prefix = settings.prefix
 
     async def getmany(
@@ -165,9 +165,12 @@ async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
         await consumer.stop()
 
 
-async def connect_reader(settings: Settings) -> AIOKafkaConsumer:
-    """Return a started consumer without a group. Raises NoBroker or a Kafka error, and then leaves nothing open."""
-    consumer = TopicReader(settings)
+async def connect_reader(settings: Settings, isolation: str | None = None) -> AIOKafkaConsumer:
+    """Return a started consumer without a group. Raises NoBroker or a Kafka error, and then leaves nothing open.
+
+    `isolation`: read_committed or read_uncommitted; None: the setting.
+    """
+    consumer = TopicReader(settings, isolation)
     try:
         with connecting(settings):
             await consumer.start()

@@ -1,6 +1,7 @@
 """Compressed record batches: by the producer or by the topic, with every codec, in every topic that is read."""
 
 import asyncio
+import random
 from typing import Any
 
 import confluent_kafka
@@ -14,10 +15,19 @@ from stream.kafka.client.brokers import connect_client, fetch_partitions
 from stream.kafka.client.connection import client_options
 from stream.kafka.global_topics import GlobalTopics, read_table, read_topic
 from stream.kafka.group import GroupMember
+from tests.harness import worker_process
 from tests.harness.counting import counting_app, running, scenario, send, settings_for, total, until
+from tests.harness.shop import item
+from tests.harness.worker_process import assert_answered, command, mixed_clicks, until_counted, worker
 
 CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 each_codec = pytest.mark.parametrize("codec", CODECS)
+
+
+def compress_topics(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    """Let `topics.create` create topics that the broker compresses."""
+    compressed = tuple(topic._replace(configs={**topic.configs, "compression.type": codec}) for topic in topics.TOPICS)
+    monkeypatch.setattr(topics, "TOPICS", compressed)
 
 
 async def stored_codecs(settings: Any, topic: str) -> set[int]:
@@ -44,8 +54,7 @@ async def test_every_topic_may_be_compressed_by_its_setting(
     broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:
     settings = settings_for(broker, topic_prefix)
-    compressed = tuple(topic._replace(configs={**topic.configs, "compression.type": codec}) for topic in topics.TOPICS)
-    monkeypatch.setattr(topics, "TOPICS", compressed)
+    compress_topics(monkeypatch, codec)
     await topics.create(settings)
     assert await topics.check(settings) == []
     await send(settings, "clicks", [(b"k%d" % (n % 50), b"x" * 200) for n in range(500)])
@@ -105,3 +114,26 @@ async def test_batches_that_librdkafka_compresses_are_read(broker: str, topic_pr
     async with running(app):
         await until(lambda: total(counts) == 500, "500 counted")
     assert await stored_codecs(settings, "clicks") == {CODECS[codec]}
+
+
+@scenario
+async def test_a_worker_and_the_commands_read_topics_with_zstd(
+    broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = worker_process.settings_for(broker, topic_prefix)
+    compress_topics(monkeypatch, "zstd")
+    await topics.create(settings)
+    checked = await asyncio.to_thread(command, settings, "topics", "check")
+    assert checked.returncode == 0, checked
+    shop = b"\n".join(item(f"i{k}")[1] for k in range(50)).decode()
+    loaded = await asyncio.to_thread(command, settings, "catalog", "load", "-", input=shop)
+    assert "loaded 50 items" in loaded.stdout, loaded
+    sent = mixed_clicks(random.Random(1), 200, 10)
+    for half, counted in ((sent[:100], 100), (sent[100:], 200)):
+        await send(settings, "clicks", half)
+        with worker(settings):  # the second recovers the first's tables
+            await until_counted(settings, counted)
+    await assert_answered(settings, sent)
+    assert "10 profiles" in (await asyncio.to_thread(command, settings, "profiles")).stdout
+    for topic in ("catalog", "clicks", "profiles", "homepages", "item-activity", "item-signals"):
+        assert await stored_codecs(settings, topic) == {CODECS["zstd"]}, topic

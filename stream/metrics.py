@@ -44,6 +44,9 @@ def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str
 EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
 DUPLICATES = _counter("duplicates", "Events with a source and id that were folded before")
 DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
+UNREADABLE = _counter(
+    "unreadable_batches", "Record batches that could not be read: those of events are in dead-letters", "topic"
+)
 SKIPPED = _counter("skipped_records", "Redelivered records below the watermark of their table", "topic")
 CLAMPED = _counter(
     "clamped_times", "Events too far ahead of their record's time, clamped to SHOPWINDOW_FUTURE_TOLERANCE"

@@ -138,6 +138,11 @@ class Settings:
         _real(1, 3600, "s"),
         "a worker exits if its fetches get no answer for this long although Kafka is reachable",
     )
+    isolation: str = _setting(
+        "read_committed",
+        _one_of("read_committed", "read_uncommitted"),
+        "read records of transactions once they are committed, or at once, aborted ones too",
+    )
     store: str = _setting(
         "memory", _one_of("memory", "rocksdb"), "where profiles are stored; rocksdb: in the data folder"
     )

@@ -47,8 +47,8 @@ from models.history.model import History
 from stream.kafka import topics
 from stream.kafka.client.brokers import (
     FETCH_BYTES,
+    ISOLATION_LEVELS,
     PARTITION_BYTES,
-    READ_UNCOMMITTED,
     connect_client,
     send_request,
     track_topics,
@@ -311,7 +311,7 @@ def _frames(settings: Settings, in_place: bool) -> Measurement:
             leader = client.cluster.leader_for_partition(TopicPartition(topic, 0))
 
             async def call() -> float:
-                request = FetchRequest(100, 1, FETCH_BYTES, READ_UNCOMMITTED, wanted)
+                request = FetchRequest(100, 1, FETCH_BYTES, ISOLATION_LEVELS[settings.isolation], wanted)
                 response = await (
                     send_request(client, leader, request) if in_place else _plain_send(client, leader, request)
                 )

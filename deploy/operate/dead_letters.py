@@ -17,7 +17,7 @@ import msgspec
 from agents.page.headline_cache import HeadlineRequest, RefreshRequest
 from deploy.io.files import InputError
 from stream.events import TOPIC_KINDS, decode_run
-from stream.kafka.dead_letters import DeadLetter, decode_dead_letter
+from stream.kafka.dead_letters import UNREADABLE, DeadLetter, decode_dead_letter
 from stream.kafka.global_topics import read_topic
 from stream.kafka.redrive import RedriveLog, RedriveResult, open_redrive_log, redrive
 from stream.settings import Settings
@@ -190,6 +190,8 @@ def _already_sent(log: RedriveLog, letter: DeadLetter) -> str:
 
 def refusal_reason(letter: DeadLetter, force: bool) -> str:
     """Return why a letter can never pass, or "" if it may. `force` overrides only the check of this version."""
+    if letter.error == UNREADABLE:
+        return "it is a whole record batch that no consumer can read; its producer must send the records again"
     if letter.cut_from:
         return f"its {letter.cut_from} bytes were too many to be kept whole; its producer must send it again"
     if not letter.topic:

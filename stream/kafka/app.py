@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stream.kafka.agent import AgentApp, AgentBody, AgentPartitions
 from stream.kafka.client.connection import bootstrap, faust_credentials
+from stream.kafka.client.consumer_records import report_unreadable
 from stream.kafka.client.producer import BatchProducer
+from stream.kafka.client.record_batch import UnreadableBatch
 from stream.kafka.commit import BATCH_BYTES, Outputs, Pair
 from stream.kafka.consumer import BatchConsumer, BatchTransport
+from stream.kafka.dead_letters import count_dead_letters, unreadable_letter
 from stream.kafka.run import PartitionLost, Run
 from stream.kafka.tables.recovery import BatchRecovery, BatchTableManager
 from stream.kafka.topics import CHANGELOG_BYTES, WrongTopics, check
@@ -103,12 +106,22 @@ class BatchApp(AgentApp):
             last = run = Run(consumer, message, topic, records, agent.table, previous)
             consumer.add_run(run)
             try:
+                if isinstance(records[0], UnreadableBatch):
+                    await self._reject_batch(run, records[0])
+                    continue
                 yield run
                 if not run.has_ended and run.commit_task is None:
                     raise RuntimeError(f"the agent of '{topic}' took the next run and has not committed the last")
             finally:
                 if run.commit_task is None:
                     run.abandon()
+
+    async def _reject_batch(self, run: Run, batch: UnreadableBatch) -> None:
+        """Send a batch that cannot be read to `dead-letters` as raw bytes, and commit it as a run of its own."""
+        letters = [unreadable_letter(run.topic, run.partition, batch)]
+        await self.outputs.commit_run(run, letters)
+        count_dead_letters(letters)
+        report_unreadable(run.topic, run.partition, batch, "its bytes were sent to dead-letters")
 
     def _on_commit_end(self, run: Run, commit_task: asyncio.Task[None]) -> None:
         """Handle the end of a background commit. If it failed, all later runs of the partition fail as well."""

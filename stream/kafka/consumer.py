@@ -35,6 +35,7 @@ from mode import Service
 from stream.kafka.agent import AgentApp
 from stream.kafka.client.fetcher import BatchConsumerThread, FetchedRecords, Fetcher
 from stream.kafka.client.producer import BatchProducer
+from stream.kafka.client.record_batch import UnreadableBatch
 from stream.kafka.run import BatchMessage, PartitionLost, Run
 
 # A partition is not fetched further while this many of its runs wait.
@@ -66,7 +67,8 @@ class BatchConsumer(driver.Consumer):
         self._outbox: asyncio.Queue[BatchMessage] = asyncio.Queue()
         self._resume_after_seek: set[TP] = set()
         self._answered: dict[TP, float] = {}  # time (s since the epoch) of the partition's last fetch answer
-        self._ends: dict[TP, int] = {}  # high watermark at the last fetch answer
+        self._ends: dict[TP, int] = {}  # end of the partition at the last fetch answer
+        self._with_unreadable: set[TP] = set()  # partitions whose backlog may have a batch that cannot be read
         self._paused_until: dict[TP, float] = {}  # monotonic; partitions of paced topics that keep up
 
     # Delivery.
@@ -103,14 +105,20 @@ class BatchConsumer(driver.Consumer):
             self.add_future(self._restart_from_beginning(tp, offset))
             return
         self._read_offset[tp], self._ends[tp] = fetched.next_offset, fetched.end
-        if fetched.records:
+        if fetched.records or fetched.unreadable is not None:
             agent = self.app.agent_of[tp.topic]
             if agent.pace and len(fetched.records) < agent.limit:
                 # A paced partition that keeps up pauses until the next beat, which all partitions share. Otherwise
                 # each answer of the broker would wake the agent for a record or two.
                 self._paused_until[tp] = (monotonic() // agent.pace + 1) * agent.pace
-            self._backlog.setdefault(tp, []).extend(fetched.records)
+            backlog = self._backlog.setdefault(tp, [])
+            backlog.extend(fetched.records)
+            if fetched.unreadable is not None:
+                backlog.append(fetched.unreadable)
+                self._with_unreadable.add(tp)
             self._deliver_next(tp)
+        elif fetched.next_offset > offset and self._is_idle(tp):  # there were only aborted or control records
+            self.acknowledged[tp] = fetched.next_offset
 
     async def _restart_from_beginning(self, tp: TP, missing: int) -> None:
         """Continue where the log begins: earlier records have been removed, or the topic was recreated."""
@@ -139,7 +147,7 @@ class BatchConsumer(driver.Consumer):
         backlog = self._backlog.get(tp)
         if not backlog or tp in self._delivered or len(self.in_flight.get(tp, ())) >= MAX_UNCOMMITTED_RUNS:
             return
-        length = self.app.agent_of[tp.topic].run_length(backlog)
+        length = self._run_length(tp, backlog)
         records, self._backlog[tp] = backlog[:length], backlog[length:]
         last = records[-1]
         message = BatchMessage(
@@ -150,6 +158,21 @@ class BatchConsumer(driver.Consumer):
         message.epoch = self.epoch
         self._delivered[tp] = records[0].timestamp / 1000
         self._outbox.put_nowait(message)
+
+    def _run_length(self, tp: TP, backlog: list[Any]) -> int:
+        """How many of the waiting records go into the next run. A batch that cannot be read is a run of its own."""
+        length = self.app.agent_of[tp.topic].run_length(backlog)
+        if tp not in self._with_unreadable:
+            return length
+        for index, record in enumerate(backlog):
+            if isinstance(record, UnreadableBatch):
+                return min(length, max(1, index))
+        self._with_unreadable.discard(tp)
+        return length
+
+    def _is_idle(self, tp: TP) -> bool:
+        """True if no fetched record of the partition waits or is in a run."""
+        return not self._backlog.get(tp) and tp not in self._delivered and tp not in self.in_flight
 
     @Service.task
     async def _deliverer(self) -> None:
@@ -181,6 +204,9 @@ class BatchConsumer(driver.Consumer):
             self.remove_run(run)
         if run is None or run.commit_task is None:  # otherwise the next run may have been delivered already
             self._delivered.pop(tp, None)
+        if self.flow_active and self._is_idle(tp):
+            # Aborted and control records may follow the last record that was delivered.
+            next_offset = max(next_offset, self._read_offset[tp] or 0)
         self.acknowledged[tp] = next_offset
         self._deliver_next(tp)
 
@@ -306,7 +332,10 @@ class BatchConsumer(driver.Consumer):
         return self._read_offset[tp]
 
     def highwater(self, tp: TP) -> int | None:  # type: ignore[override]
-        """Where the partition ended at its last fetch; None before the first."""
+        """Where the partition ended at its last fetch; None before the first.
+
+        If it is read committed, it ends at its last stable offset: the first record of an open transaction.
+        """
         return self._ends.get(tp)
 
     def waiting_since(self) -> dict[TP, float]:

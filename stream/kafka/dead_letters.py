@@ -1,4 +1,8 @@
-"""Rejected records in the topic `dead-letters`: the original bytes, and headers that say where, why and how often."""
+"""Rejected records in the topic `dead-letters`: the original bytes, and headers that say where, why and how often.
+
+A record batch that cannot be read is one dead letter with the error `unreadable`: its value is the whole batch, as
+Kafka stores it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from stream import metrics
+from stream.events import Reject
 from stream.kafka.commit import Headers, Output, Pair
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
-    from stream.events import Reject
+    from stream.kafka.client.record_batch import UnreadableBatch
     from stream.kafka.run import Run
 
 # Header of a record that was sent again from `dead-letters`: a `RedriveOrigin` as JSON. If the record is rejected
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
 REDRIVEN = "shopwindow-redriven"
 # Header of a dead letter whose value was cut: the bytes that the value had.
 CUT = "cut_from"
+# Header of the dead letter of a record batch: the offset of its last record. The header "offset" has that of its first.
+LAST_OFFSET = "last_offset"
+UNREADABLE = "unreadable"  # error of such a dead letter
 # A dead letter keeps this many bytes: more than the largest record of a cluster with Kafka's default limit. The broker
 # would refuse a larger one, and that would stop the worker.
 KEPT_BYTES = DEAD_LETTER_BYTES // 2 + (256 << 10)
@@ -56,6 +64,7 @@ class DeadLetter(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # the producer's own
     cut_from: int = 0  # bytes of the original value if it was cut, else 0
+    last_offset: int = -1  # of a record batch that could not be read, else -1
 
 
 def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
@@ -76,6 +85,13 @@ def to_dead_letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject])
     return [Output("dead-letters", None, [pair for pair, _ in encoded], [headers for _, headers in encoded])]
 
 
+def unreadable_letter(topic: str, partition: int, batch: UnreadableBatch) -> Output:
+    """Return the dead letter of a batch that cannot be read; `topic` is the logical name. It is not counted."""
+    reject = Reject(0, UNREADABLE, "batch", batch.describe())
+    pair, headers = encode_dead_letter(topic, partition, batch._replace(offset=batch.base_offset), reject)
+    return Output("dead-letters", None, [pair], [[*headers, (LAST_OFFSET, b"%d" % batch.offset)]])
+
+
 def count_dead_letters(outputs: Sequence[Output]) -> None:
     """Count those of `outputs` that are dead letters, and log where each record was and which field is at fault.
 
@@ -87,7 +103,7 @@ def count_dead_letters(outputs: Sequence[Output]) -> None:
         for headers in output.headers or ():
             found = {name: value.decode() for name, value in headers[: len(_HEADER_NAMES)] if value is not None}
             metrics.DEAD_LETTERS.labels(found["topic"], found["error"]).inc()
-            if found["error"] != "poison":  # poison is logged with more detail where it is found
+            if found["error"] not in ("poison", UNREADABLE):  # logged with more detail where they are found
                 place = {"topic": found["topic"], "partition": int(found["partition"]), "offset": int(found["offset"])}
                 log.warning("a record is refused, %s in %s", found["error"], found["field"], extra=place)
 
@@ -105,9 +121,12 @@ def encode_dead_letter(topic: str, partition: int, record: Any, reject: Reject) 
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
     headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_HEADER_NAMES, values, strict=True)]
     own_headers = [header for header in record.headers if header[0] != REDRIVEN]
-    key, value = record.key or b"", record.value or b""
+    key, value = record.key or b"", record.value or b""  # for their sizes
     if len(key) + len(value) + sum(len(name) + len(content or b"") for name, content in own_headers) > KEPT_BYTES:
-        return (key[:CUT_KEY_BYTES], value[: KEPT_BYTES - HEADER_ROOM_BYTES]), [*headers, (CUT, b"%d" % len(value))]
+        return (record.key and key[:CUT_KEY_BYTES], value[: KEPT_BYTES - HEADER_ROOM_BYTES]), [
+            *headers,
+            (CUT, b"%d" % len(value)),
+        ]
     return (record.key, record.value), [*headers, *own_headers]
 
 
@@ -126,14 +145,14 @@ def decode_dead_letter(record: Any) -> DeadLetter:
     """The dead letter in an aiokafka record of `dead-letters`."""
     ours: dict[str, str] = {}
     for name, value in record.headers:
-        if name not in (*_HEADER_NAMES, CUT) or name in ours:
+        if name not in (*_HEADER_NAMES, CUT, LAST_OFFSET) or name in ours:
             break  # the producer's own headers start here
         ours[name] = (value or b"").decode("utf-8", "replace")
     return DeadLetter(
         f"{record.partition}-{record.offset}", record.timestamp / 1000, ours.get("topic", ""),
         _number(ours, "partition", -1), _number(ours, "offset", -1), _number(ours, "attempts", 1),
         ours.get("error", ""), ours.get("field", ""), ours.get("message", ""), record.key, record.value,
-        tuple(record.headers[len(ours) :]), _number(ours, CUT, 0),
+        tuple(record.headers[len(ours) :]), _number(ours, CUT, 0), _number(ours, LAST_OFFSET, -1),
     )  # fmt: skip
 
 

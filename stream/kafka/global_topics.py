@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, conn
 
-from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.client.connection import connecting
+from stream.kafka.client.consumer_records import UnreadableRecord, reader_options, report_unreadable
 from stream.profile.store import META_PREFIX
 
 if TYPE_CHECKING:
@@ -33,6 +34,30 @@ class PartitionRecords(NamedTuple):
     records: list[KeyValue]
     partition: int
     offsets: list[int]  # of each record: compaction leaves gaps
+
+
+class TopicReader(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka has no types
+    """aiokafka's consumer without a group. It skips batches that cannot be read, and logs and counts them."""
+
+    def __init__(self, settings: Settings, isolation: str | None = None) -> None:
+        options = reader_options(settings) | ({"isolation_level": isolation} if isolation else {})
+        super().__init__(
+            **options, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=FETCH_WAIT_MS
+        )
+        self._prefix = settings.prefix
+
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+    ) -> dict[TopicPartition, list[Any]]:
+        """Return the records that wait, by partition, as aiokafka does. Waits up to `timeout_ms` if there are none."""
+        found = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        for partition, records in found.items():
+            if isinstance(records[-1], UnreadableRecord):
+                batch = records.pop().batch
+                report_unreadable(
+                    partition.topic.removeprefix(self._prefix), partition.partition, batch, "it is skipped"
+                )
+        return {partition: records for partition, records in found.items() if records}
 
 
 class GlobalTopics:
@@ -140,12 +165,12 @@ async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
         await consumer.stop()
 
 
-async def connect_reader(settings: Settings) -> AIOKafkaConsumer:
-    """Return a started consumer without a group. Raises NoBroker or a Kafka error, and then leaves nothing open."""
-    consumer = AIOKafkaConsumer(
-        **client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest",
-        fetch_max_wait_ms=FETCH_WAIT_MS,
-    )  # fmt: skip
+async def connect_reader(settings: Settings, isolation: str | None = None) -> AIOKafkaConsumer:
+    """Return a started consumer without a group. Raises NoBroker or a Kafka error, and then leaves nothing open.
+
+    `isolation`: read_committed or read_uncommitted; None: the setting.
+    """
+    consumer = TopicReader(settings, isolation)
     try:
         with connecting(settings):
             await consumer.start()

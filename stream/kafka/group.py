@@ -18,7 +18,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.client.consumer_records import UnreadableRecord, reader_options, report_unreadable
 from stream.kafka.commit import Output, Pair
+from stream.kafka.dead_letters import count_dead_letters, unreadable_letter
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         options = client_options(self._settings)
         self._producer = AIOKafkaProducer(**options, acks="all", max_request_size=2 * DEAD_LETTER_BYTES)
         self._consumer = AIOKafkaConsumer(
-            **options, group_id=self._name, enable_auto_commit=False, auto_offset_reset="earliest",
+            **reader_options(self._settings), group_id=self._name, enable_auto_commit=False,
+            auto_offset_reset="earliest",
             session_timeout_ms=int(self._settings.session_timeout * 1000),
             heartbeat_interval_ms=int(self._settings.heartbeat * 1000),
         )  # fmt: skip
@@ -92,7 +95,19 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for tp, records in found.items():
             self._taken.setdefault(tp, {}).update((record.offset, record.timestamp / 1000) for record in records)
             self._next[tp] = records[-1].offset + 1
-        return [record for records in found.values() for record in records]
+        taken = []
+        for records in found.values():
+            if isinstance(records[-1], UnreadableRecord):
+                await self._reject_batch(records.pop())
+            taken += records
+        return taken
+
+    async def _reject_batch(self, record: UnreadableRecord) -> None:
+        """Send a batch that cannot be read to `dead-letters` as raw bytes, and mark it as done."""
+        letters = [unreadable_letter(self._topic, record.partition, record.batch)]
+        await self.done([record], letters)
+        count_dead_letters(letters)
+        report_unreadable(self._topic, record.partition, record.batch, "its bytes were sent to dead-letters")
 
     def held(self, record: Any) -> bool:
         """True if the record's partition is still ours and the record is not done."""

@@ -37,6 +37,8 @@ TOPIC = "redrives"
 CLAIM_EXPIRY_S = 120.0  # after which a claim that is not done may be taken over
 SEND_TIMEOUT_S = CLAIM_EXPIRY_S / 2  # in which claimed letters must be sent
 REDRIVE_BATCH = 200  # letters
+# Letters are sent without transactions. A transaction of another producer that is still open must not hide one.
+ISOLATION = "read_uncommitted"
 DONE = -1  # in a log line, instead of an end
 
 
@@ -101,7 +103,7 @@ class RedriveLog:
 @asynccontextmanager
 async def open_redrive_log(settings: Settings) -> AsyncIterator[RedriveLog]:
     """Open the log, read to its end. Raises NoBroker, and LookupError if the topic is missing."""
-    consumer = await connect_reader(settings)
+    consumer = await connect_reader(settings, ISOLATION)
     try:
         ends = await assign(consumer, [settings.prefix + TOPIC])
         log = RedriveLog(consumer, list(ends))
@@ -130,7 +132,7 @@ async def redrive(settings: Settings, letters: Sequence[DeadLetter], log: Redriv
     REDRIVE_BATCH letters is then unknown; the next call after CLAIM_EXPIRY_S finds or sends them.
     """
     result = RedriveResult([], [], [])
-    reader = await connect_reader(settings)
+    reader = await connect_reader(settings, ISOLATION)
     producer = AIOKafkaProducer(
         **client_options(settings), enable_idempotence=True, acks="all", max_request_size=DEAD_LETTER_BYTES,
         request_timeout_ms=int(SEND_TIMEOUT_S / 2 * 1000),

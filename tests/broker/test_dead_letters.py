@@ -118,6 +118,10 @@ async def test_letters_of_a_dead_operator_are_found_or_sent(
     await refused(settings, list(records))
     home = partition_of(b"u1", settings.partitions)
     ids = {x.value: f"{x.partition}-{x.offset}" for x in await read_all(settings, "dead-letters")}
+    other = AIOKafkaProducer(**client_options(settings), transactional_id=topic_prefix)
+    await other.start()
+    await other.begin_transaction()
+    await other.send_and_wait(settings.prefix + "clicks", b"still open", partition=home)
     await claimed(settings, ids[records[0][1]], home, True, records[0][1])
     await claimed(settings, ids[records[1][1]], home, False, records[1][1])
     early = await redrive_letters(settings, None, (), False, False)
@@ -126,5 +130,7 @@ async def test_letters_of_a_dead_operator_are_found_or_sent(
     monkeypatch.setattr(protocol, "CLAIM_EXPIRY_S", 0.0)
     late = await redrive_letters(settings, None, (), False, False)
     assert late.sent.total() == 1 and [why for _, why in late.left] == ["an interrupted redrive had sent it already"]
+    await other.abort_transaction()
+    await other.stop()
     assert sorted(x.value for x in await read_all(settings, "clicks")) == sorted(value for _, value in records)
     assert (await redrive_letters(settings, None, (), False, False)).sent.total() == 0

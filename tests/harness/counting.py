@@ -26,7 +26,7 @@ def settings_for(broker: str, prefix: str, **more: Any) -> Any:
         "broker": f"kafka://{broker}", "prefix": prefix, "app_id": prefix + "counting",
         "partitions": 4, "replication": 1,
         "security_protocol": "PLAINTEXT", "ssl_ca_file": None, "ssl_cert_file": None, "ssl_key_file": None,
-        "sasl_mechanism": "PLAIN", "sasl_username": None, "sasl_password": None,
+        "sasl_mechanism": "PLAIN", "sasl_username": None, "sasl_password": None, "isolation": "read_committed",
         "run_records": 200, "session_timeout": 2.0, "heartbeat": 0.3, "standbys": 0,
     }  # fmt: skip
     return SimpleNamespace(**(values | more))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
@@ -13,6 +13,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from faust.types import TP
 
 from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.client.record_batch import AbortedTransaction
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PARTITION_BYTES = 1 << 20  # maximum of one partition in one fetch; a larger batch is returned alone
 FETCH_BYTES = 4 << 20  # maximum of one fetch
 MIN_FETCH_BYTES = 1  # a fetch is answered as soon as there is any record
-READ_UNCOMMITTED = 0  # isolation level
+ISOLATION_LEVELS = {"read_uncommitted": 0, "read_committed": 1}
 BUFFER_BYTES = 1 << 20  # initial size of a connection's receive buffer
 LENGTH_BYTES = 4  # an answer is preceded by its length
 
@@ -30,8 +31,9 @@ class FetchedPartition(NamedTuple):
 
     tp: TP
     error: type[KafkaError] | None  # OffsetOutOfRangeError, or an error that passes once the leader is found again
-    end: int  # the high watermark
+    end: int  # the last stable offset if it is read committed, else the high watermark
     data: bytes  # whole record batches; the requested offset may be inside the first
+    aborted: Sequence[AbortedTransaction]  # those with records in `data`, if it is read committed
 
 
 async def connect_client(settings: Settings) -> AIOKafkaClient:
@@ -61,16 +63,17 @@ async def send_request(client: AIOKafkaClient, leader: int, request: Any) -> Any
 
 
 async def fetch_partitions(
-    client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int
+    client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int, isolation: str
 ) -> list[FetchedPartition] | None:
     """Fetch partitions from the wanted offsets. While there is no record, the broker holds the request for `wait_ms`.
 
-    Returns None if the broker does not answer. Raises a Kafka error that a retry does not solve.
+    `isolation`: read_committed or read_uncommitted. Returns None if the broker does not answer. Raises a Kafka error
+    that a retry does not solve.
     """
     topics: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for tp, offset in wanted.items():
         topics[tp.topic].append((tp.partition, offset, PARTITION_BYTES))
-    request = FetchRequest(wait_ms, MIN_FETCH_BYTES, FETCH_BYTES, READ_UNCOMMITTED, list(topics.items()))
+    request = FetchRequest(wait_ms, MIN_FETCH_BYTES, FETCH_BYTES, ISOLATION_LEVELS[isolation], list(topics.items()))
     try:
         response = await send_request(client, leader, request)
     except KafkaError as error:
@@ -78,12 +81,18 @@ async def fetch_partitions(
             raise
         return None
     fetched = []
+    aborted_at = -3 if response.API_VERSION >= 11 else -2  # version 11 has the preferred replica before the data
     for topic, partitions in response.topics:
-        for partition, code, end, *rest in partitions:
+        for partition, code, high_watermark, last_stable_offset, *rest in partitions:
             kind = for_code(code) if code else None
             if kind is not None and not kind.retriable and kind is not OffsetOutOfRangeError:
                 raise kind(f"partition {partition} of '{topic}' cannot be read")
-            fetched.append(FetchedPartition(TP(topic, partition), kind, end, rest[-1] or b""))
+            data = rest[-1] or b""
+            if isolation == "read_committed":
+                aborted = rest[aborted_at] or ()
+                fetched.append(FetchedPartition(TP(topic, partition), kind, last_stable_offset, data, aborted))
+            else:
+                fetched.append(FetchedPartition(TP(topic, partition), kind, high_watermark, data, ()))
     return fetched
 
 

@@ -20,7 +20,7 @@ from faust.types import TP
 
 from stream.kafka.client.brokers import connect_client, fetch_partitions, track_topics
 from stream.kafka.client.connection import NoBroker
-from stream.kafka.client.record_batch import parse_records
+from stream.kafka.client.record_batch import UnreadableBatch, parse_records
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -42,7 +42,8 @@ class FetchedRecords(NamedTuple):
 
     records: Sequence[Any]  # as aiokafka's C parser returns them: .key .value .timestamp (ms) .offset .headers
     next_offset: int  # where the next fetch starts: compaction and control batches leave offsets without a record
-    end: int  # the high watermark
+    unreadable: UnreadableBatch | None  # follows the records
+    end: int  # the last stable offset if it is read committed, else the high watermark
 
 
 class Fetcher:
@@ -64,7 +65,8 @@ class Fetcher:
     async def run(self) -> None:
         """Fetch forever. Waits for brokers that are down, and finds leaders again after they move.
 
-        Raises CorruptRecordException if a checksum is wrong, and a Kafka error that a retry does not solve.
+        Raises CorruptRecordException if not even the length of a batch can be right, and a Kafka error that a retry
+        does not solve.
         """
         client = await self._connected()
         followers: dict[int, asyncio.Task[None]] = {}  # by leader
@@ -118,14 +120,14 @@ class Fetcher:
 
     async def _fetch(self, client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int]) -> int | None:
         """Fetch once. Return the bytes received; None if the leader is down or no longer leads a partition."""
-        partitions = await fetch_partitions(client, leader, wanted, FETCH_WAIT_MS)
+        partitions = await fetch_partitions(client, leader, wanted, FETCH_WAIT_MS, self._settings.isolation)
         if partitions is None:
             return None
         fetched_bytes, leads_all = 0, True
-        for tp, error, end, data in partitions:
+        for tp, error, end, data, aborted in partitions:
             if error is None:
                 fetched_bytes += len(data)
-                self._take(tp, wanted[tp], FetchedRecords(*parse_records(data, wanted[tp]), end))
+                self._take(tp, wanted[tp], FetchedRecords(*parse_records(data, wanted[tp], aborted, end), end))
             elif error is OffsetOutOfRangeError:
                 self._take(tp, wanted[tp], None)
             else:

@@ -18,13 +18,17 @@ from faust.types import TP
 
 from stream.kafka.client.brokers import connect_client, fetch_partitions, track_topics
 from stream.kafka.client.connection import NoBroker
-from stream.kafka.client.record_batch import parse_records
+from stream.kafka.client.record_batch import AbortedTransaction, parse_records
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
 FETCH_WAIT_MS = 250  # how long the broker holds a fetch while it has no record
 RETRY_S = 0.1
+
+
+class UnreadableChangelog(RuntimeError):
+    """A record batch of a changelog cannot be read; the message says which, and what to do."""
 
 
 class ChangelogRecords(NamedTuple):
@@ -45,7 +49,7 @@ class ChangelogReader:
         """Fetch some megabytes of each partition, from the wanted offsets. Empty if nothing arrives within `wait_ms`.
 
         Finds leaders again after they move, and waits for brokers that are down. Raises OffsetOutOfRangeError if a log
-        neither has an offset nor ends there, and CorruptRecordException if a checksum is wrong.
+        neither has an offset nor ends there, and UnreadableChangelog if a batch cannot be read.
         """
         try:
             client = await self._connected({tp.topic for tp in wanted})
@@ -83,22 +87,33 @@ class ChangelogReader:
         self, client: AIOKafkaClient, leader: int, wanted: Mapping[TP, int], wait_ms: int
     ) -> dict[TP, ChangelogRecords]:
         """Fetch from one broker. Return `_LEADER_MOVED` if it does not answer, or no longer leads a partition."""
-        partitions = await fetch_partitions(client, leader, wanted, wait_ms)
+        partitions = await fetch_partitions(client, leader, wanted, wait_ms, self._settings.isolation)
         fetched: dict[TP, ChangelogRecords] = {}
-        for tp, error, _, data in partitions or ():
+        for tp, error, end, data, aborted in partitions or ():
             if error is not None and error is OffsetOutOfRangeError:
                 raise error(f"partition {tp.partition} of '{tp.topic}' has nothing at offset {wanted[tp]} any more")
             if error is not None:
                 return _LEADER_MOVED
             if data:
-                fetched[tp] = parse_changelog(data, wanted[tp])
+                fetched[tp] = parse_changelog(tp, data, wanted[tp], aborted, end)
         return _LEADER_MOVED if partitions is None else fetched
 
 
 _LEADER_MOVED: dict[TP, ChangelogRecords] = {}  # compared by identity: the leaders must be looked up again
 
 
-def parse_changelog(data: bytes, start: int) -> ChangelogRecords:
-    """Parse keys and values of a fetch, from offset `start`. Raises CorruptRecordException if a checksum is wrong."""
-    records, next_offset = parse_records(data, start)
+def parse_changelog(
+    tp: TP, data: bytes, start: int, aborted: Sequence[AbortedTransaction] = (), end: int | None = None
+) -> ChangelogRecords:
+    """Parse keys and values of a fetch, from offset `start`. Raises UnreadableChangelog if a batch cannot be read.
+
+    The other parameters are those of `parse_records`.
+    """
+    records, next_offset, unreadable = parse_records(data, start, aborted, end)
+    if unreadable is not None:
+        raise UnreadableChangelog(
+            f"partition {tp.partition} of '{tp.topic}': {unreadable.describe()}, and without its rows the table would "
+            "be wrong; let a replica with an intact copy lead the partition (kafka-leader-election), or restore the "
+            "topic from a backup"
+        )
     return ChangelogRecords([(record.key or b"", record.value) for record in records], next_offset)

@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 
 import faust
 import pytest
-from aiokafka import conn
+from aiokafka import AIOKafkaConsumer, conn
+from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.partitioner import murmur2
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream.kafka import app
+from stream.kafka import app, global_topics
 from stream.kafka import consumer as transport
 from stream.kafka.app import make_app
+from stream.kafka.client import consumer_records
 from stream.kafka.client import fetcher as fetch
 from stream.kafka.client import producer as produce
 from stream.kafka.commit import Batch
@@ -33,7 +36,7 @@ from tests.harness.counting import settings_for
 EDGE = Path(transport.__file__).parent
 DRIVER, CONSUMER = "faust.transport.drivers.aiokafka", "faust.transport.consumer"
 RECOVERY, MANAGER = "faust.tables.recovery:Recovery", "faust.tables.manager:TableManager"
-FETCHER = "aiokafka.consumer.fetcher:Fetcher"
+FETCHER, RECORDS = "aiokafka.consumer.fetcher:Fetcher", "aiokafka.consumer.fetcher:PartitionRecords"
 
 
 class Need(NamedTuple):
@@ -125,6 +128,15 @@ NEEDS = [
     Need("aiokafka:AIOKafkaConsumer", "_fetcher", None, "the fetcher, after start()"),
     Need("aiokafka:AIOKafkaConsumer", "_coordinator", None, "the group's coordinator, after start()"),
     Need("aiokafka:AIOKafkaConsumer", "_subscription", None, "what the member is subscribed to"),
+    Need("aiokafka:AIOKafkaConsumer", "getmany", "partitions, timeout_ms, max_records",
+         "the records that wait: ours leaves out batches that cannot be read"),
+    Need(RECORDS, "_unpack_records", "", "the generator of a partition's records in a fetch: we replace it"),
+    Need(RECORDS, "_records", None, "the batches, as the class that we put in place of MemoryRecords"),
+    Need(RECORDS, "_aborted_transactions", None, "(producer id, first offset) of each; empty if read uncommitted"),
+    Need(RECORDS, "_tp", None, "the partition"),
+    Need(RECORDS, "_value_deserializer", None, "the consumer's"),
+    Need(RECORDS, "_consumer_record", "tp, record", "the record as consumers return it"),
+    Need(RECORDS, "next_fetch_offset", None, "the position: aiokafka reads it after each record and at the end"),
     Need(FETCHER, "_fetch_task", None,
          "the task that fetches: when it is cancelled, the rest of the consumer continues"),
     Need("aiokafka.consumer.subscription_state:SubscriptionState", "_fetch_count", None,
@@ -159,6 +171,8 @@ OURS = [
     (produce.BatchProducer, importlib.import_module(DRIVER).Producer),
     (transport.BatchConsumer, importlib.import_module(DRIVER).Consumer),
     (fetch.BatchConsumerThread, importlib.import_module(DRIVER).AIOKafkaConsumerThread),
+    (global_topics.TopicReader, AIOKafkaConsumer),
+    (consumer_records.ParsedPartition, consumer_records.ParsedPartition.__bases__[0]),
     (table.ExactTable, faust.Table),
     (recovery.BatchRecovery, importlib.import_module("faust.tables.recovery").Recovery),
     (recovery.BatchTableManager, importlib.import_module("faust.tables.manager").TableManager),
@@ -276,6 +290,19 @@ def test_an_empty_batch_takes_a_record_of_any_size_and_null_values() -> None:
     batch = Batch(100)
     assert batch.extend([(None, bytes(5000)), (b"k", None)]) == 1
     assert Batch(100).extend([(b"k", None)]) == 1
+
+
+def test_consumers_of_aiokafka_use_our_parser() -> None:
+    source = inspect.getsource(aiokafka_fetcher.Fetcher._proc_fetch_request)
+    assert "records = MemoryRecords(part_data[-1])" in source and "partition_records = PartitionRecords(" in source
+    assert "records.has_next()" in source and "records.size_in_bytes()" in source, "what our batches must have"
+    assert aiokafka_fetcher.PartitionRecords is consumer_records.ParsedPartition
+
+
+def test_fetches_are_new_enough_for_topics_with_zstd() -> None:
+    versions = {1: (0, 99)}  # what the broker supports, by API key
+    request = FetchRequest(0, 0, 0, 1, []).prepare(versions)
+    assert request.API_VERSION >= 10, "an older fetch of such a topic is answered by UNSUPPORTED_COMPRESSION_TYPE"
 
 
 def test_connections_use_our_buffer_size() -> None:

@@ -9,13 +9,20 @@ import pytest
 from aiokafka.errors import NodeNotReadyError
 from faust.types import TP
 
-from stream.kafka.client.fetcher import RETRY_S, SMALL_FETCH_BYTES, SMALL_FETCH_PAUSE_S, Fetcher
+from stream.kafka.client.fetcher import RETRY_S, SMALL_FETCH_BYTES, SMALL_FETCH_PAUSE_S, FetchedRecords, Fetcher
 from stream.settings import Settings
 from tests.harness.kafka_parts import VirtualTimeLoop, encode_batch, idle_connections
 
 CLICKS, LEADER = TP("clicks", 0), 1
 SMALL = encode_batch([(b"k", b"x")], 0)
 LARGE = encode_batch([(b"k", bytes(SMALL_FETCH_BYTES))], 0)
+
+
+def response(data: bytes, version: int = 11, aborted: Any = None) -> Any:
+    """A fetch response with one partition: its high watermark is 9, its last stable offset 7."""
+    log_start, preferred_replica = [0] * (version >= 5), [-1] * (version >= 11)
+    partition = (CLICKS.partition, 0, 9, 7, *log_start, aborted, *preferred_replica, data)
+    return SimpleNamespace(API_VERSION=version, topics=[(CLICKS.topic, [partition])])
 
 
 class Client:
@@ -35,7 +42,7 @@ class Client:
         self.requested_at.append(asyncio.get_running_loop().time())
         if not self.answers:
             raise NodeNotReadyError
-        return SimpleNamespace(topics=[(CLICKS.topic, [(CLICKS.partition, 0, 1, self.answers.pop(0))])])
+        return response(self.answers.pop(0))
 
     async def force_metadata_update(self) -> None:
         self.metadata_updated_at = asyncio.get_running_loop().time()
@@ -60,3 +67,23 @@ def test_a_pause_follows_a_small_answer(answers: list[bytes], pauses: list[float
     assert [after - before for before, after in pairwise(requested)] == pytest.approx(pauses)
     assert client.metadata_updated_at == pytest.approx(requested[-1] + RETRY_S), "the leader is looked up after a retry"
     assert len(taken) == len(answers)
+
+
+@pytest.mark.parametrize("version", [4, 10, 11])
+@pytest.mark.parametrize("isolation", ["read_committed", "read_uncommitted"])
+def test_aborted_records_and_the_end_depend_on_the_isolation(version: int, isolation: str) -> None:
+    data = encode_batch([(b"aborted", b"x")], 5, producer=1) + encode_batch([(b"good", b"x")], 6)
+    is_committed = isolation == "read_committed"
+
+    class Broker(Client):
+        async def send(self, leader: int, request: Any) -> Any:
+            assert request._isolation_level == is_committed
+            return response(data, version, [(1, 5)] if is_committed else None)
+
+    taken: list[FetchedRecords] = []
+    take: Any = lambda tp, offset, fetched: taken.append(fetched)  # noqa: E731
+    fetcher, client = Fetcher(Settings(isolation=isolation), dict, take), Broker([])
+    asyncio.run(fetcher._fetch(client, LEADER, {CLICKS: 5}))
+    [fetched] = taken
+    assert [record.key for record in fetched.records] == [b"good"] if is_committed else [b"aborted", b"good"]
+    assert (fetched.next_offset, fetched.end) == (7, 7 if is_committed else 9)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from aiokafka.errors import KafkaError
+
 from agents import items, shopper
 from agents.batcher import single_thread_offload
 from agents.global_tables import GlobalTables
@@ -30,6 +32,8 @@ from stream.events import LOCALES
 from stream.items.catalog import Catalog
 from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
+from stream.kafka.client.connection import bootstrap
+from stream.kafka.client.producer import SendTimedOut
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.kafka.tables.table import ExactTable
 from stream.kafka.watchdog import Watchdog
@@ -40,6 +44,9 @@ from stream.settings import Settings
 log = logging.getLogger(logs.COMMAND_LOGGER)
 # The page thread and Kafka's share the interpreter. At Python's default, a click would wait 5 ms at each change.
 THREAD_SWITCH_INTERVAL_S = 0.0005
+BROKER_CHECK_S = 0.5  # between two looks at the worker's own broker
+BROKER_STOP_S = 30.0  # for the worker to stop after its broker has ended
+MEMORY_REMEDY = "free some, or raise the limit of this process (ulimit -v, the container's)"
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -94,6 +101,7 @@ class Worker:
             self.copywriter, self.headlines = headline_agent_of(settings)
             self.path.copywriter = self.copywriter.version
         self.watchdog = Watchdog(self.app)
+        self.outage = self.watchdog.outage
         self._is_warm = False
         self._serving: asyncio.Future[Any] | None = None
 
@@ -106,7 +114,7 @@ class Worker:
         )  # fmt: skip
 
     def health(self) -> http.Health:
-        return http.Health(self.watchdog.problem, self.watchdog.note)
+        return http.Health(self.watchdog.problem, self.outage.note)
 
     def conditions(self) -> dict[str, bool]:
         """The conditions that must be true before the worker counts as ready."""
@@ -114,6 +122,7 @@ class Worker:
             "partitions_assigned_and_tables_recovered": self.app.ready,
             "catalogue_and_signals_read": self.tables.ready,
             "models_warmed": self._is_warm,
+            "kafka_answers": self.outage.seconds <= self.settings.fetch_timeout,
         }
 
     def recovery_progress(self) -> dict[str, Any]:
@@ -234,25 +243,69 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def run(settings: Settings) -> int:
-    """Run a worker until SIGTERM or SIGINT. Return the exit status: 0, or 1 with a sentence on stderr."""
+async def _watch_broker(problem: Callable[[], str | None], stop: asyncio.Event) -> None:
+    """Set `stop` and raise RuntimeError once `problem` returns a text."""
+    while (found := problem()) is None:
+        await asyncio.sleep(BROKER_CHECK_S)
+    stop.set()
+    raise RuntimeError(found)
+
+
+async def _run_with_broker(
+    worker: Worker | HeadlineWorker, stop: asyncio.Event, problem: Callable[[], str | None]
+) -> None:
+    """Run the worker, but stop it and raise RuntimeError once `problem` returns a text."""
+    serving = asyncio.create_task(worker.run(stop, logs.say))
+    watching = asyncio.create_task(_watch_broker(problem, stop))
+    await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        # What it reports while it stops without a broker is not the reason.
+        await asyncio.wait([serving], timeout=BROKER_STOP_S)
+        await _cancel(serving)
+        watching.result()
+    await _cancel(watching)
+    serving.result()
+
+
+def _reason(error: BaseException, worker: Worker | HeadlineWorker | None) -> str:
+    """The reason of a worker's end. An error of Kafka's is completed by the brokers, and the time without an answer."""
+    text = logs.redacted(error)
+    if worker is None or not isinstance(error, KafkaError) or isinstance(error, SendTimedOut):
+        return text
+    silence = f", which has not answered for {worker.outage.seconds:.0f} s," if worker.outage.since is not None else ""
+    return f"Kafka at {', '.join(bootstrap(worker.settings))}{silence} did not do what was asked ({text})"
+
+
+def run(settings: Settings, broker_problem: Callable[[], str | None] | None = None) -> int:
+    """Run a worker until SIGTERM or SIGINT. Return the exit status: 0, or 1 with a sentence on stderr.
+
+    broker_problem: why the worker's own broker has ended, None while it runs; the worker then ends with this sentence.
+    """
     sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
     logs.configure(settings)
+    worker: Worker | HeadlineWorker | None = None
 
     async def serve_until_signal() -> None:
+        nonlocal worker
         asyncio.get_running_loop().set_exception_handler(logs.log_loop_error)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         worker = HeadlineWorker(settings) if settings.role == "copy" else Worker(settings)
-        await worker.run(stop, logs.say)
+        if broker_problem is None:
+            await worker.run(stop, logs.say)
+        else:
+            await _run_with_broker(worker, stop, broker_problem)
 
     try:
         asyncio.run(serve_until_signal())
     except ManifestError as error:
         logs.say(str(error))
         return 1
+    except MemoryError as error:
+        log.critical("the worker stopped: it did not get enough memory; %s", MEMORY_REMEDY, exc_info=error)
+        return 1
     except Exception as error:
-        log.critical("the worker stopped: %s", logs.redacted(error), exc_info=error)
+        log.critical("the worker stopped: %s", _reason(error, worker), exc_info=error)
         return 1
     return 0

@@ -36,10 +36,10 @@ def find_broker(settings: Settings) -> Settings | None:
 
 
 @contextmanager
-def embedded_broker(settings: Settings, port: int, data: Path) -> Iterator[tuple[Broker, Settings]]:
+def embedded_broker(settings: Settings, port: int | None, data: Path) -> Iterator[tuple[Broker, Settings]]:
     """Run Kafka with all topics until the block ends; yield it, and the settings to reach it.
 
-    port: on 127.0.0.1, 0 for any free one. data: its folder. Raises BrokerError.
+    port: on 127.0.0.1; 0 for any free one, None for 9092 if it is free. data: its folder. Raises BrokerError.
     """
     from stream.kafka import topics
 

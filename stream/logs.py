@@ -33,13 +33,27 @@ COMMAND_LOGGER = "shopwindow"
 RECORD_FIELDS = ("topic", "partition", "offset")  # `extra` fields that identify the record a line is about
 # At most MAX_SIMILAR lines per WINDOW_S seconds that differ only in their values.
 MAX_SIMILAR, WINDOW_S = 5, 60.0
-# aiokafka logs every attempt as an error. These errors resolve themselves while a topic or coordinator moves.
+# aiokafka logs every attempt as an error. These errors resolve themselves while a topic or coordinator moves, or
+# are those of an outage, which the worker logs once itself.
 TRANSIENT_ERRORS = (
+    "NodeNotReady",
+    "KafkaConnectionError",
+    "RequestTimedOut",
     "NotLeaderForPartition",
     "LeaderNotAvailable",
     "CoordinatorNotAvailable",
     "NotCoordinator",
     "CoordinatorLoad",
+)
+# Messages of aiokafka about a broker that does not answer, at each attempt. The worker logs an outage once itself.
+UNREACHABLE_MESSAGES = (
+    "Unable connect to",
+    "Unable to update metadata",
+    "Error sending %s to node",
+    "Group Coordinator Request failed",
+    "Heartbeat session expired",
+    "Heartbeat send request failed",
+    "LeaveGroup request failed",
 )
 # Messages by which Faust's services report a crash to one another.
 CRASH_MESSAGES = ("Crashed reason", "Error while stopping child")
@@ -233,12 +247,15 @@ class JsonFormatter(_LineFormatter):
 
 
 class LibraryFilter(logging.Filter):
-    """Drops lines of libraries below WARNING, transient errors, and crashes that our code logs itself."""
+    """Drops lines of libraries below WARNING, transient errors, and outages and crashes that our code logs itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if _is_ours(record):
             return True
-        if record.name.startswith("aiokafka") and any(name in record.getMessage() for name in TRANSIENT_ERRORS):
+        if record.name.startswith("aiokafka") and (
+            str(record.msg).startswith(UNREACHABLE_MESSAGES)
+            or any(name in record.getMessage() for name in TRANSIENT_ERRORS)
+        ):
             return False
         return record.levelno >= logging.WARNING and not any(text in str(record.msg) for text in CRASH_MESSAGES)
 

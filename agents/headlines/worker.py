@@ -17,6 +17,7 @@ from stream import metrics
 from stream.degradation import FULL
 from stream.kafka.commit import Pair
 from stream.kafka.group import GroupMember
+from stream.kafka.outage import Outage
 from stream.kafka.topics import WrongTopics, check, copy_group
 from stream.settings import Settings
 
@@ -50,6 +51,7 @@ class HeadlineWorker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._copywriter, self._headlines = headline_agent_of(settings)
+        self.outage = Outage(settings)
         self.should_stop = self._is_warm = False
 
     @property
@@ -74,19 +76,27 @@ class HeadlineWorker:
 
     def conditions(self) -> dict[str, bool]:
         """The conditions that must be true before the worker counts as ready."""
-        return {"partitions_assigned": self.ready, "copywriter_warmed": self._is_warm}
+        return {
+            "partitions_assigned": self.ready,
+            "copywriter_warmed": self._is_warm,
+            "kafka_answers": self.outage.seconds <= self.settings.fetch_timeout,
+        }
+
+    def health(self) -> http.Health:
+        return http.Health(note=self.outage.note)
 
     def update_gauges(self) -> None:
         """Set the gauges that are computed only for a scrape."""
         metrics.COPYWRITER_UP.set(self._copywriter.is_alive)
         metrics.READY.set(all(self.conditions().values()))
+        metrics.FETCH_SILENCE.set(self.outage.seconds)
         metrics.LAG.clear()
         metrics.LAG_SECONDS.clear()
         set_lag(self._headlines)
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Write headlines until `stop` is set. Raises NoBroker, WrongTopics, or a Kafka error that does not pass."""
-        endpoint = await http.start(self.settings, self.conditions, self.update_gauges)
+        endpoint = await http.start(self.settings, self.conditions, self.update_gauges, self.health)
         tasks: list[asyncio.Task[Any]] = []
         try:
             problems = await check(self.settings)
@@ -99,7 +109,10 @@ class HeadlineWorker:
             say(f"metrics at http://{address}/metrics")
             reporter = StatusReporter(self, lambda: FULL, address, self._headlines)
             # Not a TaskGroup: the first error is raised as it is, and `deregister` runs before the tasks are cancelled.
-            work = self._headlines.run(), reporter.run(), self._report_ready(reporter, say), stop.wait()
+            work = (
+                self._headlines.run(), reporter.run(), self._report_ready(reporter, say),
+                self._headlines.group.watch(self.outage), stop.wait(),
+            )  # fmt: skip
             tasks = [asyncio.create_task(one) for one in work]
             *_, stopped = tasks
             while not stopped.done():

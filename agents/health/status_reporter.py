@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from agents.health.load_shedder import EVENT_TOPICS
 from stream import metrics
 from stream.degradation import RUNGS
+from stream.kafka.client.producer import SendTimedOut
 from stream.kafka.commit import Pair
 from stream.kafka.worker_status import STATUS_INTERVAL_S, TOPIC, WorkerStatus, encode
 
@@ -71,6 +72,8 @@ class StatusReporter:
             if self._app.started and not self._is_deregistered:
                 try:
                     await self._send(encode(self.status()))
+                except SendTimedOut:
+                    pass  # Kafka is lost, which is logged once
                 except KafkaError as error:
                     if not self._app.should_stop:
                         log.warning("the status of this worker could not be sent: %s", type(error).__name__)

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,11 +21,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def start_child(
-    command: list[str], output: IO[bytes] | int, environ: dict[str, str] | None = None
+    command: list[str], output: IO[bytes] | int, environ: dict[str, str] | None = None, held: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
     """Start `command` under a guard and return the guard's process; its stdout and stderr go to `output`.
 
-    The guard runs in its own session, so Ctrl-C in the terminal reaches only the parent.
+    The guard runs in its own session, so Ctrl-C in the terminal reaches only the parent. `held`: file descriptors that
+    the guard keeps open until the command has ended. If a signal ends the command, the guard's exit status is 128 plus
+    the signal's number, as in a shell.
     """
     return subprocess.Popen(
         [sys.executable, "-S", "-E", str(Path(__file__).resolve()), *command],
@@ -32,6 +35,7 @@ def start_child(
         stdout=output,
         stderr=subprocess.STDOUT,
         env=environ,
+        pass_fds=held,
         start_new_session=True,
     )
 
@@ -77,7 +81,8 @@ def main(command: list[str]) -> int:
                 child.wait(TERMINATE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 child.kill()
-    return child.wait()
+    status = child.wait()
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

@@ -18,12 +18,17 @@ from types import TracebackType
 from typing import Any
 
 from deploy.broker.child_process import kill_child, start_child, stop_child
+from deploy.broker.folder_lock import FolderLock, is_alive
 from deploy.broker.jars import KAFKA_VERSION, BrokerError, Report, ensure_kafka, no_report, require_free_space
+from deploy.broker.kafka_log import key_log_line, known_cause, why_kafka_ended
 
 __all__ = ["Broker", "BrokerError", "Cluster", "announce_broker", "find_running_broker", "free_port", "is_kafka_at"]
 
 FILES = Path(__file__).parent
 CLUSTER_ID = "shopwindow0000000000AA"
+DEFAULT_PORT = 9092  # Kafka's own, the port that clients try by default
+NOTE = "broker.json"  # in SHOPWINDOW_DATA_DIR: where this user's embedded broker answers
+PORT_FILE = "port"  # in the data folder: the broker's last port
 START_TIMEOUT_S = 60.0
 API_VERSIONS_KEY, CORRELATION_ID = 18, 7
 
@@ -55,19 +60,30 @@ def is_kafka_at(bootstrap: str, timeout_s: float = 1.0) -> bool:
         return False
 
 
+def choose_port(data: Path) -> int:
+    """Return 9092, or if that is taken the last port of the data folder, or if that is taken too any free one."""
+    ports = [DEFAULT_PORT]
+    with suppress(OSError, ValueError):
+        ports.append(int((data / PORT_FILE).read_text()))
+    for port in ports:
+        with suppress(BrokerError, OverflowError):
+            return free_port(port)
+    return free_port()
+
+
 class Broker:
     """One Kafka broker on loopback, used as a context manager or with `start` and `stop`. It dies with this process.
 
-    port: 0 takes any free port.
-    data: the data folder; None takes a temporary one, which `stop` removes.
+    port: 0 takes any free port; None takes 9092, or if that is taken the last port of the data folder, or any free one.
+    data: the data folder, locked until `stop`; None takes a temporary one, which `stop` removes.
     extra: more lines for server.properties; the last line of a name wins.
     users: passwords by user name for SCRAM logins, if `extra` enables them.
     optimize_jvm: use Java's optimising compiler. It pays off after about a minute and costs most of a core until then.
     """
 
     def __init__(
-        self, port: int = 0, data: Path | None = None, report: Report = no_report, heap_mb: int = 256, extra: str = "",
-        users: Mapping[str, str] | None = None, optimize_jvm: bool = False,
+        self, port: int | None = 0, data: Path | None = None, report: Report = no_report, heap_mb: int = 256,
+        extra: str = "", users: Mapping[str, str] | None = None, optimize_jvm: bool = False,
     ) -> None:  # fmt: skip
         self._requested_port = port
         self._optimize_jvm = optimize_jvm
@@ -77,6 +93,7 @@ class Broker:
         self._users = users or {}
         self._is_temporary = data is None
         self._data = data
+        self._lock: FolderLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
@@ -95,9 +112,8 @@ class Broker:
         self.wait()
 
     def launch(self) -> None:
-        """Start Kafka without waiting for it. Raises BrokerError if it cannot be started."""
+        """Start Kafka without waiting for it. Raises BrokerError if it cannot be started, or the folder is in use."""
         java, jars = ensure_kafka(self._report)
-        self.port = free_port(self._requested_port)
         if self._data is None:
             self._data = Path(tempfile.mkdtemp(prefix="shopwindow-kafka-"))
         config = self._write_config(self._data)
@@ -107,10 +123,14 @@ class Broker:
         self._spawn(java, classpath)
 
     def _write_config(self, data: Path) -> Path:
-        """Write server.properties into the data folder and return its path."""
+        """Lock the data folder, choose the port, write server.properties, and return its path."""
         try:
             data.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(data)
+            self._lock.acquire()
             require_free_space(data)
+            self.port = choose_port(data) if self._requested_port is None else free_port(self._requested_port)
+            (data / PORT_FILE).write_text(f"{self.port}\n")
             config = data / "server.properties"
             text = (FILES / "server.properties").read_text() + self._extra
             values = {"port": self.port, "controller_port": free_port(), "data": data / "log"}
@@ -124,12 +144,14 @@ class Broker:
     def _format_storage(self, java: Path, classpath: str, config: Path) -> None:
         self._report("formatting the broker's storage")
         tool = subprocess.run(
-            [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", classpath, "kafka.tools.StorageTool", "format",
-             "-t", CLUSTER_ID, "-c", config, *self._scram_arguments()],
+            [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", classpath,
+             "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config, *self._scram_arguments()],
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if tool.returncode:
-            raise BrokerError(f"Kafka could not format {self._data}: {_key_log_line(tool.stdout + tool.stderr)}")
+            output = tool.stdout + tool.stderr
+            reason = known_cause(output, config.parent, self.port) or key_log_line(output)
+            raise BrokerError(f"Kafka could not format {config.parent}: {reason}")
 
     def _scram_arguments(self) -> list[str]:
         return [
@@ -140,15 +162,16 @@ class Broker:
         ]
 
     def _spawn(self, java: Path, classpath: str) -> None:
-        assert self._data is not None
+        assert self._data is not None and self._lock is not None
         command = [
-            str(java), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC",
+            # UsePerfData would write a file into /tmp.
+            str(java), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData",
             *([] if self._optimize_jvm else ["-XX:TieredStopAtLevel=1"]),
             f"-Dlog4j2.configurationFile={FILES / 'log4j2.xml'}", "-Dkafka.log=WARN",
             "-cp", classpath, "kafka.Kafka", str(self._data / "server.properties"),
         ]  # fmt: skip
         with self.log.open("wb") as log:
-            self._process = start_child(command, log)
+            self._process = start_child(command, log, held=[self._lock.fileno])
         self._report(f"starting Kafka {KAFKA_VERSION} at {self.bootstrap}")
 
     def wait(self) -> None:
@@ -157,18 +180,16 @@ class Broker:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not is_kafka_at(self.bootstrap):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                log = self.log.read_text(errors="replace")
+                reason = self.end_reason()
                 self.terminate()
-                if "Failed to acquire lock" in log:
-                    raise BrokerError(
-                        f"another broker runs on {self._data}; stop it, or choose another folder: --data DIR"
-                    )
-                raise BrokerError(f"Kafka did not start: {_key_log_line(log)} (log: {self.log})")
+                raise BrokerError(f"Kafka did not start: {reason}")
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop Kafka with SIGTERM, wait for its end, and remove a temporary data folder."""
+        """Stop Kafka with SIGTERM, wait for its end, unlock the data folder, and remove it if it is temporary."""
         self.terminate()
+        if self._lock is not None:
+            self._lock.release()
         if self._is_temporary and self._data is not None:
             shutil.rmtree(self._data, ignore_errors=True)
             self._data = None
@@ -201,9 +222,9 @@ class Broker:
         if self._process is not None:
             self._process.wait()
 
-    def last_error(self) -> str:
-        """Return the last error line of Kafka's log, or its last line."""
-        return _key_log_line(self.log.read_text(errors="replace"))
+    def end_reason(self) -> str:
+        """Return why Kafka ended, and what to do: a known cause, or the last error line of its log."""
+        return why_kafka_ended(self.log, self.poll(), self.port)
 
     def __enter__(self) -> Broker:
         try:
@@ -273,33 +294,34 @@ class Cluster:
             broker.stop()
 
 
-def _key_log_line(text: str) -> str:
-    """Return the last line of a Java log with an exception or an error, else the last line; at most 300 characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "Exception" in line or "ERROR" in line or "FATAL" in line]
-    return (errors or lines or ["the log is empty"])[-1][:300]
-
-
 @contextmanager
 def announce_broker(broker: Broker, data_dir: Path) -> Iterator[None]:
-    """Let other commands of this user find `broker` with `find_running_broker` while the context is open."""
-    note = data_dir / "broker.json"
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"bootstrap": broker.bootstrap, "pid": os.getpid()}))
-    except OSError as error:
-        raise BrokerError(f"{data_dir} cannot be written ({error.strerror}); set SHOPWINDOW_DATA_DIR") from None
+    """Let other commands of this user find `broker` with `find_running_broker` while the context is open.
+
+    Another broker of this user that runs already stays the one that they find.
+    """
+    note = data_dir / NOTE
+    is_announced = find_running_broker(data_dir) is None
+    if is_announced:
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps({"bootstrap": broker.bootstrap, "pid": os.getpid()}))
+        except OSError as error:
+            raise BrokerError(f"{data_dir} cannot be written ({error.strerror}); set SHOPWINDOW_DATA_DIR") from None
     try:
         yield
     finally:
-        with suppress(OSError):
-            note.unlink()
+        if is_announced:
+            with suppress(OSError):
+                note.unlink()
 
 
 def find_running_broker(data_dir: Path) -> str | None:
     """Return `host:port` of this user's running embedded broker, or None."""
     try:
-        found: Any = json.loads((data_dir / "broker.json").read_text())["bootstrap"]
+        found: Any = json.loads((data_dir / NOTE).read_text())
+        bootstrap, pid = str(found["bootstrap"]), int(found["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) and is_kafka_at(found) else None
+    # A note outlives a process that was killed, and another Kafka may listen on its port since.
+    return bootstrap if is_alive(pid) and is_kafka_at(bootstrap) else None

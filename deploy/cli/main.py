@@ -18,6 +18,7 @@ from stream.settings import SettingsError
 PROGRAM = "shopwindow"
 # Set by the completion script that click generates. Without the underscore it would be an unknown setting.
 COMPLETION_VARIABLE = "_SHOPWINDOW_COMPLETE"
+MEMORY_REMEDY = "free some, or raise the limit of this process (ulimit -v, the container's)"
 SECTIONS = {
     "Run": {
         "demo": "run:demo",
@@ -82,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(shopwindow, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
-    # A Kafka client retries all the time. A failure that retries do not mend is raised.
+    # A Kafka client retries all the time. A failure that retries do not mend is raised, so that its lines are shown by
+    # a worker alone, which has its own handlers. A logger without any handler would print to stderr.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     arguments = list(sys.argv[1:] if argv is None else argv)
     command_line = shlex.join([PROGRAM, *arguments])
     try:
@@ -110,8 +113,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (ValueError, RuntimeError, OSError, LookupError) as error:
         # All our errors derive from these: BrokerError, NoBroker, WrongTopics, ManifestError, InputError.
-        say(str(error) or type(error).__name__)
+        say(_sentence(error))
         return 1
+    except MemoryError:
+        say(f"there is not enough memory; {MEMORY_REMEDY}")
+        return 1
+    except ImportError as error:
+        say(f"a library cannot be loaded ({error}); install it again (make setup); if memory is short, {MEMORY_REMEDY}")
+        return 1
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error; with what to do, if a library raised it."""
+    if type(error).__module__.startswith("aiokafka."):
+        return f"Kafka did not do what was asked ({error}); check that it runs, and its log"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "Kafka did not answer in time; check that it runs, its load and the network"
+    return str(error) or type(error).__name__
 
 
 def _usage_error(error: click.ClickException) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from deploy.cli.command import FILE, SECONDS, Command
+from deploy.cli.command import FILE, SECONDS, Command, whole
 from stream import logs
 from stream.logs import say
 from stream.settings import Settings
@@ -27,10 +27,11 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
 
 @click.command(cls=Command, example="shopwindow broker --port 9092")
 @click.option(
-    "--port", type=int, default=0, metavar="P", show_default=False, help="Port on 127.0.0.1. Default: any free port."
-)
+    "--port", type=whole(0, 65_535), metavar="P",
+    help="Port on 127.0.0.1; 0 takes any free one. Default: 9092, or the folder's last port if that is taken.",
+)  # fmt: skip
 @click.option("--data", type=FILE, metavar="DIR", help="Folder of its data. Default: kafka in SHOPWINDOW_DATA_DIR.")
-def broker(settings: Settings, port: int, data: Path | None) -> int:
+def broker(settings: Settings, port: int | None, data: Path | None) -> int:
     """Run the embedded Kafka in the foreground."""
     from deploy.cluster import embedded_broker
 
@@ -42,7 +43,7 @@ def broker(settings: Settings, port: int, data: Path | None) -> int:
             kafka.wait_until_exit()
         except KeyboardInterrupt:
             return 0
-        say(f"Kafka ended by itself; its log: {kafka.log}")
+        say(f"Kafka ended: {kafka.end_reason()}")
     return 1
 
 
@@ -58,7 +59,9 @@ def worker(settings: Settings) -> int:
     logs.configure(settings)
     with ExitStack() as stack:
         found = find_broker(settings)
-        if found is None:
-            say("no broker is set: this worker starts its own (SHOPWINDOW_BROKER names another)")
-            _, found = stack.enter_context(embedded_broker(settings, 0, settings.data_dir / "kafka"))
-        return run(found)
+        if found is not None:
+            return run(found)
+        say("no broker is set: this worker starts its own (SHOPWINDOW_BROKER names another)")
+        kafka, found = stack.enter_context(embedded_broker(settings, None, settings.data_dir / "kafka"))
+        say(f"its Kafka answers at {kafka.bootstrap}")
+        return run(found, lambda: None if kafka.poll() is None else f"its Kafka ended: {kafka.end_reason()}")

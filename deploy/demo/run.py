@@ -87,7 +87,7 @@ async def _while_broker_lives(run: Coroutine[Any, Any, int], broker: Broker | No
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             work.cancel()
             await asyncio.wait([work], timeout=CANCEL_TIMEOUT_S)
-            raise BrokerError(f"Kafka ended by itself while the demo ran: {broker.last_error()}; start it again")
+            raise BrokerError(f"Kafka ended by itself while the demo ran: {broker.end_reason()}")
     return work.result()
 
 

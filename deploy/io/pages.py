@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from stream.ids import key64
 from stream.items.catalog import Catalog
-from stream.kafka.client.connection import client_options, connecting
-from stream.kafka.global_topics import read_table
+from stream.kafka.client.connection import NoBroker, bootstrap, client_options, connecting, stop_client
+from stream.kafka.global_topics import SILENCE_TIMEOUT_S, read_table
 from stream.settings import Settings
 
 SHOWN_ITEMS = 5  # of each slot
+POLL_MS = 5_000  # without a record for so long, Kafka is asked whether it is there
 
 
 async def follow_pages(settings: Settings, user: str | None) -> AsyncIterator[dict[str, Any]]:
     """Yield pages as they are published, without end.
 
-    With `user`, yield only the pages of this shopper: the current one first, then newer versions.
+    With `user`, yield only the pages of this shopper: the current one first, then newer versions. Raises NoBroker, also
+    if Kafka does not answer for SILENCE_TIMEOUT_S.
     """
     consumer = AIOKafkaConsumer(**client_options(settings), auto_offset_reset="latest")
     with connecting(settings):
@@ -38,13 +43,31 @@ async def follow_pages(settings: Settings, user: str | None) -> AsyncIterator[di
             page = json.loads(value)
             newest = page["version"]
             yield page
-        async for record in consumer:
+        async for record in _records(settings, consumer):
             if record.value is not None and (user is None or record.key == user.encode()):
                 page = json.loads(record.value)
                 if user is None or page["version"] > newest:
                     yield page
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
+
+
+async def _records(settings: Settings, consumer: AIOKafkaConsumer) -> AsyncIterator[Any]:
+    answered_at = monotonic()
+    while True:
+        fetched = await consumer.getmany(timeout_ms=POLL_MS)
+        try:
+            if not fetched:
+                await asyncio.wait_for(consumer._client.fetch_all_metadata(), POLL_MS / 1000)
+        except (KafkaError, TimeoutError) as error:
+            if monotonic() - answered_at > SILENCE_TIMEOUT_S:
+                hosts = ", ".join(bootstrap(settings))
+                raise NoBroker(f"Kafka at {hosts} has not answered for {SILENCE_TIMEOUT_S:.0f} s") from error
+        else:
+            answered_at = monotonic()
+        for records in fetched.values():
+            for record in records:
+                yield record
 
 
 def page_text(page: dict[str, Any], catalog: Catalog, locale: str) -> str:

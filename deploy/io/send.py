@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from deploy.io.files import InputError, Outgoing, event_records, item_records, open_text
-from stream.kafka.client.connection import client_options, connecting, partition_of
+from stream.kafka.client.connection import (
+    NoBroker,
+    bootstrap,
+    client_options,
+    connecting,
+    partition_of,
+    stop_client,
+)
 from stream.settings import Settings
 
 MAX_RECORD_BYTES = 1_000_000  # The broker refuses 1 MiB, envelope included.
 MAX_IN_FLIGHT = 5_000  # records sent and not yet acknowledged
 LINGER_MS = 5
+ACKNOWLEDGE_TIMEOUT_S = 30.0  # without any acknowledgement while records wait for one; a broker restarts in 5 to 15 s
+CHECK_INTERVAL_S = 0.5
 
 
 class Sender:
@@ -27,37 +37,102 @@ class Sender:
     def __init__(self, settings: Settings, producer: AIOKafkaProducer) -> None:
         self._settings, self._producer = settings, producer
         self._pending: deque[asyncio.Future[Any]] = deque()
+        self.sent = 0
 
     async def send(self, record: Outgoing) -> None:
         """Send a record to the partition of its key. Raises the Kafka error of an earlier send that failed."""
         partition = partition_of(record.key or b"", self._settings.partitions)
         topic = self._settings.prefix + record.topic
         sent = await self._producer.send(topic, record.value, key=record.key, partition=partition)
+        self.sent += 1
         self._pending.append(sent)
         while len(self._pending) > MAX_IN_FLIGHT:
-            await self._pending.popleft()
+            await self._settle_oldest()
 
     async def acknowledged(self) -> None:
         while self._pending:
-            await self._pending.popleft()
+            await self._settle_oldest()
+
+    async def _settle_oldest(self) -> None:
+        # It stays in the queue while it waits, so that `unacknowledged` counts it.
+        if not self._pending[0].done():
+            await asyncio.wait([self._pending[0]])
+        self._pending[0].result()
+        self._pending.popleft()
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many records have been sent and not acknowledged."""
+        return sum(not sent.done() or sent.exception() is not None for sent in self._pending)
+
+    def abandon(self) -> None:
+        """Expect no acknowledgement any more: errors of earlier sends are not reported."""
+        for sent in self._pending:
+            sent.cancel()
+            sent.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+
+    async def stalled(self) -> None:
+        """Return once no record has been acknowledged for ACKNOWLEDGE_TIMEOUT_S although some wait."""
+        last, since = -1, monotonic()
+        while monotonic() - since < ACKNOWLEDGE_TIMEOUT_S:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            waiting = self.unacknowledged
+            done = self.sent - waiting
+            if done != last or not waiting:
+                last, since = done, monotonic()
 
 
 @asynccontextmanager
 async def sender(settings: Settings) -> AsyncIterator[Sender]:
     """Open a producer. All its records are acknowledged when the block ends.
 
-    Raises NoBroker, and InputError if the topics do not fit the settings.
+    Raises NoBroker, also if Kafka is lost in the block, and InputError if the topics do not fit the settings.
     """
-    producer = AIOKafkaProducer(**client_options(settings), linger_ms=LINGER_MS, acks="all")
+    producer = AIOKafkaProducer(
+        **client_options(settings), linger_ms=LINGER_MS, acks="all",
+        request_timeout_ms=int(2 * ACKNOWLEDGE_TIMEOUT_S * 1000),  # so that ours comes first
+    )  # fmt: skip
     with connecting(settings):
         await producer.start()
+    client = Sender(settings, producer)
     try:
         await _check_topics(settings, producer)
-        client = Sender(settings, producer)
-        yield client
-        await client.acknowledged()
+        async with _ending_when_stalled(client, settings):
+            yield client
+            await client.acknowledged()
+    except BaseException:
+        # What is not acknowledged would be retried for as long as the brokers are down.
+        client.abandon()
+        await stop_client(producer)
+        raise
+    await producer.stop()
+
+
+@asynccontextmanager
+async def _ending_when_stalled(client: Sender, settings: Settings) -> AsyncIterator[None]:
+    """Raise NoBroker in the block once the client stalls, or if Kafka refuses a record."""
+    stall = asyncio.create_task(client.stalled())
+    try:
+        async with asyncio.timeout(None) as deadline:
+            stall.add_done_callback(lambda task: None if task.cancelled() else deadline.reschedule(0.0))
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise NoBroker(_lost(client, settings, f"has acknowledged nothing for {ACKNOWLEDGE_TIMEOUT_S:.0f} s")) from None
+    except KafkaError as error:
+        raise NoBroker(_lost(client, settings, f"did not acknowledge a record ({error})")) from error
     finally:
-        await producer.stop()
+        stall.cancel()
+
+
+def _lost(client: Sender, settings: Settings, problem: str) -> str:
+    waiting = client.unacknowledged
+    return (
+        f"Kafka at {', '.join(bootstrap(settings))} {problem}; {client.sent - waiting} of {client.sent} records were "
+        "acknowledged, the others may have arrived. Check that Kafka runs, and send again: events with the same id "
+        "count once"
+    )
 
 
 async def _check_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
@@ -109,7 +184,8 @@ async def _lines(path: str) -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        for line in sys.stdin.buffer:
+        # Not sys.stdin: the interpreter closes it at its end, and aborts if this thread waits in it.
+        for line in open(0, "rb", closefd=False):  # noqa: SIM115
             asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
         asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SEND_TIMEOUT_S = 60.0
 # How long Faust may take to stop: it waits for a broker that may not come back.
 STOP_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 2.0
 
 
 class BatchApp(AgentApp):
@@ -131,6 +132,10 @@ class BatchApp(AgentApp):
             run.table.invalidate(run.partition)
         elif error is not None and not self.should_stop:
             self.add_future(self.crash(error))
+
+    def _crash(self, reason: BaseException) -> None:
+        # Faust keeps the last reason: when a crash cancels its services, some of them report that as another.
+        super()._crash(self.crash_reason or reason)
 
     # Faust types these parts by its interfaces; the app created them, so their classes are known.
 
@@ -272,5 +277,11 @@ async def _stop(app: BatchApp) -> None:
     for agent in app.agent_of.values():
         for task in agent.tasks.values():
             task.cancel()
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(app.stop(), STOP_TIMEOUT_S)
+    stopping = asyncio.ensure_future(app.stop())
+    await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    if not stopping.done():
+        stopping.cancel()
+        await asyncio.wait([stopping], timeout=CANCEL_TIMEOUT_S)
+    # Without a broker, Faust raises the cancellation of its own services here. That is not why the app stops.
+    if stopping.done() and not stopping.cancelled() and app.crash_reason is None:
+        stopping.result()

@@ -325,6 +325,12 @@ class BatchConsumer(driver.Consumer):
         self._resume_after_seek.difference_update(tps)
         super().pause_partitions(tps)
 
+    async def verify_all_partitions_active(self) -> None:
+        """Do nothing: Faust would look for fetches of aiokafka's consumer, which makes none. See `watchdog.py`."""
+
+    def verify_recovery_event_path(self, now: float, tp: TP) -> None:
+        """Do nothing, for the same reason."""
+
     # State that others may read.
 
     def next_fetch_offset(self, tp: TP) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, conn
 
-from stream.kafka.client.connection import connecting
+from stream.kafka.client.connection import NoBroker, connecting, stop_client
 from stream.kafka.client.consumer_records import UnreadableRecord, reader_options, report_unreadable
 from stream.profile.store import META_PREFIX
 
@@ -23,6 +23,7 @@ conn.READER_LIMIT = 4 << 20
 FETCH_WAIT_MS = 100  # how long the broker holds a fetch while it has no record
 FOLLOW_TIMEOUT_MS = 60_000
 READ_TIMEOUT_MS = 200
+SILENCE_TIMEOUT_S = 30.0  # without a record of a partition that is not read to its end; a broker restarts in 5 to 15 s
 KeyValue = tuple[bytes, bytes | None]
 Progress = Callable[[int, int], None]  # records read, records that the topics had at the start
 
@@ -113,7 +114,7 @@ class GlobalTopics:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
         if self._consumer is not None:
-            await self._consumer.stop()
+            await stop_client(self._consumer)
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         while True:
@@ -162,7 +163,7 @@ async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
     try:
         yield consumer
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
 
 
 async def connect_reader(settings: Settings, isolation: str | None = None) -> AIOKafkaConsumer:
@@ -175,7 +176,7 @@ async def connect_reader(settings: Settings, isolation: str | None = None) -> AI
         with connecting(settings):
             await consumer.start()
     except BaseException:
-        await consumer.stop()
+        await stop_client(consumer)
         raise
     return consumer
 
@@ -203,6 +204,8 @@ async def read_to_end(
 ) -> AsyncIterator[list[Any]]:
     """Yield the fetched records, one partition at a time, until every position has reached its end.
 
+    Raises NoBroker if nothing comes for SILENCE_TIMEOUT_S.
+
     Positions decide, not records: compaction leaves topics whose last offsets have no record. Records that arrive after
     `ends` was read are left to a later fetch of the same consumer.
     """
@@ -213,9 +216,11 @@ async def read_to_end(
         if start < end:
             behind[partition] = end
             total += end - start
-    read = 0
+    read, empty_reads = 0, 0
     while behind:
-        for partition, records in (await consumer.getmany(*behind, timeout_ms=READ_TIMEOUT_MS)).items():
+        fetched = await consumer.getmany(*behind, timeout_ms=READ_TIMEOUT_MS)
+        empty_reads = 0 if fetched else empty_reads + 1
+        for partition, records in fetched.items():
             read += len(records)
             end = behind[partition]
             if records[-1].offset >= end:
@@ -228,3 +233,8 @@ async def read_to_end(
                 del behind[partition]
         if progress is not None:
             progress(min(read, total), total)
+        if behind and empty_reads * READ_TIMEOUT_MS > SILENCE_TIMEOUT_S * 1000:
+            topic, number = next(iter(behind))
+            raise NoBroker(
+                f"Kafka has sent nothing of '{topic}' {number} for {SILENCE_TIMEOUT_S:.0f} s; check its brokers"
+            )

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
-from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.client.connection import client_options, connecting, stop_client
 from stream.kafka.client.consumer_records import UnreadableRecord, reader_options, report_unreadable
 from stream.kafka.commit import Output, Pair
 from stream.kafka.dead_letters import count_dead_letters, unreadable_letter
+from stream.kafka.outage import Outage
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-STOP_TIMEOUT_S = 3.0  # for each client; the brokers may be down
+PING_TIMEOUT_S = 10.0
+PING_INTERVAL_S = 5.0
 
 
 class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -71,8 +73,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         consumer, producer, self._consumer, self._producer = self._consumer, self._producer, None, None
         for client in (consumer, producer):
             if client is not None:
-                with suppress(TimeoutError, KafkaError):
-                    await asyncio.wait_for(client.stop(), STOP_TIMEOUT_S)
+                await stop_client(client)
         self._forget()
 
     @property
@@ -152,6 +153,23 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 raise
             return  # the next commit covers this one
         self._committed.update(changed)
+
+    async def watch(self, outage: Outage) -> None:
+        """Ask Kafka for its topics every 5 s, for ever; `outage` lasts while it does not answer."""
+        answered_at = monotonic()
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            if self._consumer is None:
+                continue
+            try:
+                await asyncio.wait_for(self._consumer._client.fetch_all_metadata(), PING_TIMEOUT_S)
+            except (KafkaError, TimeoutError) as error:
+                if outage.since is None:
+                    outage.begin(answered_at, error)
+            else:
+                answered_at = monotonic()
+                if outage.since is not None:
+                    outage.end()
 
     def lag(self) -> dict[int, int]:
         """Records that are not done, by partition; only partitions that have been fetched from."""

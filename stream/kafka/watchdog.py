@@ -1,14 +1,14 @@
-"""Detects stalled fetches: the process runs and Kafka answers other clients, but none of our fetches is answered.
+"""Detects that Kafka is lost, and that fetches stall although Kafka answers other clients.
 
-No other signal shows this: the heartbeats continue, the group is stable, and the lag looks like that of a quiet hour.
-So the watchdog checks each partition that the next fetch requests. Every answer, even an empty one, changes the
-partition's last answer within about 20 ms.
+No other signal shows a stall: the heartbeats continue, the group is stable, and the lag looks like that of a quiet
+hour. So the watchdog checks each partition that the next fetch requests. Every answer, even an empty one, changes the
+partition's last answer within about 20 ms. If none comes, a separate client asks Kafka: either Kafka is lost, and the
+worker waits for it, or the fetches of this process are stuck, and it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 import threading
@@ -20,13 +20,16 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from stream.kafka.client.connection import NoBroker, bootstrap, client_options, connecting
+from stream.kafka.client.connection import NoBroker, bootstrap, client_options, connecting, stop_client
+from stream.kafka.outage import Outage
 
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp
 
-log = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 1.0  # maximum time between two checks
+# Silence after which Kafka is probed, at most; with an earlier limit, that limit. Fetches are answered within 20 ms.
+PROBE_AFTER_S = 5.0
+PROBE_INTERVAL_S = 5.0  # maximum time between two probes while the silence lasts
 PROBE_TIMEOUT_S = 10.0  # for the broker to answer the probe
 SHUTDOWN_TIMEOUT_S = 30.0  # for the worker to end in good order: whatever is stuck may block its shutdown too
 
@@ -62,15 +65,22 @@ class Watchdog:
         self._app = app
         self._limit: float = app.settings.fetch_timeout
         self._detector = StallDetector()
+        self._silent_since: float | None = None  # since when the partition that waits longest has no answer
         self._idle_since: float | None = None  # since when no fetch requests anything
         self._suspected_since: float | None = None  # since when Kafka answers the probe but not our fetches
-        self._broker_down_since: float | None = None
-        self.longest = 0.0  # longest current wait of a partition, in seconds
+        self.outage = Outage(app.settings)
+        self._answers_at_loss: Mapping[TP, object] = {}  # of the partitions that were silent
+        self._probe_at = 0.0  # before this time Kafka is not probed again
         self.problem: str | None = None  # why this process cannot continue
-        self.note: str | None = None  # what is wrong outside of this process
         self._interval = min(CHECK_INTERVAL_S, self._limit / 4)
-        self._checked_at = self._beat_at = monotonic()
+        self._beat_at = monotonic()
         self._stopped = threading.Event()
+
+    @property
+    def longest(self) -> float:
+        """How long (s) a partition has waited for the answer to a fetch, or Kafka has been lost; 0 if neither."""
+        since = self._silent_since if self.outage.since is None else self.outage.since
+        return 0.0 if since is None else monotonic() - since
 
     async def run(self) -> None:
         """Run forever. If fetches stall, crash the app with FetchStalled, or LookupError if a topic was deleted.
@@ -80,7 +90,9 @@ class Watchdog:
         threading.Thread(target=self._watch_loop, name="watch", daemon=True).start()
         heartbeat = asyncio.create_task(self._beat())
         try:
-            await self._check_forever()
+            while True:
+                await asyncio.sleep(self._interval)
+                await self._check(monotonic())
         finally:
             heartbeat.cancel()
             self._stopped.set()
@@ -88,28 +100,43 @@ class Watchdog:
     async def _beat(self) -> None:
         """Show that the event loop runs, also while Kafka is probed or the worker is being stopped."""
         while True:
-            self._beat_at = monotonic()
-            await asyncio.sleep(self._interval)
-
-    async def _check_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval)
-            if monotonic() - self._checked_at > 3 * self._interval:
+            now = monotonic()
+            if now - self._beat_at > 3 * self._interval:
                 # This process was suspended itself: a stopped process, or a laptop that slept.
                 self._detector.reset()
-            self._checked_at = monotonic()
-            waits = self._detector.waits(self._last_answers(), self._checked_at)
-            self.longest = max(waits.values(), default=0.0)
-            if waits:
-                self._idle_since = None
-            if self.longest <= self._limit:
-                self._suspected_since = None
-            if self.longest > self._limit:
-                await self._diagnose([tp for tp, wait in waits.items() if wait > self._limit])
-            elif not waits:
-                await self._check_idle(monotonic())
-            elif self.longest < self._limit / 2:
-                self._note_recovery()
+            self._beat_at = now
+            await asyncio.sleep(self._interval)
+
+    async def _check(self, now: float) -> None:
+        answers = self._last_answers()
+        waits = self._detector.waits(answers, now)
+        longest = max(waits.values(), default=0.0)
+        self._silent_since = now - longest if longest else None
+        if self.outage.since is not None:
+            await self._check_outage(answers, now)
+            return
+        if waits:
+            self._idle_since = None
+        if longest <= self._limit:
+            self._suspected_since = None
+        after = min(self._limit, PROBE_AFTER_S)
+        if longest > after:
+            await self._diagnose([tp for tp, wait in waits.items() if wait > after], now - longest)
+        elif not waits:
+            await self._check_idle(now)
+
+    async def _check_outage(self, answers: Mapping[TP, object], now: float) -> None:
+        """End the outage if the partitions that were silent have been answered, or Kafka answers for them."""
+        requested = [tp for tp in self._answers_at_loss if tp in answers]
+        are_answered = [answers[tp] not in (None, self._answers_at_loss[tp]) for tp in requested]
+        has_ended = bool(are_answered) and all(are_answered)
+        if not has_ended and self._may_probe(now):
+            error = await self._probe_error(list(self._answers_at_loss))
+            has_ended = error is None or isinstance(error, LookupError)
+        if has_ended:
+            self.outage.end()
+            self._silent_since = self._idle_since = None
+            self._detector.reset()  # our own clients need time to reconnect
 
     def _watch_loop(self) -> None:
         """Watch the event loop from a thread. Heartbeats have their own: a blocked loop would keep its partitions."""
@@ -136,37 +163,48 @@ class Watchdog:
         if self._idle_since is None:
             self._idle_since = now
         elif now - self._idle_since > self._limit:
-            self._idle_since = now
-            await self._diagnose([])
-
-    def _note_recovery(self) -> None:
-        if self._broker_down_since is not None:
-            log.warning("Kafka answers again, after %.0f s", monotonic() - self._broker_down_since)
-            self._broker_down_since = self.note = None
+            since, self._idle_since = self._idle_since, now
+            await self._diagnose([], since)
 
     def _last_answers(self) -> Mapping[TP, object]:
         if not self._app.started or self._app.rebalancing:
             return {}
         return self._app.batch_consumer.last_answers()
 
-    async def _diagnose(self, silent: list[TP]) -> None:
-        """Find out why partitions are not answered: a deleted topic, a broker that is down, or this process."""
-        hosts = ", ".join(bootstrap(self._app.settings))
+    def _may_probe(self, now: float) -> bool:
+        """Whether the last probe is long enough ago; if so, count the next as made."""
+        if now < self._probe_at:
+            return False
+        self._probe_at = now + min(PROBE_INTERVAL_S, self._limit / 4)
+        return True
+
+    async def _probe_error(self, silent: list[TP]) -> Exception | None:
+        """Why Kafka does not answer for these partitions; None if it does."""
         try:
-            await self._probe_kafka(silent)
-        except LookupError as error:
-            self.problem = str(error)
-            await self._end_app(error)
-        except (NoBroker, KafkaError, OSError, TimeoutError) as error:
-            self._detector.reset()
-            if self._broker_down_since is None:
-                self._broker_down_since = monotonic() - self.longest
-                self.note = f"Kafka at {hosts} does not answer; this worker keeps trying"
-                log.warning("%s (%s)", self.note, error or type(error).__name__)
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._probe_kafka(silent)
+        except (NoBroker, KafkaError, OSError, LookupError) as error:
+            return error
+        return None
+
+    async def _diagnose(self, silent: list[TP], since: float) -> None:
+        """Find out why partitions are not answered: a deleted topic, a broker that is down, or this process.
+
+        since: time (monotonic) of the last answer.
+        """
+        if not self._may_probe(monotonic()):
             return
-        if self._broker_down_since is not None:
-            self._note_recovery()
-            self._detector.reset()  # our own clients need time to reconnect
+        answers = self._last_answers()
+        error = await self._probe_error(silent)
+        if isinstance(error, LookupError):
+            # A broker that starts may not know its topics yet.
+            if monotonic() - since > self._limit:
+                self.problem = str(error)
+                await self._end_app(error)
+            return
+        if error is not None:
+            self._answers_at_loss = {tp: answers.get(tp) for tp in silent}
+            self.outage.begin(since, error)
             return
         now = self._detector.waits(self._last_answers(), monotonic())
         silent = [tp for tp in silent if now.get(tp, 0.0) > self._limit]
@@ -176,7 +214,7 @@ class Watchdog:
             # The broker may have just come back, with our next attempt under way.
             self._suspected_since = monotonic()
         elif monotonic() - self._suspected_since > self._limit / 4:
-            tp = silent[0]
+            tp, hosts = silent[0], ", ".join(bootstrap(self._app.settings))
             self.problem = (
                 f"no fetch from '{tp.topic}' {tp.partition} has been answered for {self.longest:.0f} s, though Kafka "
                 f"at {hosts} answers; the fetches of this process are stuck and it ends, so that its supervisor "
@@ -192,22 +230,21 @@ class Watchdog:
         settings = self._app.settings
         probe = AIOKafkaConsumer(**client_options(settings), request_timeout_ms=int(PROBE_TIMEOUT_S * 1000))
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                with connecting(settings):
-                    await probe.start()
-                cluster = await probe._client.fetch_all_metadata()
-                for topic in sorted({tp.topic for tp in silent} or self._app.agent_of):
-                    if not cluster.partitions_for_topic(topic):
-                        raise LookupError(
-                            f"topic '{topic}' was deleted, with the records that had not been read; `shopwindow topics "
-                            "create` creates it, and this worker must be restarted"
-                        )
-                partitions = [TopicPartition(*tp) for tp in silent]
-                probe.assign(partitions)
-                if partitions:
-                    await probe.end_offsets(partitions)
+            with connecting(settings):
+                await probe.start()
+            cluster = await probe._client.fetch_all_metadata()
+            for topic in sorted({tp.topic for tp in silent} or self._app.agent_of):
+                if not cluster.partitions_for_topic(topic):
+                    raise LookupError(
+                        f"topic '{topic}' was deleted, with the records that had not been read; `shopwindow topics "
+                        "create` creates it, and this worker must be restarted"
+                    )
+            partitions = [TopicPartition(*tp) for tp in silent]
+            probe.assign(partitions)
+            if partitions:
+                await probe.end_offsets(partitions)
         finally:
-            await probe.stop()
+            await stop_client(probe)
 
     async def _end_app(self, error: Exception) -> None:
         """Crash the app. If it has not ended within SHUTDOWN_TIMEOUT_S, exit the process."""

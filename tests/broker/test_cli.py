@@ -155,6 +155,7 @@ async def test_a_worker_reports_readiness_and_metrics(broker: str, topic_prefix:
         "partitions_assigned_and_tables_recovered",
         "catalogue_and_signals_read",
         "models_warmed",
+        "kafka_answers",
         "recovery",
     }
     read = conditions["recovery"]["profiles"]

@@ -48,7 +48,7 @@ async def test_idle_topics_rebalances_and_idle_workers_raise_no_alarm(broker: st
         async with running(apps[1]):
             assert sorted(len(app.partitions("clicks")) for app in apps) == [0, 1]
             await longest_silence(watches[0], 2.5)
-            assert [watch.problem or watch.note for watch in watches] == [None, None]
+            assert [watch.problem or watch.outage.note for watch in watches] == [None, None]
             assert not any(task.done() for task in tasks)
     for task in tasks:
         task.cancel()
@@ -73,7 +73,7 @@ async def test_partitions_with_a_full_backlog_raise_no_alarm(broker: str, topic_
         task = asyncio.create_task(watch.run())
         await until(lambda: app.batch_consumer.in_flight and not app.batch_consumer.last_answers(), "full")
         await longest_silence(watch, 2.5)
-        assert watch.problem is None and watch.note is None and not task.done()
+        assert watch.problem is None and watch.outage.note is None and not task.done()
         slow.set()
         await until(lambda: total(counts) == 100, "all counted")
         task.cancel()
@@ -89,14 +89,14 @@ async def test_the_watchdog_reports_an_absent_broker_and_waits_for_it() -> None:
         async with running(app):
             task = asyncio.create_task(watch.run())
             kafka.kill()
-            await until(lambda: watch.note, "reported", 30)
-            assert watch.note == f"Kafka at {kafka.bootstrap} does not answer; this worker keeps trying"
+            await until(lambda: watch.outage.note, "reported", 30)
+            assert watch.outage.note == f"Kafka at {kafka.bootstrap} does not answer; this worker keeps trying"
             await longest_silence(watch, 2.5)
             assert watch.problem is None and not task.done()
             await asyncio.to_thread(kafka.restart)
             await send(settings, "clicks", keys(100))
             await until(lambda: total(counts) == 100, "counted", 60)
-            await until(lambda: watch.note is None, "no note any more", 30)
+            await until(lambda: watch.outage.note is None, "no note any more", 30)
             assert watch.problem is None
             task.cancel()
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from stream.settings import Settings
 
 
+STOP_TIMEOUT_S = 3.0  # for a client; the brokers may be down
+
+
 class NoBroker(RuntimeError):
     """Kafka does not answer, or refuses the connection; the message says where and what to do."""
 
@@ -178,6 +181,17 @@ def _explain(settings: Settings, host: str, error: BaseException) -> str:
             "(SHOPWINDOW_SECURITY_PROTOCOL) there, and SHOPWINDOW_BROKER"
         )
     return f"{error or type(error).__name__}; check SHOPWINDOW_BROKER"
+
+
+async def stop_client(client: Any) -> None:
+    """Stop a consumer or producer of aiokafka, whatever it raises, for at most STOP_TIMEOUT_S.
+
+    The brokers may be down. Then a consumer raises the cancellation of its own tasks, as if ours had been cancelled.
+    """
+    stopping = asyncio.ensure_future(client.stop())
+    await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
 
 
 def partition_of(key: bytes, partitions: int) -> int:

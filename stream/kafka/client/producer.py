@@ -16,7 +16,14 @@ from time import monotonic
 from typing import NamedTuple
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, LeaderNotAvailableError, ProducerClosed, UnknownError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    LeaderNotAvailableError,
+    ProducerClosed,
+    UnknownError,
+    for_code,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers.aiokafka import Producer
@@ -27,6 +34,13 @@ from stream.kafka.client.brokers import send_request
 ALL_REPLICAS = -1  # acks: all replicas in sync
 REQUEST_BYTES = 32 << 20  # approximate maximum; a broker accepts 100 MiB
 RETRY_S = 0.1
+
+
+class SendTimedOut(KafkaTimeoutError):  # type: ignore[misc]  # aiokafka has no types
+    """Kafka did not accept a batch in time; the message names its brokers, the partition and the time."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class _QueuedBatch(NamedTuple):
@@ -48,8 +62,8 @@ class BatchSender:
     def send(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[int]:
         """Queue a batch. The future returns the offset of its first record once all replicas in sync have it.
 
-        The future raises the Kafka error if the broker refuses the batch, or does not accept it in time. Batches that
-        wait behind it then fail as well, because none may overtake it.
+        The future raises the Kafka error if the broker refuses the batch, or SendTimedOut. Batches that wait behind it
+        then fail as well, because none may overtake it.
         """
         queued = _QueuedBatch(batch, asyncio.get_running_loop().create_future(), monotonic() + self._timeout)
         self._queues.setdefault(TP(topic, partition), deque()).append(queued)
@@ -100,9 +114,11 @@ class BatchSender:
         retries: set[TP] = set()
         for tp, outcome in (await self._request(leader, batches)).items():
             queued = batches[tp]
-            if isinstance(outcome, KafkaError) and outcome.retriable and monotonic() < queued.deadline:
-                retries.add(tp)
-                continue
+            if isinstance(outcome, KafkaError) and outcome.retriable:
+                if monotonic() < queued.deadline:
+                    retries.add(tp)
+                    continue
+                outcome = self._timed_out(tp, queued, outcome)
             _settle(queued, outcome)
             self._queues[tp].popleft()
             while isinstance(outcome, Exception) and self._queues[tp]:
@@ -114,6 +130,14 @@ class BatchSender:
             await asyncio.sleep(RETRY_S)
             await self._client.force_metadata_update()
             self._release(retries)
+
+    def _timed_out(self, tp: TP, queued: _QueuedBatch, last_error: KafkaError) -> SendTimedOut:
+        hosts = ", ".join(f"{host}:{port}" for host, port, _ in self._client.hosts)
+        seconds = self._timeout + monotonic() - queued.deadline
+        return SendTimedOut(
+            f"Kafka at {hosts} has not accepted a batch for '{tp.topic}' {tp.partition} for {seconds:.0f} s "
+            f"({last_error}); what it did not accept is repeated after a restart"
+        )
 
     def _release(self, partitions: Set[TP]) -> None:
         """Let the next batch of each partition be sent."""

@@ -1,12 +1,14 @@
-"""Each failure of the embedded broker's set-up is reported as one sentence with the remedy."""
+"""The set-up of the embedded broker: its port and its folder; each failure is one sentence with the remedy."""
 
 import shutil
+import socket
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from deploy.broker.embedded import Broker
+from deploy.broker import embedded
+from deploy.broker.embedded import Broker, announce_broker, choose_port, find_running_broker, free_port
 from deploy.broker.jars import KAFKA_VERSION, BrokerError, ensure_kafka
 
 
@@ -46,3 +48,29 @@ def test_jars_of_another_version_are_reported_with_the_folder(tmp_path: Path, mo
     (folder / "jars.json").write_text('{"kafka-clients-3.9.1.jar": 3}')
     with pytest.raises(BrokerError, match=r"hold kafka-clients-3\.9\.1\.jar, expected .*; remove .* and run again"):
         ensure_kafka()
+
+
+def test_the_port_is_the_default_then_the_folders_last_then_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default, last = free_port(), free_port()
+    monkeypatch.setattr(embedded, "DEFAULT_PORT", default)
+    (tmp_path / embedded.PORT_FILE).write_text(f"{last}\n")
+    assert choose_port(tmp_path) == default
+    with socket.create_server(("127.0.0.1", default)):
+        assert choose_port(tmp_path) == last
+        with socket.create_server(("127.0.0.1", last)):
+            assert choose_port(tmp_path) not in (default, last)
+        (tmp_path / embedded.PORT_FILE).write_text("not a port")
+        assert choose_port(tmp_path) != default
+
+
+def test_a_second_broker_does_not_replace_the_announced_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "is_kafka_at", lambda bootstrap: True)
+    first, second = Broker(), Broker()
+    first.port, second.port = 1, 2
+    with announce_broker(first, tmp_path):
+        with announce_broker(second, tmp_path):
+            assert find_running_broker(tmp_path) == "127.0.0.1:1"
+        assert find_running_broker(tmp_path) == "127.0.0.1:1"
+    assert find_running_broker(tmp_path) is None

@@ -164,6 +164,8 @@ def test_transient_kafka_errors_and_duplicate_crash_reports_are_dropped() -> Non
     logging.getLogger("mode.services").error("[^App]: Crashed reason=%r", RuntimeError("x"))
     logging.getLogger("stream.kafka.app").error("[^BatchApp]: Crashed reason=%r", RuntimeError("x"))
     logging.getLogger("stream.kafka.consumer").error("[^-BatchConsumer]: Error while stopping child %r: %s", 1, 2)
+    logging.getLogger("aiokafka").error("Unable connect to node with id %s: %s", 1, OSError("refused"))
+    logging.getLogger("aiokafka.consumer.group_coordinator").error("Heartbeat send request failed: %s. Will retry.", 1)
     assert out.getvalue() == ""
     logging.getLogger("aiokafka").error("Unable to connect")
     assert "Unable to connect" in out.getvalue()

@@ -57,6 +57,7 @@ NEEDS = [
     Need("faust.app.base:App", "rebalancing", None, "True from the revocation until the new assignment is in effect"),
     Need("faust.app.base:App", "consumer_generation_id", None,
          "the group's generation: a run of an older one is discarded"),
+    Need("mode.services:Service", "_crash", "reason", "sets crash_reason, here and in the services below"),
     # Faust's consumer, over all drivers.
     Need(f"{CONSUMER}:Consumer", "_reset_state", "", "runs at construction and before each restart"),
     Need(f"{CONSUMER}:Consumer", "_get_active_partitions", "",
@@ -77,6 +78,9 @@ NEEDS = [
     Need(f"{CONSUMER}:Consumer", "maybe_wait_for_commit_to_finish", "", "waits for a commit under way"),
     Need(f"{CONSUMER}:Consumer", "commit", "topics, start_new_transaction",
          "commits what the two methods above return, at once"),
+    Need(f"{CONSUMER}:Consumer", "verify_all_partitions_active", "",
+         "the check of its livelock detector: logs an error for each partition without a fetch of aiokafka's consumer"),
+    Need(f"{CONSUMER}:Consumer", "verify_recovery_event_path", "now, tp", "the same during a recovery"),
     Need(f"{CONSUMER}:ThreadDelegateConsumer", "_new_consumer_thread", "", "creates the thread: we return ours"),
     Need(f"{CONSUMER}:ThreadDelegateConsumer", "_thread", None, "that thread's service"),
     # Its aiokafka driver.

@@ -9,7 +9,7 @@ import pytest
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, NotLeaderForPartitionError, ProducerClosed
 
 from stream.kafka.client import producer as produce
-from stream.kafka.client.producer import BatchSender
+from stream.kafka.client.producer import BatchSender, SendTimedOut
 from stream.kafka.commit import Batch
 from tests.harness.kafka_parts import idle_connections
 
@@ -26,6 +26,7 @@ class Client:
         self.held.set()
         self.cluster = SimpleNamespace(leader_for_partition=lambda tp: self.leaders[tp.partition])
         self._conns = idle_connections(0, 1)
+        self.hosts = [("kafka-1", 9092, None), ("kafka-2", 9093, None)]
 
     async def ready(self, leader: int) -> bool:
         return True
@@ -109,8 +110,10 @@ def test_a_batch_waits_for_a_leader_until_its_timeout() -> None:
         assert await sender.send(batch(b"x"), "t", 0) == 100
         client = Client({0: 0}, lambda request: {0: NotLeaderForPartitionError.errno})
         sender = BatchSender(client, 0.05)
-        with pytest.raises(NotLeaderForPartitionError):
+        with pytest.raises(SendTimedOut) as timed_out:
             await sender.send(batch(b"x"), "t", 0)
+        assert str(timed_out.value).startswith("Kafka at kafka-1:9092, kafka-2:9093 has not accepted a batch for 't' 0")
+        assert "for 0 s ([Error 6] NotLeaderForPartitionError" in str(timed_out.value)
         assert len(client.asked) > 1
 
     asyncio.run(calls())

@@ -7,11 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from agents.batcher import OffLoop
-from agents.page.headline_cache import HeadlineCache, RefreshRequest
+from agents.page.headline_cache import MAX_HEADLINES, HeadlineCache, RefreshRequest
 from stream import metrics
 from stream.items.catalog import Catalog
 from stream.items.signals import HalfLives, Signals
 from stream.kafka.global_topics import GlobalTopics, PartitionRecords
+from stream.kafka.partition_merge import PartitionMerge
 from stream.settings import Settings
 
 TOPICS = ("catalog", "item-signals", "copy")
@@ -29,6 +30,8 @@ class GlobalTables:
         self.signals = Signals(self.catalog, half_lives)
         self.headlines = HeadlineCache(settings.copy_items)
         self._topics = GlobalTopics(settings, TOPICS)
+        # Producers with different partitioners write an item to different partitions.
+        self._merges = {"catalog": PartitionMerge(), "copy": PartitionMerge(max_present=MAX_HEADLINES)}
 
     @property
     def ready(self) -> bool:
@@ -55,14 +58,17 @@ class GlobalTables:
 
     def apply(self, received: Sequence[PartitionRecords]) -> dict[bytes, RefreshRequest]:
         refreshes: dict[bytes, RefreshRequest] = {}
-        for topic, records, partition, offsets in received:
+        for topic, records, partition, offsets, timestamps in received:
+            if topic == "item-signals":  # each item's signals are written by the owner of its only partition
+                self.signals.apply(records)
+                continue
+            claim = self._merges[topic].claims(records, partition, timestamps)
             if topic == "catalog":
-                for reject in self.catalog.apply(records):
+                for reject in self.catalog.apply(records, claim):
                     metrics.DEAD_LETTERS.labels("catalog", "invalid").inc()
                     where = {"topic": topic, "partition": partition, "offset": offsets[reject.record]}
                     log.warning("an item of the catalogue is invalid and was skipped: %s", reject.message, extra=where)
-            elif topic == "item-signals":
-                self.signals.apply(records)
             else:
-                refreshes |= self.headlines.apply(records, time.time())
+                current = [record for at, record in enumerate(records) if claim(at)]
+                refreshes |= self.headlines.apply(current, time.time())
         return refreshes

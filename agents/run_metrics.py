@@ -47,6 +47,10 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
             _EVENTS[run.topic][kind].inc(number)
     metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]))
     metrics.CLAMPED.inc(decoded.clamped)
+    if decoded.lenient:
+        metrics.LENIENT.labels(run.topic).inc(decoded.lenient)
+    for entry, number in decoded.ignored.items():
+        metrics.IGNORED.labels(run.topic, entry).inc(number)
     metrics.DEFERRED_PAGES.inc(len(result.changelog) - len(result.pages))
 
 

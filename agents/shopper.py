@@ -21,6 +21,7 @@ from agents.poison import PoisonFilter
 from agents.profile_expiry import expire_profiles
 from stream import metrics
 from stream.events import Reject, decode_run
+from stream.ignored_types import IgnoredTypes
 from stream.items.activity import encode_activity, owner_partitions, split_activity
 from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
@@ -60,6 +61,7 @@ class ShopperAgent:
         off_loop: OffLoop,
     ) -> None:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
+        self._ignored_types = IgnoredTypes(settings.ignored_types.split(","))
         self._poison = PoisonFilter()
         self._ranker_health = RankerHealth(settings.models_dir / "ranker")
         self._refresh = MicroBatcher(self._refresh_all, off_loop, _is_brief)
@@ -136,6 +138,7 @@ class ShopperAgent:
         decoded = decode_run(
             [record.value for record in records], [record.key for record in records],
             [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
+            lambda index: records[index].headers, self._ignored_types,
         )  # fmt: skip
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         return PartitionInput(stored, decoded, offsets, clock=clock), decoded.rejects

@@ -1,15 +1,25 @@
 """Events of shoppers: from the bytes of a record to the rows that kernels read."""
 
 import re
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from math import inf
 from struct import Struct
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from stream import cloudevents
+from stream.cloudevents import Headers
+from stream.event_errors import EventError as EventError
+from stream.event_errors import shown
 from stream.ids import key32, key64
+from stream.ignored_types import NONE_IGNORED, IgnoredTypes
+from stream.lenient import LenientDecoder, id_text
+from stream.times import EARLIEST_S as EARLIEST_S
+from stream.times import LATEST_S as LATEST_S
+from stream.times import record_seconds
 
 # The position is the code in rows and profiles: append only.
 KINDS = (
@@ -35,6 +45,35 @@ TOPIC_KINDS = {
     "clicks": frozenset((VIEW, CLICK, HOME, SEARCH, ADD, REMOVE, HIDE)),
     "purchases": frozenset((BUY, REFUND)),
     "privacy": frozenset((CONSENT, ERASE, IDENTIFY)),
+}
+# What an event of each kind needs besides its id, its type and SHOPPER_FIELDS. The decoder, the JSON Schema and the
+# reference table use it.
+REQUIRED_FIELDS: dict[int, tuple[str, ...]] = {
+    **dict.fromkeys((VIEW, CLICK, ADD, REMOVE, HIDE, REFUND), ("data.items",)),
+    BUY: ("data.items", "data.transaction_id"),
+    SEARCH: ("data.search_term",),
+    CONSENT: ("data.consent.personalization",),
+}
+SHOPPER_FIELDS = (
+    "user_id",
+    "anonymous_id",
+)  # of `data`: one of them says whose event it is, the first if both are there
+KIND_MEANINGS = {
+    VIEW: "the shopper opens the page of an item",
+    CLICK: "the shopper clicks an item in a list; `data.attribution` names the page and the slot",
+    HOME: (
+        "the shopper opens the homepage; a visitor without history needs it: pages answer events, and this is the only "
+        "event that such a visitor has"
+    ),
+    SEARCH: "the shopper searches for a text",
+    ADD: "items are put into the cart",
+    REMOVE: "items are taken out of the cart",
+    HIDE: "the shopper does not want to see these items",
+    BUY: "an order is placed",
+    REFUND: "items are returned",
+    CONSENT: "the shopper allows or refuses personalisation",
+    ERASE: "the shopper asks to be erased",
+    IDENTIFY: "an anonymous visitor signs in",
 }
 
 # One row per item or search word of an event, numbered by `part`. An event is counted by its part 0.
@@ -64,7 +103,7 @@ _row = _ROW.pack  # takes a third of the time of a NumPy row made from a tuple
 
 
 # Types of the JSON: GA4's e-commerce names in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is generated from
-# them.
+# them (`event_schema.py`), and so are the other forms of a value that are accepted (`lenient.py`).
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -103,24 +142,16 @@ class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
     search_term: Text | None = None
     transaction_id: Short | None = None
     currency: Short | None = None
-    value: float | None = None
+    value: Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)] | None = None
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     id: Id
     type: Id
-    time: Annotated[datetime, msgspec.Meta(tz=True)]
     data: EventData
+    time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None  # if absent, the record's timestamp is the time
     source: Short = ""
     specversion: Short = "1.0"
-
-
-class EventError(ValueError):
-    """A rejected event: a code for metrics, the field, and a message with the field and its value."""
-
-    def __init__(self, code: str, field: str, message: str) -> None:
-        super().__init__(message)
-        self.code, self.field, self.message = code, field, message
 
 
 class Reject(NamedTuple):
@@ -140,6 +171,8 @@ class Decoded(NamedTuple):
     ids: list[str]  # CloudEvents id
     rejects: list[Reject]
     clamped: int  # number of events whose time was clamped
+    lenient: int = 0  # number of events that the strict schema refuses
+    ignored: Mapping[str, int] = {}  # number of records that were left out, by the entry of the ignored types
 
 
 # Reasons for a rejection, as metrics and dead letters name them.
@@ -156,15 +189,18 @@ REJECT_CODES = (
 )
 MAX_EVENT_BYTES = 256 * 1024
 FUTURE_TOLERANCE_S = 300.0  # default; SHOPWINDOW_FUTURE_TOLERANCE sets it for a worker
-# Range of event times: from 2000-01-01 to the end of the 32-bit seconds that profiles store.
-EARLIEST_S, LATEST_S = 946_684_800.0, 2_147_483_000.0
+NO_ARRIVAL_S = inf  # timestamp of an event that is in no record, such as a line of a file
+FIRST_YEAR, LAST_YEAR = 2000, 2999  # of a time as it is written; a time after 2038 is clamped or refused
+# From here on, a time is of FIRST_YEAR or later in every time zone.
+_SAFELY_EARLIEST_S = EARLIEST_S + 86_400.0
 MAX_WORDS = 8
 
 _KIND_OF = {name: code for code, name in enumerate(KINDS) if name}
 _LOCALE_OF = {name: code for code, name in enumerate(LOCALES) if name}
 _CHANNEL_OF = {name: code for code, name in enumerate(CHANNELS) if name}
-_WITH_ITEMS = frozenset((VIEW, CLICK, ADD, REMOVE, HIDE, BUY, REFUND))
+_WITH_ITEMS = frozenset(kind for kind, fields in REQUIRED_FIELDS.items() if "data.items" in fields)
 _decoder = msgspec.json.Decoder(Event)
+_lenient_decoder = LenientDecoder(Event)
 _PATH = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
 _NAMED = re.compile(r"required field `(\w+)`")
 _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|[^\W_\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -199,13 +235,31 @@ def encode(event: Event) -> bytes:
     return msgspec.json.encode(event)
 
 
-def decode(value: bytes | None, key: bytes | None, topic: str) -> Event:
+def shopper_of(data: Any) -> str:
+    """Id of the shopper in the `data` of a JSON document; "" if there is none that can be read."""
+    return next((text for name in SHOPPER_FIELDS if (text := id_text(data.get(name)))), "")
+
+
+def decode(value: bytes | None, key: bytes | None, topic: str, headers: Headers = ()) -> Event:
     """Event in a record of `topic`, one of TOPIC_KINDS. Raises only EventError."""
-    return _decode(value, key, topic)[0]
+    return _decode(value, key, topic, _Run(lambda _: headers, NONE_IGNORED, [], {}), 0)[0]
 
 
-def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, int]:
-    """Event in a record, and the code of its kind. Raises EventError."""
+class _Run(NamedTuple):
+    """What only the second try of a record needs, and what it notes."""
+
+    headers: Callable[[int], Headers]  # of a record, by its index
+    ignored_types: IgnoredTypes
+    lenient: list[int]  # records with a lenient form; a record may be in it twice
+    ignored: dict[str, int]  # number of records, by entry of the ignored types
+
+
+class _Ignored(Exception):
+    """The record has a type that is ignored."""
+
+
+def _decode(value: bytes | None, key: bytes | None, topic: str, run: _Run, index: int) -> tuple[Event, int]:
+    """Event in record `index` of a run, and the code of its kind. Raises EventError, and _Ignored."""
     if value is None:
         raise EventError("empty", "value", "the record has no value; an event was expected")
     if len(value) > MAX_EVENT_BYTES:
@@ -214,15 +268,11 @@ def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, 
         )
     try:
         event = _decoder.decode(value)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), value) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EventError("not_json", "value", f"{error}: {_shown(value)}") from None
-    except RecursionError:
-        raise EventError("not_json", "value", f"nested too deeply: {_shown(value)}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        event = _decode_again(value, error, run, index)
     kind = _KIND_OF.get(event.type)
     if kind is None:
-        raise EventError("unknown_type", "type", f"type is {_shown(event.type)}, expected one of {', '.join(_KIND_OF)}")
+        raise _unknown_type(event.type, run)
     if kind not in TOPIC_KINDS[topic]:
         home = next(name for name, kinds in TOPIC_KINDS.items() if kind in kinds)
         raise EventError("wrong_topic", "type", f"type {event.type} belongs to topic '{home}', not to '{topic}'")
@@ -234,7 +284,7 @@ def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, 
         )
     if key != shopper.encode("utf-8", "surrogatepass"):
         raise EventError(
-            "bad_key", "key", f"the record's key is {_shown(key)}, expected the shopper's, {_shown(shopper)}"
+            "bad_key", "key", f"the record's key is {shown(key)}, expected the shopper's, {shown(shopper)}"
         )
     if kind in _WITH_ITEMS:
         if not data.items:
@@ -244,37 +294,122 @@ def _decode(value: bytes | None, key: bytes | None, topic: str) -> tuple[Event, 
         if kind == BUY and not data.transaction_id:
             raise EventError("missing", "data.transaction_id", "purchase needs data.transaction_id")
     elif kind == SEARCH and not data.search_term:
-        raise EventError(
-            "missing", "data.search_term", f"search needs data.search_term, got {_shown(data.search_term)}"
-        )
+        raise EventError("missing", "data.search_term", f"search needs data.search_term, got {shown(data.search_term)}")
     elif kind == CONSENT and (data.consent is None or data.consent.personalization is None):
         raise EventError("missing", "data.consent", "consent needs data.consent.personalization, true or false")
     return event, kind
 
 
-def _invalid(message: str, value: bytes) -> EventError:
+def _decode_again(value: bytes, refusal: Exception, run: _Run, index: int) -> Event:
+    """Event in a record that the strict decoder refuses with `refusal`: in another mode, or with lenient forms.
+
+    Raises EventError, and _Ignored.
+    """
+    if isinstance(refusal, RecursionError):
+        raise EventError("not_json", "value", f"nested too deeply: {shown(value)}")
+    envelope = cloudevents.unpack(value, run.headers(index))
+    document = envelope.document
+    type = document.get("type") if isinstance(document, dict) else None
+    if isinstance(type, str) and type and type not in _KIND_OF:
+        raise _unknown_type(type, run)
+    try:
+        event: Event
+        event, is_lenient = _lenient_decoder.convert(document, is_refused=not envelope.prefix)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), envelope) from None
+    if is_lenient:
+        run.lenient.append(index)
+    return event
+
+
+def _unknown_type(type: str, run: _Run) -> Exception:
+    """_Ignored, which is counted here, or the error of a type that is neither known nor ignored."""
+    entry = run.ignored_types.match(type)
+    if entry is None:
+        known = ", ".join(_KIND_OF)
+        return EventError(
+            "unknown_type", "type",
+            f"type is {shown(type)}, expected one of {known}; SHOPWINDOW_IGNORED_TYPES lists types to ignore",
+        )  # fmt: skip
+    run.ignored[entry] = run.ignored.get(entry, 0) + 1
+    return _Ignored()
+
+
+def _invalid(message: str, envelope: cloudevents.Envelope) -> EventError:
     """Error from msgspec's message: its path is the field, to which the value found there is added."""
     match = _PATH.match(message)
     problem, path = (match.group(1), match.group(2) or "") if match else (message, "")
-    named = _NAMED.search(problem)
     field = path.lstrip(".")
-    if named:
-        field = f"{field}.{named.group(1)}".lstrip(".")
+    if envelope.prefix and field in cloudevents.ATTRIBUTES:
+        field = envelope.prefix + field
+    if named := _NAMED.search(problem):
+        name = named.group(1)
+        if envelope.prefix and not field and name in cloudevents.ATTRIBUTES:
+            name = envelope.prefix + name
+        field = f"{field}.{name}".lstrip(".")
         return EventError("missing", field, f"{field} is missing")
-    found: Any
+    found: Any = envelope.document
     try:
-        found = msgspec.json.decode(value)
         for step in re.findall(r"\w+|\[\.\.\.\]|\[\d+\]", path):
             found = (found[0] if step == "[...]" else found[int(step[1:-1])]) if step.startswith("[") else found[step]
-    except (msgspec.DecodeError, LookupError, TypeError, RecursionError, ValueError):
-        found = value
-    return EventError("invalid", field or "value", f"{field or 'value'} is {_shown(found)}: {problem}")
+    except (LookupError, TypeError):
+        found = envelope.document
+    if path == ".time":
+        problem = _TIME_EXPECTED
+    return EventError("invalid", field or "value", f"{field or 'value'} is {shown(found)}: {problem}")
 
 
-def _shown(value: object) -> str:
-    """ASCII text of a value, at most 80 characters."""
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+_TIME_EXPECTED = (
+    "expected an RFC 3339 time with a zone, such as 2026-01-01T10:00:00Z, or a number of s, ms or us since the epoch "
+    "from 2000 to 2038"
+)
+
+
+class EventTime(NamedTuple):
+    """Time of an event, s since the epoch."""
+
+    seconds: float
+    is_clamped: bool
+    is_lenient: bool  # the record's timestamp, which was needed, is not in ms
+
+
+def event_time(event: Event, timestamp: float, future_tolerance: float = FUTURE_TOLERANCE_S) -> EventTime:
+    """Time of an event in a record with this timestamp (s since the epoch), clamped to timestamp + future_tolerance.
+
+    An event without a time has that of its record. Raises EventError, which names the time or the timestamp.
+    """
+    arrived = record_seconds(timestamp)
+    is_lenient = arrived is not None and arrived != timestamp
+    if event.time is None:
+        if arrived is None:
+            reason = "" if timestamp == NO_ARRIVAL_S else f", and {_unusable(timestamp)}"
+            raise EventError("missing", "time", "time is missing" + reason)
+        return EventTime(arrived, False, is_lenient)
+    written = event.time.isoformat()
+    out_of_range = EventError("out_of_range", "time", f"time is {written}, expected one from 2000 to 2038")
+    if not FIRST_YEAR <= event.time.year <= LAST_YEAR:
+        raise out_of_range
+    time, latest = event.time.timestamp(), timestamp + future_tolerance
+    if time > latest:
+        if arrived is None:
+            raise EventError("out_of_range", "timestamp", f"{_unusable(timestamp)}, and time, {written}, is after it")
+        latest = arrived + future_tolerance
+    if min(time, latest) > LATEST_S:
+        raise out_of_range
+    return EventTime(min(time, latest), time > latest, is_lenient and time > timestamp + future_tolerance)
+
+
+def _unusable(timestamp: float) -> str:
+    """Text about a record's timestamp (s since the epoch) that is no event time."""
+    try:
+        date = f" ({datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d})"
+    except (OverflowError, ValueError, OSError):
+        date = ""
+    return f"the record's timestamp is {timestamp * 1000:.0f} ms{date}, expected ms since the epoch from 2000 to 2038"
+
+
+def _no_headers(_: int) -> Headers:
+    return ()
 
 
 def decode_run(
@@ -283,37 +418,43 @@ def decode_run(
     timestamps: Sequence[float],
     topic: str,
     future_tolerance: float = FUTURE_TOLERANCE_S,
+    headers: Callable[[int], Headers] = _no_headers,
+    ignored_types: IgnoredTypes = NONE_IGNORED,
 ) -> Decoded:
     """Decode a run of records of `topic`. timestamps: those of the records, s since the epoch.
 
     A bad record becomes a reject and does not affect the others. The time of an event is clamped to
-    `future_tolerance` seconds after its record's timestamp.
+    `future_tolerance` seconds after its record's timestamp. `headers` gives those of a record by its index; it is only
+    called for records whose value alone is no event.
     """
     rows: list[bytes] = []
     shoppers: list[bytes] = [b""] * len(values)
     ids: list[str] = [""] * len(values)
     rejects: list[Reject] = []
     clamped = 0
+    run = _Run(headers, ignored_types, [], {})
     for i, value in enumerate(values):
         try:
-            event, kind = _decode(value, keys[i], topic)
-            time = event.time.timestamp()
-            if time > timestamps[i] + future_tolerance:
-                time, is_clamped = timestamps[i] + future_tolerance, 1
-            else:
-                is_clamped = 0
-            if not EARLIEST_S <= time <= LATEST_S:
-                raise EventError(
-                    "out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038"
-                )
+            event, kind = _decode(value, keys[i], topic, run, i)
+            at = event.time
+            if (
+                at is None
+                or not _SAFELY_EARLIEST_S <= (time := at.timestamp()) <= timestamps[i] + future_tolerance
+                or time > LATEST_S
+            ):
+                time, is_clamped, is_lenient = event_time(event, timestamps[i], future_tolerance)
+                clamped += is_clamped
+                if is_lenient:
+                    run.lenient.append(i)
         except EventError as error:
             rejects.append(Reject(i, error.code, error.field, error.message))
+            continue
+        except _Ignored:
             continue
         except (OverflowError, ValueError) as error:
             # From datetime: a zone offset that leaves the years 1 to 9999.
             rejects.append(Reject(i, "out_of_range", "time", f"time cannot be read: {error}"))
             continue
-        clamped += is_clamped
         data = event.data
         key = keys[i]
         assert key is not None
@@ -333,4 +474,6 @@ def decode_run(
                 rows.append(_row(*head, 0, time, i, 0, 0, key32(word) if word else 0, 0.0, 0, part, *tail))
         else:
             rows.append(_row(*head, 0, time, i, 0, 0, 0, 0.0, 0, 0, *tail))
-    return Decoded(np.ndarray(len(rows), EVENT, bytearray(b"".join(rows))), shoppers, ids, rejects, clamped)
+    lenient = sum(1 for i in set(run.lenient) if shoppers[i])
+    array = np.ndarray(len(rows), EVENT, bytearray(b"".join(rows)))
+    return Decoded(array, shoppers, ids, rejects, clamped, lenient, run.ignored)

@@ -51,6 +51,14 @@ SKIPPED = _counter("skipped_records", "Redelivered records below the watermark o
 CLAMPED = _counter(
     "clamped_times", "Events too far ahead of their record's time, clamped to SHOPWINDOW_FUTURE_TOLERANCE"
 )
+LENIENT = _counter(
+    "lenient_events",
+    "Events accepted although the schema event-strict/1 refuses them, such as those with numbers in strings",
+    "topic",
+)
+IGNORED = _counter(
+    "ignored_events", "Records left out because SHOPWINDOW_IGNORED_TYPES lists their type", "topic", "type"
+)
 PAGES = _counter("pages", "Pages published", "mode")
 FRESHNESS = _histogram(
     "homepage_freshness_seconds",

@@ -79,6 +79,13 @@ def _parse_folder(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _parse_names(text: str) -> str:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if any("*" in name[:-1] or any(c.isspace() for c in name) for name in names):
+        raise ValueError
+    return ",".join(names)
+
+
 def _parse_model(text: str) -> str:
     if not text.strip():
         raise ValueError
@@ -89,6 +96,7 @@ _BOOL = _Kind(_parse_flag, "true or false")
 _PATH = _Kind(_parse_folder, "a path")
 _TEXT = _Kind(str, "text")
 _MODEL = _Kind(_parse_model, "a folder or a name")
+_NAMES = _Kind(_parse_names, "names with commas between; a name may end in *")
 _TOPIC = _Kind(_parse_topic_part, "letters, digits, '.', '_' and '-', at most 100")
 
 
@@ -164,6 +172,11 @@ class Settings:
     )
     future_tolerance: float = _setting(
         300.0, _real(0, 86_400, "s"), "an event time is clamped to at most this long after its record's timestamp"
+    )
+    ignored_types: str = _setting(
+        "ga4",
+        _NAMES,
+        "types of events to skip if they have no meaning here; ga4: those of Google Analytics 4",
     )
     profile_ttl: float = _setting(
         7_776_000.0, _real(0, 315_360_000, "s"), "a profile is deleted after this long without an event; 0: never"

@@ -50,6 +50,7 @@ SECTIONS = {
         "settings": "reference:settings",
         "metrics": "reference:metrics",
         "schemas": "reference:schemas",
+        "kinds": "reference:kinds",
     },
 }
 EPILOG = """\

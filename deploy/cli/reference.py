@@ -1,4 +1,4 @@
-"""Commands that print reference tables: settings, metrics, schemas."""
+"""Commands that print reference tables: settings, metrics, schemas, kinds of events."""
 
 from __future__ import annotations
 
@@ -59,3 +59,24 @@ def schemas(_: Settings, folder: Path | None) -> None:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name.replace('/', '-')}.json").write_text(text + "\n")
+
+
+@click.command("kinds", cls=Command, example="shopwindow kinds")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table, for the documentation.")
+def kinds(_: Settings, markdown: bool) -> None:
+    """List the kinds of events: topic, required fields, meaning.
+
+    Every event also needs `id`, `type` and a shopper: `data.user_id` or `data.anonymous_id`.
+    """
+    from stream.events import KIND_MEANINGS, KINDS, REQUIRED_FIELDS, TOPIC_KINDS
+
+    if markdown:
+        print("| kind | topic | required fields | sent when |\n|---|---|---|---|")
+    for topic, of_topic in TOPIC_KINDS.items():
+        for kind in sorted(of_topic):
+            fields, meaning = REQUIRED_FIELDS.get(kind, ()), KIND_MEANINGS[kind]
+            if markdown:
+                shown = ", ".join(f"`{field}`" for field in fields)
+                print(f"| `{KINDS[kind]}` | `{topic}` | {shown} | {meaning} |")
+            else:
+                print(f"{KINDS[kind]:18} {topic:10} {', '.join(fields) or '-'}\n    {meaning.replace('`', '')}")

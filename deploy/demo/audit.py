@@ -65,7 +65,7 @@ def accepted_events(event_records: Mapping[str, Sequence[Any]]) -> dict[tuple[by
     for topic, records in event_records.items():
         for record in records:
             try:
-                event = decode(record.value, record.key, topic)
+                event = decode(record.value, record.key, topic, record.headers)
             except EventError:
                 continue
             found.setdefault((shopper_key(event).encode(), event.source, event.id), event)
@@ -118,7 +118,7 @@ def _check_shown_items(pages: Pages, read: Readback, accepted: Mapping[tuple[byt
     items = {record.key.decode(): json.loads(record.value) for record in read.catalog if record.value is not None}
     hidden: dict[str, dict[str, float]] = defaultdict(dict)  # shopper -> item -> when it was hidden first
     for (key, _, _), event in accepted.items():
-        if event.type == "hide_item":
+        if event.type == "hide_item" and event.time is not None:
             for item in event.data.items or ():
                 hidden[key.decode()].setdefault(item.item_id, event.time.timestamp())
     for _, page in pages:

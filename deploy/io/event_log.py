@@ -13,7 +13,8 @@ import msgspec
 
 from deploy.io.files import InputError, Outgoing, event_records, open_text
 from models.data.clickstream import Click, ClickstreamError, parse_clicks
-from stream.events import EARLIEST_S, LATEST_S
+from stream.lenient import read_time
+from stream.times import EARLIEST_S, LATEST_S
 
 
 class ReplayLog(NamedTuple):
@@ -89,7 +90,10 @@ def _times(records: Sequence[Outgoing]) -> list[float]:
 def _time_of(value: bytes) -> float | None:
     """Return the time of an event in seconds since the epoch, or None if the record has none that can be read."""
     try:
-        time = datetime.fromisoformat(json.loads(value)["time"].replace("Z", "+00:00"))
+        written = json.loads(value)["time"]
+        if (moment := read_time(written)) is not None:
+            return moment.timestamp()
+        time = datetime.fromisoformat(written.replace("Z", "+00:00"))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from stream.events import KINDS, TOPIC_KINDS
+from stream.cloudevents import unpack
+from stream.events import KINDS, TOPIC_KINDS, shopper_of
 from stream.items.catalog import ItemError, decode_item
 
 # The first bytes of a compressed file.
@@ -67,11 +68,10 @@ def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
             continue
         key, topic = None, "clicks"
         try:
-            event = json.loads(value)
+            event = unpack(value).document
             topic = _TOPIC_OF.get(event["type"], "clicks")
-            shopper = event["data"].get("user_id") or event["data"].get("anonymous_id")
-            key = shopper.encode("utf-8", "surrogatepass")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            key = shopper_of(event["data"]).encode("utf-8", "surrogatepass") or None
+        except (ValueError, LookupError, TypeError, AttributeError):
             pass
         yield Outgoing(topic, key, value)
 

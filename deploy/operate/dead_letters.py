@@ -205,7 +205,8 @@ def refusal_reason(letter: DeadLetter, force: bool) -> str:
 
 
 def _is_valid_event(letter: DeadLetter) -> bool:
-    return not decode_run([letter.value], [letter.key], [time.time()], letter.topic).rejects
+    values, keys = [letter.value], [letter.key]
+    return not decode_run(values, keys, [time.time()], letter.topic, headers=lambda _: letter.headers).rejects
 
 
 def _is_valid_json_of(type: Any) -> Callable[[DeadLetter], bool]:

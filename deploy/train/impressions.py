@@ -125,7 +125,8 @@ async def from_topics(settings: Settings, log: LogLine) -> JoinedClicks:
     for topic in EVENT_TOPICS:
         async for record in read_topic(settings, topic, progress_logger(f"records of {topic} read", log)):
             try:
-                page_clicks.add(decode(record.value, record.key, topic), record.timestamp / 1000)
+                event = decode(record.value, record.key, topic, record.headers)
+                page_clicks.add(event, record.timestamp / 1000)
             except EventError:
                 refused += 1
     if refused:

@@ -17,7 +17,7 @@ from deploy.io.files import InputError, event_records, item_records, open_text
 from models.data.event_log import without_duplicates, without_erased
 from models.manifest import Source
 from models.train.progress import LogLine
-from stream.events import EVENT, FUTURE_TOLERANCE_S, decode_run
+from stream.events import EVENT, FUTURE_TOLERANCE_S, NO_ARRIVAL_S, decode_run
 from stream.items.catalog import Catalog
 from stream.types import F64, Rows
 
@@ -26,8 +26,6 @@ DECODED_LINES = 4096  # decoded together
 HASHED_BYTES = 1 << 20  # read at once
 MAX_LOGGED_REFUSALS = 20  # the others are only counted
 PROGRESS_LINES = 250_000  # between two progress lines
-# A file's lines have no time of arrival. With this one, no event counts as from the future.
-NO_ARRIVAL_S = 4e9
 _IMPRESSION = re.compile(r'"schema"\s*:\s*"impression/1"')
 
 

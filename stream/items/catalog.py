@@ -1,6 +1,6 @@
 """The catalogue: items as rows of 64 bytes for the kernels, and as encoded JSON fragments for the page encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, NamedTuple, Self
 
@@ -184,15 +184,24 @@ class Catalog:
             rows[at] = self.row(int(items[at]))
         return rows
 
-    def apply(self, records: Sequence[tuple[bytes, bytes | None]]) -> list[ItemReject]:
-        """Apply catalogue records in order; the value None deletes an item. Returns the invalid records, ignored."""
+    def apply(
+        self, records: Sequence[tuple[bytes, bytes | None]], claim: Callable[[int], bool] = lambda _: True
+    ) -> list[ItemReject]:
+        """Apply catalogue records in order; the value None deletes an item. Returns the invalid records, ignored.
+
+        `claim` is asked for each valid record, by its index, and returns False if the record is outdated.
+        """
         rejects = []
         for at, (key, value) in enumerate(records):
             try:
                 if value is None:
-                    self._remove(key64(key.decode("utf-8", "surrogatepass")))
+                    item_key = key64(key.decode("utf-8", "surrogatepass"))
+                    if claim(at):
+                        self._remove(item_key)
                 else:
-                    self._set(decode_item(key, value))
+                    item = decode_item(key, value)
+                    if claim(at):
+                        self._set(item)
             except ItemError as error:
                 rejects.append(ItemReject(at, error.field, error.message))
             except UnicodeDecodeError:

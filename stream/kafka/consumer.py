@@ -37,6 +37,7 @@ from stream.kafka.client.fetcher import BatchConsumerThread, FetchedRecords, Fet
 from stream.kafka.client.producer import BatchProducer
 from stream.kafka.client.record_batch import UnreadableBatch
 from stream.kafka.run import BatchMessage, PartitionLost, Run
+from stream.times import record_seconds
 
 # A partition is not fetched further while this many of its runs wait.
 PREFETCH_RUNS = 4
@@ -45,6 +46,14 @@ MAX_UNCOMMITTED_RUNS = 4
 # How long a rebalance or a stop waits for runs in flight. A rebalance may take 60 s (broker_rebalance_timeout).
 FINISH_TIMEOUT_S = 10.0
 log = logging.getLogger(__name__)
+
+
+def _arrival(record: Any) -> float:
+    """Timestamp (s since the epoch) of a record; the present time if its producer wrote none that can be understood.
+
+    A single wrong timestamp would otherwise count as a lag of decades, and shed load.
+    """
+    return record_seconds(record.timestamp / 1000) or time.time()
 
 
 class BatchConsumer(driver.Consumer):
@@ -156,7 +165,7 @@ class BatchConsumer(driver.Consumer):
         )  # fmt: skip
         message.records = records
         message.epoch = self.epoch
-        self._delivered[tp] = records[0].timestamp / 1000
+        self._delivered[tp] = _arrival(records[0])
         self._outbox.put_nowait(message)
 
     def _run_length(self, tp: TP, backlog: list[Any]) -> int:
@@ -346,7 +355,7 @@ class BatchConsumer(driver.Consumer):
 
     def waiting_since(self) -> dict[TP, float]:
         """Timestamp (s since the epoch) of the oldest record that is delivered or in flight, by partition."""
-        return self._delivered | {tp: runs[0].records[0].timestamp / 1000 for tp, runs in self.in_flight.items()}
+        return self._delivered | {tp: _arrival(runs[0].records[0]) for tp, runs in self.in_flight.items()}
 
     def fetched_at(self) -> float | None:
         """When (s since the epoch) the broker last answered a fetch; None before the first answer."""

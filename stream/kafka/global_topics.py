@@ -35,6 +35,7 @@ class PartitionRecords(NamedTuple):
     records: list[KeyValue]
     partition: int
     offsets: list[int]  # of each record: compaction leaves gaps
+    timestamps: list[int]  # of each record, ms since the epoch
 
 
 class TopicReader(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka has no types
@@ -125,7 +126,8 @@ class GlobalTopics:
         topic = records[0].topic.removeprefix(self._settings.prefix)
         rows = [(record.key, record.value) for record in records]
         offsets = [record.offset for record in records]
-        self._waiting.append(PartitionRecords(topic, rows, records[0].partition, offsets))
+        timestamps = [record.timestamp for record in records]
+        self._waiting.append(PartitionRecords(topic, rows, records[0].partition, offsets, timestamps))
         self._arrived.set()
 
 
@@ -144,12 +146,18 @@ async def read_topic(settings: Settings, topic: str, progress: Progress | None =
 async def read_table(settings: Settings, topic: str) -> dict[bytes, bytes]:
     """Return the newest value of every key of a compacted topic (logical name), without watermarks.
 
-    Raises NoBroker, and LookupError if the topic is missing.
+    Records of a key in several partitions are merged as by `PartitionMerge`. Raises NoBroker, and LookupError if the
+    topic is missing.
     """
     rows: dict[bytes, bytes] = {}
+    held: dict[bytes, tuple[int, int]] = {}  # timestamp and partition of each key's newest record
     async for record in read_topic(settings, topic):
         if record.key.startswith(META_PREFIX):
             continue
+        place = record.timestamp, record.partition
+        if held.get(record.key, place) > place and held[record.key][1] != record.partition:
+            continue
+        held[record.key] = place
         if record.value is None:
             rows.pop(record.key, None)
         else:

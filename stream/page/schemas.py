@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from stream.codes import MAX_PAGE_ITEMS, MODES, REASONS, SLOTS
-from stream.events import Event
+from stream.event_schema import event_schema
 from stream.items.catalog import Item
 
 
@@ -85,9 +85,11 @@ class Impression(msgspec.Struct, frozen=True):
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema of every published payload, by `name/version`."""
-    types = {"event/1": Event, "item/1": Item, "homepage/1": Homepage, "impression/1": Impression}
-    return {
-        name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
-        for name, kind in types.items()
-    }
+    """JSON Schema of every published payload, by `name/version`.
+
+    `event/1` is what workers accept, `event-strict/1` what producers should send: the same without lenient forms.
+    """
+    types = {"item/1": Item, "homepage/1": Homepage, "impression/1": Impression}
+    found = {"event/1": event_schema(), "event-strict/1": event_schema(strict=True)}
+    found |= {name: msgspec.json.schema(kind) for name, kind in types.items()}
+    return {name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **found[name]} for name in found}

@@ -22,17 +22,7 @@ import numpy.typing as npt
 from models.ranker.columns import F, features_hash
 from models.train.ranker.fit import HELD_OUT_SHARE, Choices
 from stream.codes import MAX_PAGE_ITEMS, SLOTS
-from stream.events import (
-    EARLIEST_S,
-    ERASE,
-    FUTURE_TOLERANCE_S,
-    KINDS,
-    LATEST_S,
-    Event,
-    EventError,
-    locale_code,
-    shopper_key,
-)
+from stream.events import ERASE, KINDS, NO_ARRIVAL_S, Event, event_time, locale_code, shopper_key
 from stream.page.encode import unpack_phi
 from stream.page.schemas import Impression
 from stream.types import F64
@@ -88,18 +78,14 @@ class PageClicks:
         self._erased: dict[str, float] = {}  # by shopper: time of the last erasure request
         self._without_page = 0
 
-    def add(self, event: Event, arrived: float = np.inf) -> None:
-        """Add an event; `arrived` is its time of arrival in seconds since the epoch.
+    def add(self, event: Event, arrived: float = NO_ARRIVAL_S) -> None:
+        """Add an event; `arrived` is the timestamp of its record in seconds since the epoch.
 
-        As in serving, an event's time is at most FUTURE_TOLERANCE after its arrival. Raises EventError if the time is
-        out of range.
+        As in serving, an event's time is at most FUTURE_TOLERANCE_S after its arrival. Raises EventError if the time
+        is out of range.
         """
         data, shopper = event.data, shopper_key(event)
-        time = min(event.time.timestamp(), arrived + FUTURE_TOLERANCE_S)
-        if not EARLIEST_S <= time <= LATEST_S:
-            raise EventError(
-                "out_of_range", "time", f"time is {event.time.isoformat()}, expected one from 2000 to 2038"
-            )
+        time = event_time(event, arrived).seconds
         if data.consent is not None and data.consent.personalization is not None:
             statement = time, not data.consent.personalization
             self._consent[shopper] = max(self._consent.get(shopper, (0.0, False)), statement)

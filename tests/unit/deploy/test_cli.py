@@ -228,7 +228,7 @@ def test_the_settings_table_holds_defaults_without_local_paths(capsys: pytest.Ca
 def test_each_schema_is_written_into_its_own_file(tmp_path: Path) -> None:
     assert main(["schemas", str(tmp_path / "s")]) == 0
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"event-1.json", "item-1.json", "homepage-1.json", "impression-1.json"}
+    assert names == {"event-1.json", "event-strict-1.json", "item-1.json", "homepage-1.json", "impression-1.json"}
 
 
 def test_schemas_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,7 @@ def test_shopper_events_are_valid_ordered_and_distinct() -> None:
             times = []
             for event in person.visit(page_of_best_items(person) if turn else None, time):
                 decoded = decode(json.dumps(event).encode(), person.key.encode(), topic_of(event))
+                assert decoded.time is not None
                 times.append(decoded.time.timestamp())
                 ids.add(event["id"])
                 assert "style" not in json.dumps(event), "events do not reveal the style taste"

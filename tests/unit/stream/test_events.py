@@ -9,6 +9,7 @@ import pytest
 from stream.events import (
     BUY,
     CLICK,
+    KINDS,
     REJECT_CODES,
     SEARCH,
     EventError,
@@ -20,6 +21,7 @@ from stream.events import (
     words,
 )
 from stream.ids import key32, key64
+from stream.ignored_types import GA4_TYPES, IgnoredTypes
 from tests.harness.events import NOW, record
 
 
@@ -111,14 +113,17 @@ def test_a_locale_code_depends_on_the_language_only() -> None:
         (b"{not json", "not_json", "value", "{not json"),
         (b"\xff\xfe{}", "not_json", "value", "malformed"),
         (b"[]", "invalid", "value", "[]"),
-        (b"[" * 100_000, "invalid", "value", "Expected `object`"),
+        (b"[" * 100_000, "not_json", "value", "nested"),
         (b'{"x":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "not_json", "value", "nested"),
         (b'"' + b"x" * 300_000 + b'"', "too_large", "value", "300002 bytes"),
         (changed(id=...), "missing", "id", "id is missing"),
-        (changed(id=7), "invalid", "id", "7"),
-        (changed(id=""), "invalid", "id", "''"),
+        (changed(id=True), "invalid", "id", "True"),
+        (changed(id=""), "missing", "id", "id is missing"),
+        (changed(id=None), "missing", "id", "id is missing"),
         (changed(time="2026-01-01T10:00:00"), "invalid", "time", "2026-01-01T10:00:00"),
         (changed(time="yesterday"), "invalid", "time", "yesterday"),
+        (changed(time=12345), "invalid", "time", "12345: expected an RFC 3339 time"),
+        (changed(time="3000-01-01T00:00:00Z"), "out_of_range", "time", "3000"),
         (changed(time="1999-12-31T00:00:00Z"), "out_of_range", "time", "1999"),
         (changed(time="0001-01-01T00:00:00+23:00"), "out_of_range", "time", "0001"),
         (changed(type="teleport"), "unknown_type", "type", "teleport"),
@@ -129,6 +134,15 @@ def test_a_locale_code_depends_on_the_language_only() -> None:
         (changed(data__items=[{}]), "missing", "data.items[0].item_id", "item_id"),
         (changed(data__items=[{"item_id": "x"}] * 101), "invalid", "data.items", "100"),
         (changed(data__items=[{"item_id": "x", "price": -1}]), "invalid", "data.items[0].price", "-1"),
+        (
+            changed(data__items=[{"item_id": 1}, {"item_id": 2, "price": "dear"}]),
+            "invalid",
+            "data.items[1].price",
+            "dear",
+        ),
+        (changed(data__items=[{"item_id": "x", "price": "-1"}]), "invalid", "data.items[0].price", "-1"),
+        (changed(data__items=[{"item_id": "x", "quantity": 1.5}]), "invalid", "data.items[0].quantity", "1.5"),
+        (changed(data__items=[{"item_id": ""}]), "missing", "data.items[0].item_id", "item_id"),
         (changed(data__items=[{"item_id": "x", "price": float("nan")}]), "not_json", "value", ""),
         (changed(type="search"), "missing", "data.search_term", "search_term"),
         (changed(data__locale=["en"]), "invalid", "data.locale", "en"),
@@ -157,6 +171,96 @@ def test_unknown_fields_are_ignored_and_anonymous_ids_identify_shoppers() -> Non
     event = decode(value, b"a9", "clicks")
     assert shopper_key(event) == "a9"
     assert decode(encode(event), b"a9", "clicks") == event
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": 7},
+        {"source": None},
+        {"time": NOW},
+        {"time": int(NOW * 1000)},
+        {"time": int(NOW * 1_000_000)},
+        {"time": str(int(NOW * 1000))},
+        {"data__user_id": "", "data__anonymous_id": "u1"},
+        {"data__items": [{"item_id": "a", "price": "16.0"}]},
+        {"data__items": [{"item_id": "a", "price": ""}]},
+        {"data__items": [{"item_id": "a", "quantity": None}]},
+        {"data__items": [{"item_id": "a", "quantity": "2"}]},
+        {"data__items": [{"item_id": 5}]},
+        {"data__attribution": {"page_id": "p", "position": "3"}},
+        {"data__session_id": 99},
+    ],
+)
+def test_forms_that_many_producers_write_are_accepted_and_counted(changes: dict[str, Any]) -> None:
+    decoded = run((b"u1", changed(**changes)), record(item="a", id="strict"))
+    assert (decoded.rejects, decoded.lenient, len(decoded.rows)) == ([], 1, 2)
+    assert decoded.rows["time"].tolist() == [NOW, NOW]
+
+
+def test_lenient_values_equal_the_strict_ones() -> None:
+    items = [{"item_id": 5, "price": "16.50", "quantity": "2", "item_category": 7}]
+    lenient = run((b"42", changed(data__user_id=42, data__items=items))).rows[0]
+    items = [{"item_id": "5", "price": 16.5, "quantity": 2, "item_category": "7"}]
+    assert lenient == run((b"42", changed(data__user_id="42", data__items=items))).rows[0]
+
+
+def test_a_whole_number_written_as_a_float_is_not_lenient() -> None:
+    decoded = run((b"u1", changed(data__items=[{"item_id": "a", "quantity": 3.0}])))
+    assert (decoded.rows["quantity"].tolist(), decoded.lenient) == ([3], 0)
+
+
+def test_a_refused_record_does_not_count_as_lenient() -> None:
+    decoded = run((b"u2", changed(id=7)), (b"u1", changed(id=7, type="purchase")))
+    assert (len(decoded.rejects), decoded.lenient) == (2, 0)
+
+
+def test_an_event_without_a_time_has_that_of_its_record() -> None:
+    decoded = run((b"u1", changed(time=...)), (b"u1", changed(time=None)), at=NOW - 7)
+    assert (decoded.rows["time"].tolist(), decoded.lenient) == ([NOW - 7, NOW - 7], 0)
+
+
+@pytest.mark.parametrize("written", [NOW / 1000, NOW * 1000])
+def test_a_record_timestamp_in_seconds_or_microseconds_is_understood(written: float) -> None:
+    """The decoder gets timestamps in s, computed from what should be ms."""
+    decoded = run(record(item="a", time=NOW + 4000), (b"u1", changed(time=...)), at=written)
+    times = decoded.rows["time"].tolist()
+    assert times == [NOW + 300 if written < NOW else NOW + 4000, NOW]
+    assert (decoded.rejects, decoded.lenient) == ([], 2 if written < NOW else 1)
+
+
+@pytest.mark.parametrize("written", [0.0, -0.001, 12_345.0])
+def test_an_unusable_record_timestamp_is_named_instead_of_the_time(written: float) -> None:
+    (reject,) = run(record(item="a"), at=written).rejects
+    assert (reject.code, reject.field) == ("out_of_range", "timestamp")
+    assert f"{written * 1000:.0f} ms" in reject.message and "2026-01-01T00:00:00+00:00" in reject.message
+    (reject,) = run((b"u1", changed(time=...)), at=written).rejects
+    assert (reject.code, reject.field) == ("missing", "time") and "timestamp is" in reject.message
+
+
+def test_ignored_types_are_counted_and_other_unknown_types_refused() -> None:
+    records = [
+        (b"u1", changed(type="page_view", data={})),
+        (None, changed(type="scroll", data=7, time="never")),
+        (b"u1", changed(type="page_view", id=8)),
+        (b"u1", changed(type="app_opened")),
+        (b"u1", changed(type="teleport")),
+        (b"u1", changed(type="purchase")),
+        record(item="a"),
+    ]
+    decoded = decode_run(
+        [value for _, value in records], [key for key, _ in records], [NOW] * len(records), "clicks",
+        ignored_types=IgnoredTypes(("ga4", "app_*", "purchase", "select_item")),
+    )  # fmt: skip
+    assert decoded.ignored == {"page_view": 2, "scroll": 1, "app_*": 1}
+    assert [(reject.record, reject.code) for reject in decoded.rejects] == [(4, "unknown_type"), (5, "wrong_topic")]
+    assert "SHOPWINDOW_IGNORED_TYPES" in decoded.rejects[0].message
+    assert (decoded.rows["record"].tolist(), decoded.lenient) == ([6], 0), "a known type cannot be ignored"
+
+
+def test_no_type_of_ga4_that_has_a_meaning_is_ignored() -> None:
+    assert not GA4_TYPES & set(KINDS)
+    assert IgnoredTypes(("ga4",)).match("session_start") and IgnoredTypes(("",)).match("session_start") is None
 
 
 def test_times_from_the_future_are_clamped_and_counted() -> None:

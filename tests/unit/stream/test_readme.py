@@ -18,11 +18,13 @@ def table(first_column: str) -> list[str]:
     return lines[: next(at for at, line in enumerate([*lines, ""]) if not line.startswith("|"))]
 
 
-@pytest.mark.parametrize(("command", "first_column"), [("metrics", "metric"), ("settings", "variable")])
+@pytest.mark.parametrize(
+    ("command", "first_column"), [("metrics", "metric"), ("settings", "variable"), ("kinds", "kind")]
+)
 def test_a_reference_table_equals_the_output_of_its_command(
     command: str, first_column: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`shopwindow metrics --markdown` and `shopwindow settings --markdown` print the tables."""
+    """`shopwindow metrics --markdown`, `settings --markdown` and `kinds --markdown` print the tables."""
     assert main([command, "--markdown"]) == 0
     assert table(first_column) == capsys.readouterr().out.splitlines()
 

@@ -45,6 +45,9 @@ EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
 DUPLICATES = _counter("duplicates", "Events with a source and id that were folded before")
 DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
 SKIPPED = _counter("skipped_records", "Redelivered records below the watermark of their table", "topic")
+FORWARDED = _counter(
+    "forwarded_records", "Records that lay in a wrong partition and were forwarded to the owner of their key", "topic"
+)
 CLAMPED = _counter(
     "clamped_times", "Events too far ahead of their record's time, clamped to SHOPWINDOW_FUTURE_TOLERANCE"
 )

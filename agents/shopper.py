@@ -17,14 +17,16 @@ from agents.health.ranker_health import RankerHealth
 from agents.page.fold_step import PartitionInput
 from agents.page.headline_cache import RefreshRequest
 from agents.page.path import PagePath, PageResult
+from agents.placement_monitor import PlacementMonitor
 from agents.poison import PoisonFilter
 from agents.profile_expiry import expire_profiles
 from stream import metrics
-from stream.events import Reject, decode_run
+from stream.events import Decoded, Reject, decode_run
 from stream.ignored_types import IgnoredTypes
 from stream.items.activity import encode_activity, owner_partitions, split_activity
 from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
+from stream.kafka.forwarding import Routed, forward, route, stranded, too_large
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.profile.store import MemoryProfileStore
@@ -40,10 +42,21 @@ OUT_OF_MEMORY = (
 )
 
 
+class DecodedRun(NamedTuple):
+    """Some records of a run, decoded and sorted by the partition that they belong to."""
+
+    partition_input: PartitionInput
+    rejects: list[Reject]  # by index of the records
+    routed: Routed = Routed()
+    misplaced: Sequence[Any] = ()  # records that are forwarded
+    forwarded: Sequence[Output] = ()  # the same as outputs
+    keyless: int = 0  # rejected records without a key
+
+
 class Processed(NamedTuple):
     """A run's input, and what it has led to so far. Nothing is published yet."""
 
-    partition_input: PartitionInput
+    decoded: DecodedRun
     rejects: list[Reject]
     result: PageResult
     outputs: list[Output]
@@ -65,6 +78,7 @@ class ShopperAgent:
         self._poison = PoisonFilter()
         self._ranker_health = RankerHealth(settings.models_dir / "ranker")
         self._refresh = MicroBatcher(self._refresh_all, off_loop, _is_brief)
+        self.placement = PlacementMonitor(settings.partitions)
 
     async def handle_runs(self, runs: AsyncIterator[Run]) -> None:
         """Fold each run into profiles and publish the refreshed pages.
@@ -73,6 +87,7 @@ class ShopperAgent:
         """
         async for run in runs:
             result, outputs = await self._refresh(run)
+            self.placement.warn_if_due()
             published = partial(run_metrics.count_published, run.topic, result, time.perf_counter())
             self._out.commit_in_background(run, outputs, result.changelog).add_done_callback(published)
 
@@ -106,13 +121,11 @@ class ShopperAgent:
         start = time.perf_counter()
         decoded = [self._decode(run, records) for run, records in selected]
         decode_seconds = time.perf_counter() - start
-        results = self._path.refresh_pages([partition_input for partition_input, _ in decoded], now)
+        results = self._path.refresh_pages([one.partition_input for one in decoded], now)
         results[0].seconds["decode"] = decode_seconds
         return [
-            Processed(
-                partition_input, rejects, result, to_dead_letters(run, records, rejects) + self._outputs(run, result)
-            )
-            for (run, records), (partition_input, rejects), result in zip(selected, decoded, results, strict=True)
+            Processed(one, one.rejects, result, to_dead_letters(run, records, one.rejects) + self._outputs(run, result))
+            for (run, records), one, result in zip(selected, decoded, results, strict=True)
         ]
 
     def _process_without_poison(self, run: Run, now: float) -> Processed:
@@ -130,25 +143,47 @@ class ShopperAgent:
             outputs=[*processed.outputs, *to_dead_letters(run, run.records, rejects)],
         )
 
-    def _decode(self, run: Run, records: Sequence[Any]) -> tuple[PartitionInput, list[Reject]]:
+    def _decode(self, run: Run, records: Sequence[Any]) -> DecodedRun:
         stored, clock = self._profiles.rows_of(run.partition), self._profiles.clock(run.partition)
         if run.topic == "refreshes":
             refreshes, rejects = _decode_refreshes(records)
-            return PartitionInput(stored, refreshes=refreshes, clock=clock), rejects
-        decoded = decode_run(
+            return DecodedRun(PartitionInput(stored, refreshes=refreshes, clock=clock), rejects)
+        routed = route(run.topic, run.partition, records, self._settings.partitions, stored)
+        own = records if routed.own is None else [records[index] for index in routed.own]
+        decoded = self._decode_events(run.topic, own)
+        offsets = np.fromiter((record.offset for record in own), np.int64, len(own))
+        partition_input = PartitionInput(stored, decoded, offsets, clock=clock)
+        rejects = decoded.rejects
+        keyless = sum(own[reject.record].key is None for reject in rejects) if rejects else 0
+        if routed.own is None:
+            return DecodedRun(partition_input, rejects, routed, keyless=keyless)
+        rejects = [reject._replace(record=routed.own[reject.record]) for reject in rejects]
+        # A record that its owner would refuse is refused here, so that it is not read twice.
+        candidates = list(routed.misplaced)
+        checked = self._decode_events(run.topic, [records[index] for index in candidates])
+        rejects += [reject._replace(record=candidates[reject.record]) for reject in checked.rejects]
+        valid = {index: routed.misplaced[index] for index, key in zip(candidates, checked.keys, strict=True) if key}
+        rejects += stranded(run.topic, run.partition, records, routed)
+        rejects += (refused := too_large(records, valid))
+        for reject in refused:
+            del valid[reject.record]
+        misplaced = [records[index] for index in valid]
+        forwarded = forward(run.topic, run.partition, records, valid)
+        return DecodedRun(partition_input, rejects, routed, misplaced, forwarded, keyless)
+
+    def _decode_events(self, topic: str, records: Sequence[Any]) -> Decoded:
+        return decode_run(
             [record.value for record in records], [record.key for record in records],
-            [record.timestamp / 1000 for record in records], run.topic, self._settings.future_tolerance,
+            [record.timestamp / 1000 for record in records], topic, self._settings.future_tolerance,
             lambda index: records[index].headers, self._ignored_types,
         )  # fmt: skip
-        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        return PartitionInput(stored, decoded, offsets, clock=clock), decoded.rejects
 
     def _outputs(self, run: Run, result: PageResult) -> list[Output]:
         """Pages, impressions, headline requests and item activity of a run."""
         outputs = []
         if result.pages:
             outputs.append(Output("homepages", run.partition, result.page_records()))
-            outputs.append(Output("impressions", None, result.impression_records()))
+            outputs.append(Output("impressions", run.partition, result.impression_records()))
         requests = [request for page in result.pages for request in page.headline_requests]
         if requests:
             records = [(request.segment.encode(), msgspec.json.encode(request)) for request in requests]
@@ -159,11 +194,24 @@ class ShopperAgent:
         """Apply a run to the profiles in memory. Return its result and outputs, those of expired profiles included."""
         result = processed.result
         count_dead_letters(processed.outputs)
-        run_metrics.count_run(run, processed.partition_input, result)
+        run_metrics.count_run(run, processed.decoded.partition_input, result)
+        self._count_placement(run, processed.decoded)
         expiry = expire_profiles(self._profiles, run.partition, result, self._settings.profile_ttl)
-        result = result._replace(changelog=[*result.changelog, *expiry.changelog])
+        row = processed.decoded.routed.row
+        result = result._replace(changelog=[*result.changelog, *expiry.changelog, *([row] if row else ())])
         self._profiles.apply(run.partition, result.changelog)
-        return result, [*expiry.tombstones, *processed.outputs]
+        return result, [*expiry.tombstones, *processed.outputs, *processed.decoded.forwarded]
+
+    def _count_placement(self, run: Run, decoded: DecodedRun) -> None:
+        """Count the records that are forwarded, and repetitions of those that were forwarded to this partition."""
+        if run.topic == "refreshes":
+            return
+        written = len(run.records) - decoded.routed.arrived
+        self.placement.observe(run.topic, run.partition, written, decoded.misplaced, decoded.keyless)
+        if decoded.misplaced:
+            metrics.FORWARDED.labels(run.topic).inc(len(decoded.misplaced))
+        if decoded.routed.duplicates:
+            metrics.SKIPPED.labels(run.topic).inc(decoded.routed.duplicates)
 
 
 def _activity_outputs(run: Run, result: PageResult, partitions: int) -> list[Output]:

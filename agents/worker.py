@@ -30,6 +30,7 @@ from models.ranker.model import Ranker
 from stream import logs, metrics
 from stream.events import LOCALES
 from stream.items.catalog import Catalog
+from stream.kafka import partitioner
 from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
 from stream.kafka.client.connection import bootstrap
@@ -93,6 +94,7 @@ class Worker:
         self.refresher = PageRefresher(self.path, self.profiles, out, self._off_loop)
         self.load_shedder = LoadShedder(settings, self.app, self.path, self.refresher)
         shoppers = shopper.ShopperAgent(settings, self.path, self.profiles, out, self._off_loop)
+        self.placement = shoppers.placement
         self.app.listen(shopper.TOPICS, shoppers.handle_runs, ExactTable(self.app, "profiles", self.profiles, disk))
         self._listen_to_items(ranker)
         self.copywriter: CopywriterProcess | None = None
@@ -186,6 +188,7 @@ class Worker:
         """Run all kernels once, so that the first click does not wait for the compiler."""
         await self._off_loop(lambda: warm_up(self.path))
         await self._off_loop(record_batch.warm)
+        await self._off_loop(partitioner.warm)
         tune_garbage_collection()
         self._is_warm = True
 
@@ -202,7 +205,9 @@ class Worker:
             follow_tables = self.tables.follow(self._off_loop, self.refresher.refresh_for_headlines)
             tasks += [asyncio.create_task(follow_tables), asyncio.create_task(self.load_shedder.run())]
             address = f"{self.settings.web_host}:{endpoint.port}"
-            reporter = StatusReporter(self.app, lambda: self.load_shedder.controller.rung, address, self.headlines)
+            reporter = StatusReporter(
+                self.app, lambda: self.load_shedder.controller.rung, address, self.headlines, self.placement.shares
+            )
             tasks.append(asyncio.create_task(reporter.run()))
             self.app.when_ready(reporter.report_now)
             for task in tasks:

@@ -48,6 +48,9 @@ UNREADABLE = _counter(
     "unreadable_batches", "Record batches that could not be read: those of events are in dead-letters", "topic"
 )
 SKIPPED = _counter("skipped_records", "Redelivered records below the watermark of their table", "topic")
+FORWARDED = _counter(
+    "forwarded_records", "Records that lay in a wrong partition and were forwarded to the owner of their key", "topic"
+)
 CLAMPED = _counter(
     "clamped_times", "Events too far ahead of their record's time, clamped to SHOPWINDOW_FUTURE_TOLERANCE"
 )

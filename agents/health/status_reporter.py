@@ -19,7 +19,7 @@ from stream import metrics
 from stream.degradation import RUNGS
 from stream.kafka.client.producer import SendTimedOut
 from stream.kafka.commit import Pair
-from stream.kafka.worker_status import STATUS_INTERVAL_S, TOPIC, WorkerStatus, encode
+from stream.kafka.worker_status import STATUS_INTERVAL_S, TOPIC, ForwardedShare, WorkerStatus, encode
 
 if TYPE_CHECKING:
     from agents.headlines.agent import HeadlineAgent
@@ -53,9 +53,11 @@ class StatusReporter:
     """Reports at intervals while `run` runs; `deregister` ends that and deletes the worker's record."""
 
     def __init__(
-        self, app: ReportingApp, rung: Callable[[], int], metrics_at: str, headlines: HeadlineAgent | None = None
-    ) -> None:
+        self, app: ReportingApp, rung: Callable[[], int], metrics_at: str, headlines: HeadlineAgent | None = None,
+        forwarded: Callable[[], dict[str, ForwardedShare]] = dict,
+    ) -> None:  # fmt: skip
         self._app, self._rung, self._metrics_at, self._headlines = app, rung, metrics_at, headlines
+        self._forwarded = forwarded
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._samples: deque[tuple[float, float]] = deque(maxlen=RATE_SAMPLES)  # time (s), records done
         self._most_remaining = 0  # changelog records
@@ -103,6 +105,7 @@ class StatusReporter:
             rung=RUNGS[self._rung()], recovery_remaining=remaining,
             recovery_share=round(1 - remaining / self._most_remaining, 4) if self._most_remaining else 1.0,
             metrics=self._metrics_at, partitions=self._partitions(), role=self._app.settings.role,
+            forwarded=self._forwarded(),
         )  # fmt: skip
 
     def _partitions(self) -> dict[str, list[int]]:

@@ -14,7 +14,15 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from stream.kafka.client.connection import bootstrap, client_options, connecting
 from stream.kafka.global_topics import assign, connect_reader, read_topic
 from stream.kafka.topics import copy_group
-from stream.kafka.worker_status import FORGOTTEN_AFTER_S, SILENT_AFTER_S, TOPIC, WorkerStatus, decode
+from stream.kafka.worker_status import (
+    FORGOTTEN_AFTER_S,
+    SILENT_AFTER_S,
+    TOPIC,
+    ForwardedShare,
+    WorkerStatus,
+    decode,
+    total_shares,
+)
 from stream.settings import Settings
 
 # The topics that workers commit.
@@ -49,9 +57,11 @@ async def cluster_status(settings: Settings) -> dict[str, Any]:
             "told_seconds_ago": round(max(0.0, now - at), 1), "events_per_s": status.events_per_s, "rung": status.rung,
             "recovery_remaining": status.recovery_remaining, "recovery_share": status.recovery_share,
             "metrics": status.metrics, "partitions": status.partitions, "role": status.role,
+            "forwarded": {topic: share_fields(share) for topic, share in status.forwarded.items()},
         }
         for at, status in sorted(reported.values(), key=lambda entry: entry[1].worker)
     ]  # fmt: skip
+    shares = [status.forwarded for at, status in reported.values() if now - at <= SILENT_AFTER_S]
     owners = {
         (topic, number): worker["worker"]
         for worker in workers
@@ -68,7 +78,16 @@ async def cluster_status(settings: Settings) -> dict[str, Any]:
         "brokers": bootstrap(settings),
         "workers": workers,
         "partitions": partitions,
+        "forwarded": {topic: share_fields(share) for topic, share in total_shares(shares).items()},
     }
+
+
+def share_fields(share: ForwardedShare) -> dict[str, Any]:
+    """A forwarded share as `--json` prints it."""
+    return {
+        "records": share.records, "forwarded": share.forwarded, "partitioner": share.partitioner,
+        "share": round(share.forwarded / share.records, 4) if share.records else 0.0,
+    }  # fmt: skip
 
 
 async def partition_lags(settings: Settings) -> dict[tuple[str, int], dict[str, Any]]:
@@ -145,6 +164,7 @@ def format_status(status: Mapping[str, Any]) -> str:
             "no worker makes pages: start one with `shopwindow worker`. If one runs, check",
             "that its SHOPWINDOW_APP_ID and SHOPWINDOW_PREFIX are those of this command.",
         ]
+    lines += _forwarded_lines(status["forwarded"])
     lines += _lag_lines(status["partitions"])
     return "\n".join(line.rstrip() for line in lines)
 
@@ -165,6 +185,15 @@ def _worker_lines(workers: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             f"{_short_name(worker['worker'])} {state:17} {worker['events_per_s']:9,.0f}  {rung:15} {count:10d}"
         )
+    return lines
+
+
+def _forwarded_lines(forwarded: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not forwarded:
+        return []
+    lines = ["", f"{'TOPIC':14} {'FORWARDED':>9}  PRODUCERS' PARTITIONER (see deploy/README.md)"]
+    for topic, share in forwarded.items():
+        lines.append(f"{topic:14} {share['share']:9.1%}  {share['partitioner']}")
     return lines
 
 

@@ -38,6 +38,7 @@ class Output(NamedTuple):
     partition: int | None
     records: Sequence[Pair]
     headers: Sequence[Headers] | None = None  # one entry per record; None: no record has headers
+    timestamps: Sequence[int] | None = None  # ms, one entry per record; None: the time of sending
 
 
 class Batch(BatchBuilder):  # type: ignore[misc]  # aiokafka has no types
@@ -47,19 +48,28 @@ class Batch(BatchBuilder):  # type: ignore[misc]  # aiokafka has no types
         super().__init__(size, 0, is_transactional=0, key_serializer=None, value_serializer=None)
         self._timestamp = int(time.time() * 1000)
 
-    def extend(self, records: Sequence[Pair], headers: Sequence[Headers] | None = None, start: int = 0) -> int:
+    def extend(
+        self, records: Sequence[Pair], headers: Sequence[Headers] | None = None, start: int = 0,
+        timestamps: Sequence[int] | None = None,
+    ) -> int:  # fmt: skip
         """Append records from index `start` while they fit. Return the index of the first that did not.
 
-        An empty batch takes one record of any size.
+        An empty batch takes one record of any size. `timestamps`: ms; without them, the time of the batch.
         """
         append, timestamp = self._builder.append, self._timestamp
         first: int = self.record_count()
         count = first
         own_headers = headers[start:] if headers else repeat(_NO_HEADERS)
-        for (key, value), own in zip(records[start:] if start else records, own_headers, strict=False):
-            if append(count, timestamp, key, value, own) is None:
-                break
-            count += 1
+        if timestamps:
+            for (key, value), own, at in zip(records[start:], own_headers, timestamps[start:], strict=False):
+                if append(count, at, key, value, own) is None:
+                    break
+                count += 1
+        else:
+            for (key, value), own in zip(records[start:] if start else records, own_headers, strict=False):
+                if append(count, timestamp, key, value, own) is None:
+                    break
+                count += 1
         self._relative_offset = count
         return start + count - first
 
@@ -86,12 +96,19 @@ class _PendingSend:
 
 
 class _RecordGroup(NamedTuple):
-    """Records for one partition. `headers` is empty, or has an entry for each record."""
+    """Records for one partition. `headers` is empty, or has an entry for each record; `timestamps` alike."""
 
     records: list[Pair]
     headers: list[Headers]
+    timestamps: list[int]
 
-    def add(self, records: Sequence[Pair], headers: Sequence[Headers] | None) -> None:
+    def add(
+        self, records: Sequence[Pair], headers: Sequence[Headers] | None, timestamps: Sequence[int] | None = None
+    ) -> None:
+        if timestamps is not None or self.timestamps:
+            now = int(time.time() * 1000)
+            self.timestamps.extend([now] * (len(self.records) - len(self.timestamps)))
+            self.timestamps.extend([now] * len(records) if timestamps is None else timestamps)
         if headers is not None:
             self.headers.extend([_NO_HEADERS] * (len(self.records) - len(self.headers)))
             self.headers.extend(headers)
@@ -136,12 +153,14 @@ class Outputs:
         for output in outputs:
             name = self._settings.prefix + output.topic
             if output.partition is not None:
-                groups.setdefault((name, output.partition), _RecordGroup([], [])).add(output.records, output.headers)
+                group = groups.setdefault((name, output.partition), _RecordGroup([], [], []))
+                group.add(output.records, output.headers, output.timestamps)
                 continue
             for index, record in enumerate(output.records):
                 place = name, partition_of(record[0] or b"", partitions)
                 own_headers = output.headers and (output.headers[index],)
-                groups.setdefault(place, _RecordGroup([], [])).add((record,), own_headers)
+                own_time = output.timestamps and (output.timestamps[index],)
+                groups.setdefault(place, _RecordGroup([], [], [])).add((record,), own_headers, own_time)
         groups = {place: group for place, group in groups.items() if group.records}
         pending = _PendingSend(len(groups))
         for place, group in groups.items():
@@ -203,7 +222,8 @@ class Outputs:
 
         Runs of a partition are committed in order, each as `commit_run` guarantees. The outputs may be sent before an
         earlier run is committed, but only if the two runs change no common row. After a crash each of them is then
-        repeated on the state that it had found. A failure stops the worker or drops the partition's state, as in
+        repeated on the state that it had found. Outputs never follow earlier ones that have failed: forwarded records
+        must arrive in order. A failure stops the worker or drops the partition's state, as in
         `commit_run`; the task need not be awaited.
         """
         run.changed_keys = frozenset(key for key, _ in changelog if not key.startswith(META_PREFIX))
@@ -212,7 +232,7 @@ class Outputs:
             earlier.outputs_sent and run.changed_keys.isdisjoint(earlier.changed_keys)
             for earlier in run.uncommitted_predecessors()
         ):
-            sent, run.outputs_sent = self._enqueue(outputs), True
+            sent = run.sent = self._enqueue(outputs)
         run.commit_task = asyncio.create_task(self._commit(run, outputs, changelog, sent))
         run.commit_task.add_done_callback(partial(self._on_commit_end, run))
         run.release_next()
@@ -226,7 +246,7 @@ class Outputs:
         previous = next(run.uncommitted_predecessors(), None)
         if sent is None:
             await _wait_committed(previous)
-            sent, run.outputs_sent = self._enqueue(outputs), True
+            sent = run.sent = self._enqueue(outputs)
         await sent
         await _wait_committed(previous)
         if run.table is not None:
@@ -264,13 +284,13 @@ def _fill_batches(groups: Sequence[tuple[_RecordGroup, _PendingSend]]) -> list[t
     """Put all records into batches, in order. Return each batch with the sends that wait for it."""
     batch = Batch(BATCH_BYTES)
     filled: list[tuple[Batch, list[_PendingSend]]] = [(batch, [])]
-    for (records, headers), pending in groups:
+    for (records, headers, timestamps), pending in groups:
         filled[-1][1].append(pending)
-        done = batch.extend(records, headers)
+        done = batch.extend(records, headers, timestamps=timestamps)
         while done < len(records):
             # An empty batch takes a record of any size: whether that is too large is for the broker to decide.
             batch = Batch(BATCH_BYTES)
             filled.append((batch, [pending]))
             pending.open_batches += 1
-            done = batch.extend(records, headers, done)
+            done = batch.extend(records, headers, done, timestamps)
     return filled

@@ -15,6 +15,7 @@ import msgspec
 from stream import metrics
 from stream.events import Reject
 from stream.kafka.commit import Headers, Output, Pair
+from stream.kafka.forwarding import FORWARDED, origin_of
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
@@ -111,16 +112,21 @@ def count_dead_letters(outputs: Sequence[Output]) -> None:
 def encode_dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
     """Return the key, value and headers of the dead letter of an aiokafka record; `topic` is the logical name.
 
-    The record's own headers follow ours. A record larger than KEPT_BYTES, which exists only in a cluster with a raised
-    message.max.bytes, is cut and loses its own headers; the header `cut_from` then gives the size of its value.
+    The record's own headers follow ours. A forwarded record is named by its origin. A record larger than KEPT_BYTES,
+    which exists only in a cluster with a raised message.max.bytes, is cut and loses its own headers; the header
+    `cut_from` then gives the size of its value.
     """
     offset, attempts = record.offset, 1
+    forwarded_from = origin_of(record.headers, topic) if record.headers else None
+    if forwarded_from is not None:
+        partition, offset = forwarded_from.partition, forwarded_from.offset
     origin = redrive_origin(record.headers)
     if origin is not None and origin.topic == topic:
         partition, offset, attempts = origin.partition, origin.offset, origin.attempts + 1
     values = (topic, partition, offset, attempts, reject.code, reject.field, reject.message)
     headers = [(name, str(value).encode("utf-8", "replace")) for name, value in zip(_HEADER_NAMES, values, strict=True)]
-    own_headers = [header for header in record.headers if header[0] != REDRIVEN]
+    # Without FORWARDED: a redriven record is a new one, and must not be skipped as a repetition of this one.
+    own_headers = [header for header in record.headers if header[0] not in (REDRIVEN, FORWARDED)]
     key, value = record.key or b"", record.value or b""  # for their sizes
     if len(key) + len(value) + sum(len(name) + len(content or b"") for name, content in own_headers) > KEPT_BYTES:
         return (record.key and key[:CUT_KEY_BYTES], value[: KEPT_BYTES - HEADER_ROOM_BYTES]), [

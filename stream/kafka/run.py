@@ -67,8 +67,8 @@ class Run:
     """A contiguous stretch of records of one partition; the agent's table has counted none of them yet."""
 
     __slots__ = (
-        "_ended", "_owner", "changed_keys", "commit_task", "epoch", "generation", "is_committed", "outputs_sent",
-        "partition", "previous", "records", "skipped", "table", "topic", "tp",
+        "_ended", "_owner", "changed_keys", "commit_task", "epoch", "generation", "is_committed", "partition",
+        "previous", "records", "sent", "skipped", "table", "topic", "tp",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +92,7 @@ class Run:
         self.is_committed = False
         self.commit_task: asyncio.Task[None] | None = None  # set if the run is committed in the background
         self.changed_keys: frozenset[bytes] = frozenset()  # keys of the table's rows that the run changes
-        self.outputs_sent = False  # the outputs are sent, but not necessarily acknowledged
+        self.sent: asyncio.Future[None] | None = None  # the acknowledgement of the outputs, once they are sent
         self._owner = owner
         self._ended = asyncio.Event()
 
@@ -105,6 +105,12 @@ class Run:
     def last(self) -> int:
         """Offset of the last record."""
         return int(self.records[-1].offset)
+
+    @property
+    def outputs_sent(self) -> bool:
+        """True once the outputs are sent, not necessarily acknowledged, unless one of them has failed."""
+        sent = self.sent
+        return sent is not None and not (sent.done() and (sent.cancelled() or sent.exception() is not None))
 
     @property
     def has_ended(self) -> bool:

@@ -7,12 +7,22 @@ dates the records. A worker that stops in good order removes its record.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import msgspec
 
 TOPIC = "worker-status"
 STATUS_INTERVAL_S = 2.0
 SILENT_AFTER_S = 5 * STATUS_INTERVAL_S
 FORGOTTEN_AFTER_S = 3600.0  # a record that was never removed is no longer shown after this time
+
+
+class ForwardedShare(msgspec.Struct, frozen=True):
+    """How many of a topic's last records lay in a wrong partition and were forwarded."""
+
+    records: int  # of producers; records that were forwarded are not counted again where they arrive
+    forwarded: int  # of these
+    partitioner: str  # that the producers seem to use: a key of `partitioner.PARTITIONERS`
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +38,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     metrics: str  # host:port of the worker's HTTP endpoints
     partitions: dict[str, list[int]]  # topic (logical name) -> partitions of this worker
     role: str = "all"  # as in SHOPWINDOW_ROLE
+    forwarded: dict[str, ForwardedShare] = {}  # topic (logical name) -> share, if there is one
 
 
 def encode(status: WorkerStatus) -> bytes:
@@ -40,3 +51,13 @@ def decode(value: bytes) -> WorkerStatus | None:
         return msgspec.json.decode(value, type=WorkerStatus)
     except msgspec.MsgspecError:
         return None
+
+
+def total_shares(shares: Iterable[Mapping[str, ForwardedShare]]) -> dict[str, ForwardedShare]:
+    """The shares of several workers together, by topic. A partitioner that one of them has recognised is kept."""
+    total: dict[str, ForwardedShare] = {}
+    for topic, share in (item for one in shares for item in one.items()):
+        known = total.get(topic, ForwardedShare(0, 0, "unknown"))
+        partitioner = share.partitioner if share.partitioner != "unknown" else known.partitioner
+        total[topic] = ForwardedShare(known.records + share.records, known.forwarded + share.forwarded, partitioner)
+    return dict(sorted(total.items()))

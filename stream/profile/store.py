@@ -9,15 +9,24 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from stream.deferred import DeferredPages
+from stream.events import TOPIC_KINDS
 from stream.profile.codec import owing_pages, touched_at
 
 # Prefix of changelog keys that are not rows; no shopper key starts with it and every reader skips such keys.
 # META_PREFIX + topic:partition holds the watermark of a source partition (`tables/table.py`).
 META_PREFIX = b"\x00wm:"
+# Keys of the store's own rows, without a colon. They are changed and recovered like the rows of shoppers.
 CLOCK_KEY = META_PREFIX + b"clock"  # holds the partition's newest event time
+_FORWARDED_PREFIX = META_PREFIX + b"forwarded-"
+OWN_KEYS = (CLOCK_KEY, *(_FORWARDED_PREFIX + topic.encode() for topic in TOPIC_KINDS))
 SWEEP_ROWS = 32  # rows that each run checks for expiry
 _SCAN_ROWS = 4096  # rows read at once when a partition is taken over: they may be on a disk
 Rows = TypeVar("Rows", bound=Mapping[bytes, bytes])
+
+
+def forwarded_key(topic: str) -> bytes:
+    """Key of the row with the next offsets to count of forwarded records of `topic` (logical name)."""
+    return _FORWARDED_PREFIX + topic.encode()
 
 
 class ProfileStore(ABC, Generic[Rows]):
@@ -52,7 +61,7 @@ class ProfileStore(ABC, Generic[Rows]):
 
     def count(self) -> int:
         """Number of profiles that this worker serves."""
-        return sum(len(rows) - (CLOCK_KEY in rows) for rows in self.served())
+        return sum(len(rows) - sum(key in rows for key in OWN_KEYS) for rows in self.served())
 
     @abstractmethod
     def rows_of(self, partition: int) -> Rows:
@@ -67,7 +76,7 @@ class ProfileStore(ABC, Generic[Rows]):
 
         Return the keys of shoppers who were not seen in the `ttl` seconds before `clock`, except the `spared` ones.
         """
-        rows = [row for row in self.next_rows(partition, SWEEP_ROWS) if row[0] != CLOCK_KEY]
+        rows = [row for row in self.next_rows(partition, SWEEP_ROWS) if not row[0].startswith(META_PREFIX)]
         seen = touched_at([value for _, value in rows])
         return [key for (key, _), at in zip(rows, seen, strict=True) if 0 < at < clock - ttl and key not in spared]
 

@@ -1,6 +1,7 @@
 """The shopper agent over a small shop, without Kafka: runs go in, results and outputs come out."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,14 @@ async def on_loop(call: Any, brief: bool = False) -> Any:
     return call()
 
 
-def run_of(records: Sequence[tuple[bytes, bytes]], topic: str = "clicks", partition: int = 0, first: int = 0) -> Any:
-    """A run of these records, from offset `first` on."""
+def run_of(
+    records: Sequence[tuple[bytes | None, bytes]], topic: str = "clicks", partition: int = 0, first: int = 0,
+    headers: Sequence[Sequence[tuple[str, bytes]]] = (),
+) -> Any:  # fmt: skip
+    """A run of these records, from offset `first` on. `headers`: of each record; without them, none has any."""
     made = [
-        SimpleNamespace(key=key, value=value, timestamp=(NOW + 9999) * 1000, offset=first + at, partition=partition,
-                        headers=())
+        SimpleNamespace(key=key, value=value, timestamp=int(NOW + 9999) * 1000, offset=first + at, partition=partition,
+                        headers=tuple(headers[at]) if headers else ())
         for at, (key, value) in enumerate(records)
     ]  # fmt: skip
     return SimpleNamespace(topic=topic, partition=partition, records=made, skipped=0)
@@ -36,10 +40,15 @@ def profile_store() -> MemoryProfileStore:
 
 
 def agent_of(
-    path: PagePath, profiles: MemoryProfileStore | None = None, settings: Settings | None = None
+    path: PagePath,
+    profiles: MemoryProfileStore | None = None,
+    settings: Settings | None = None,
+    partitions: int = 1,
 ) -> ShopperAgent:
+    """An agent over topics with this number of partitions; with one, every key belongs to partition 0."""
     no_kafka: Any = None
-    return ShopperAgent(settings or Settings(), path, profiles or profile_store(), no_kafka, on_loop)
+    settings = dataclasses.replace(settings or Settings(), partitions=partitions)
+    return ShopperAgent(settings, path, profiles or profile_store(), no_kafka, on_loop)
 
 
 def process(agent: ShopperAgent, *runs: Any) -> list[tuple[PageResult, list[Output]]]:

@@ -20,6 +20,7 @@ from models.featurize import featurize
 from stream import metrics
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
+from stream.kafka.client.connection import partition_of
 from stream.kafka.commit import Output
 from stream.page.candidates import MAX_CANDIDATES
 from stream.page.encode import encode_pages
@@ -196,12 +197,14 @@ def test_poison_at_any_stage_is_rejected_and_its_neighbours_are_served(
 
 
 def test_poison_in_one_partition_does_not_affect_other_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = path_of()
-    poison_fold(monkeypatch, path, ["u3", "u11"])
-    runs = [run_of(one_view_each(8, first=8 * partition), partition=partition) for partition in range(3)]
-    results = process(agent_of(path), *runs)
+    path, views = path_of(), one_view_each(60)
+    views_of = [[view for view in views if partition_of(view[0], 3) == partition][:8] for partition in range(3)]
+    first, second = views_of[0][3][0], views_of[1][5][0]
+    poison_fold(monkeypatch, path, [first.decode(), second.decode()])
+    runs = [run_of(views_of[partition], partition=partition) for partition in range(3)]
+    results = process(agent_of(path, partitions=3), *runs)
     assert [len(result.pages) for result, _ in results] == [7, 7, 8]
-    assert [[key for key, _, _ in rejections(outputs)] for _, outputs in results] == [[b"u3"], [b"u11"], []]
+    assert [[key for key, _, _ in rejections(outputs)] for _, outputs in results] == [[first], [second], []]
 
 
 def test_invalid_events_and_poison_have_different_error_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,23 @@
 """`shopwindow status` as text, and the status that a worker reports."""
 
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any
 
 from agents import items, shopper
 from agents.headlines import agent as copy
 from agents.health.status_reporter import StatusReporter
-from deploy.operate.status import SOURCES, format_status
+from deploy.operate.status import SOURCES, format_status, share_fields
 from stream import metrics
-from stream.kafka.worker_status import WorkerStatus, decode, encode
+from stream.kafka.worker_status import ForwardedShare, WorkerStatus, decode, encode, total_shares
 
 
 def worker(**more: Any) -> dict[str, Any]:
     return {
         "worker": "host:1", "state": "ready", "told_seconds_ago": 1.0, "events_per_s": 81234.5,
         "rung": "no_exploration", "recovery_remaining": 0, "recovery_share": 1.0, "metrics": "127.0.0.1:6066",
-        "partitions": {"clicks": [0, 1], "refreshes": [0, 1]}, "role": "all", **more,
+        "partitions": {"clicks": [0, 1], "refreshes": [0, 1]}, "role": "all", "forwarded": {}, **more,
     }  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def status_of(workers: list[dict[str, Any]], partitions: list[dict[str, Any]]) -
         "brokers": ["kafka-1.example.com:9092"] * 9,
         "workers": workers,
         "partitions": partitions,
+        "forwarded": {},
     }
 
 
@@ -54,6 +56,18 @@ def test_partitions_are_sorted_by_lag_and_name_their_worker() -> None:
     lines = format_status(status_of([worker()], rows)).splitlines()
     first, second = (line for line in lines if line.startswith("copy-requests"))
     assert first.split() == ["copy-requests", "2", "1", "60.0", "none"] and second.split()[1] == "1"
+
+
+def test_the_forwarded_share_of_all_workers_is_shown_with_the_partitioner() -> None:
+    first = {"clicks": ForwardedShare(1000, 900, "crc32"), "privacy": ForwardedShare(3, 1, "unknown")}
+    total = total_shares([first, {}, {"clicks": ForwardedShare(1000, 850, "unknown")}])
+    assert total == {"clicks": ForwardedShare(2000, 1750, "crc32"), "privacy": ForwardedShare(3, 1, "unknown")}
+    status = status_of([worker()], [partition(0)])
+    status["forwarded"] = {topic: share_fields(share) for topic, share in total.items()}
+    text = format_status(status)
+    assert max(map(len, text.splitlines())) <= 80, text
+    assert re.search(r"^clicks +87\.5%  crc32$", text, re.M) and re.search(r"^privacy +33\.3%  unknown$", text, re.M)
+    assert "FORWARDED" not in format_status(status_of([worker()], [partition(0)]))
 
 
 def test_silent_workers_are_shown_with_advice_to_start_one() -> None:
@@ -96,8 +110,9 @@ class App:
 
 def test_worker_reports_its_recovery_and_degradation() -> None:
     app = App()
-    copies = SimpleNamespace(group=SimpleNamespace(partitions=lambda: {1, 0}))
-    reporter = StatusReporter(app, lambda: 1, "h:1", copies)  # type: ignore[arg-type]
+    copies: Any = SimpleNamespace(group=SimpleNamespace(partitions=lambda: {1, 0}))
+    shares = {"clicks": ForwardedShare(8, 7, "crc32")}
+    reporter = StatusReporter(app, lambda: 1, "h:1", copies, lambda: shares)  # type: ignore[arg-type]
     status = reporter.status()
     assert (status.state, status.recovery_remaining, status.recovery_share) == ("recovering", 200, 0.0)
     app.left = 50
@@ -106,7 +121,7 @@ def test_worker_reports_its_recovery_and_degradation() -> None:
     status = reporter.status()
     assert (status.state, status.recovery_share, status.rung) == ("ready", 1.0, "no_copy")
     assert status.partitions == {"clicks": [0, 2], "copy-requests": [0, 1]}
-    assert (status.app_id, status.role) == ("shop", "pages")
+    assert (status.app_id, status.role, status.forwarded) == ("shop", "pages", shares)
 
 
 def test_event_rate_covers_only_the_last_reports() -> None:
@@ -163,6 +178,7 @@ def test_status_survives_encoding_and_invalid_values_are_skipped() -> None:
     status = WorkerStatus(
         worker="host:1", app_id="a", state="ready", events_per_s=1.0, rung="full", recovery_remaining=0,
         recovery_share=1.0, metrics="h:1", partitions={"clicks": [1]},
+        forwarded={"clicks": ForwardedShare(10, 5, "crc32")},
     )  # fmt: skip
     assert decode(encode(status)) == status
     assert decode(b"{}") is None and decode(b"\xff") is None

@@ -1,5 +1,6 @@
 """Files that commands read: what is accepted, the records they become, and errors that name file, line and value."""
 
+import base64
 import gzip
 import json
 from hashlib import blake2b
@@ -45,6 +46,20 @@ def test_event_lines_find_their_topic_and_key() -> None:
         ("clicks", None),
         ("privacy", b"u3"),
     ]
+
+
+def test_lenient_event_lines_have_the_key_that_the_worker_expects(tmp_path: Path) -> None:
+    """The decoder gets each line as `send` and `replay` would send it."""
+    lines = [json.loads(record("view_item", "7", item="a")[1]) for _ in range(4)]
+    lines[1]["data"]["user_id"] = 7
+    lines[2]["data"] |= {"user_id": "", "anonymous_id": "7"}
+    lines[3]["data_base64"] = base64.b64encode(json.dumps(lines[3].pop("data")).encode()).decode()
+    for line, time in zip(lines, ("2026-01-01T00:00:00Z", 1_767_225_600, 1_767_225_600_000, "1767225600"), strict=True):
+        line["time"] = time
+    log = read_log(file_of(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "events.jsonl"), 0)
+    assert log.times == [1_767_225_600.0] * 4
+    for sent in log.records:
+        assert sent.key == b"7" and decode(sent.value, sent.key, sent.topic).type == "view_item"
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,11 @@ def test_described_settings_mask_secrets() -> None:
     assert rows["SHOPWINDOW_SASL_PASSWORD"].value == "***"
     assert rows["SHOPWINDOW_SASL_PASSWORD"].source == "environment"
     assert not any("hunter2" in field for row in rows.values() for field in row)
+
+
+def test_ignored_types_are_names_of_which_the_end_may_be_open() -> None:
+    assert load({}).ignored_types == "ga4"
+    assert load({"SHOPWINDOW_IGNORED_TYPES": " ga4, app_* ,,login"}).ignored_types == "ga4,app_*,login"
+    assert load({"SHOPWINDOW_IGNORED_TYPES": ""}).ignored_types == ""
+    with pytest.raises(SettingsError, match="expected names with commas between"):
+        load({"SHOPWINDOW_IGNORED_TYPES": "*_opened"})

@@ -20,7 +20,7 @@ from typing import Any
 from deploy.broker.child_process import kill_child, start_child, stop_child
 from deploy.broker.folder_lock import FolderLock, is_alive
 from deploy.broker.jars import KAFKA_VERSION, BrokerError, Report, ensure_kafka, no_report, require_free_space
-from deploy.broker.kafka_log import key_log_line, why_kafka_ended
+from deploy.broker.kafka_log import key_log_line, known_cause, why_kafka_ended
 
 __all__ = ["Broker", "BrokerError", "Cluster", "announce_broker", "find_running_broker", "free_port", "is_kafka_at"]
 
@@ -82,8 +82,8 @@ class Broker:
     """
 
     def __init__(
-        self, port: int | None = 0, data: Path | None = None, report: Report = no_report, heap_mb: int = 256, extra: str = "",
-        users: Mapping[str, str] | None = None, optimize_jvm: bool = False,
+        self, port: int | None = 0, data: Path | None = None, report: Report = no_report, heap_mb: int = 256,
+        extra: str = "", users: Mapping[str, str] | None = None, optimize_jvm: bool = False,
     ) -> None:  # fmt: skip
         self._requested_port = port
         self._optimize_jvm = optimize_jvm
@@ -144,13 +144,14 @@ class Broker:
     def _format_storage(self, java: Path, classpath: str, config: Path) -> None:
         self._report("formatting the broker's storage")
         tool = subprocess.run(
-            [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", classpath, "kafka.tools.StorageTool", "format",
-             "-t", CLUSTER_ID, "-c", config, *self._scram_arguments()],
+            [java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", classpath,
+             "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config, *self._scram_arguments()],
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if tool.returncode:
             output = tool.stdout + tool.stderr
-            raise BrokerError(f"Kafka could not format {self._data}: {key_log_line(output)}")
+            reason = known_cause(output, config.parent, self.port) or key_log_line(output)
+            raise BrokerError(f"Kafka could not format {config.parent}: {reason}")
 
     def _scram_arguments(self) -> list[str]:
         return [

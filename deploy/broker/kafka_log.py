@@ -26,7 +26,8 @@ _CAUSES = (
     _Cause(r"No space left on device|Disk quota exceeded", _FULL_DISK),
     _Cause(
         r"OutOfMemoryError|insufficient memory for the Java Runtime|Cannot allocate memory|Could not reserve enough"
-        r"|unable to create native thread|Could not allocate metaspace|Could not create the Java Virtual Machine",
+        r"|unable to create native thread|Could not allocate|Could not create the Java Virtual Machine"
+        r"|Not enough space",
         _NO_MEMORY,
     ),
     _Cause(r"Too many open files", "it has too many open files; raise the limit (ulimit -n 65536)"),
@@ -51,9 +52,8 @@ def why_kafka_ended(log: Path, status: int | None, port: int) -> str:
     text = ""
     with suppress(OSError):
         text = log.read_text(errors="replace")
-    for cause in _CAUSES:
-        if re.search(cause.pattern, text):
-            return cause.sentence.format(folder=folder, port=port)
+    if (cause := known_cause(text, folder, port)) is not None:
+        return cause
     with suppress(OSError):
         if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
             return _FULL_DISK.format(folder=folder)
@@ -63,6 +63,14 @@ def why_kafka_ended(log: Path, status: int | None, port: int) -> str:
             hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
             return f"it was ended by the signal {name}{hint}"
     return f"{key_log_line(text)} (log: {log})"
+
+
+def known_cause(text: str, folder: Path, port: int) -> str | None:
+    """Return the first known cause in the output of a Java program, with its remedy; None if there is none."""
+    for cause in _CAUSES:
+        if re.search(cause.pattern, text):
+            return cause.sentence.format(folder=folder, port=port)
+    return None
 
 
 def key_log_line(text: str) -> str:

@@ -18,6 +18,7 @@ from stream.settings import SettingsError
 PROGRAM = "shopwindow"
 # Set by the completion script that click generates. Without the underscore it would be an unknown setting.
 COMPLETION_VARIABLE = "_SHOPWINDOW_COMPLETE"
+MEMORY_REMEDY = "free some, or raise the limit of this process (ulimit -v, the container's)"
 SECTIONS = {
     "Run": {
         "demo": "run:demo",
@@ -115,7 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_sentence(error))
         return 1
     except MemoryError:
-        say("there is not enough memory; free some, or raise the limit of this process (ulimit -v, the container's)")
+        say(f"there is not enough memory; {MEMORY_REMEDY}")
+        return 1
+    except ImportError as error:
+        say(f"a library cannot be loaded ({error}); install it again (make setup); if memory is short, {MEMORY_REMEDY}")
         return 1
 
 

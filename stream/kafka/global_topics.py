@@ -211,5 +211,5 @@ async def read_to_end(
         if behind and empty_reads * READ_TIMEOUT_MS > SILENCE_TIMEOUT_S * 1000:
             topic, number = next(iter(behind))
             raise NoBroker(
-                f"Kafka has sent nothing of '{topic}' {number} for {SILENCE_TIMEOUT_S:.0f} s; check that its brokers run"
+                f"Kafka has sent nothing of '{topic}' {number} for {SILENCE_TIMEOUT_S:.0f} s; check its brokers"
             )

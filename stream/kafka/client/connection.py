@@ -186,7 +186,7 @@ def _explain(settings: Settings, host: str, error: BaseException) -> str:
 async def stop_client(client: Any) -> None:
     """Stop a consumer or producer of aiokafka, whatever it raises, for at most STOP_TIMEOUT_S.
 
-    The brokers may be down. Then a consumer raises the cancellation of its own tasks, which would pass for that of ours.
+    The brokers may be down. Then a consumer raises the cancellation of its own tasks, as if ours had been cancelled.
     """
     stopping = asyncio.ensure_future(client.stop())
     await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+from aiokafka.errors import NodeNotReadyError
 
 from deploy.cli.command import repeat_option
 from deploy.cli.main import SECTIONS, main, shopwindow
@@ -175,6 +176,35 @@ def test_a_broker_that_does_not_answer_is_one_sentence(
     monkeypatch.setenv("SHOPWINDOW_BROKER", "kafka://127.0.0.1:1")
     assert main(["topics", "check"]) == 1
     assert "no Kafka answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (MemoryError(), "there is not enough memory; free some, or raise the limit"),
+        (ImportError("std::bad_alloc"), "a library cannot be loaded (std::bad_alloc); install it again"),
+        (TimeoutError(), "Kafka did not answer in time; check that it runs"),
+        (
+            NodeNotReadyError("node 1"),
+            "Kafka did not do what was asked (NodeNotReadyError: node 1); check that it runs",
+        ),
+    ],
+)
+def test_an_error_of_a_library_is_one_sentence(
+    raised: BaseException, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("deploy.train.command.train", fail)
+    assert main(["train", "ranker"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_port_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["broker", "--port", "80000"]) == 2
+    assert "'80000' is not a whole number from 0 to 65535; see" in capsys.readouterr().err
 
 
 def test_settings_show_where_they_come_from(

@@ -30,6 +30,7 @@ def reason(folder: Path, text: str, status: int | None = 1) -> str:
         ("# There is insufficient memory for the Java Runtime Environment to continue.\n", "not get enough memory"),
         ("Error occurred during initialization of VM\nCould not reserve enough space for 262144KB object heap\n",
          "not get enough memory"),
+        ("Could not allocate compressed class space: 1073741824 bytes\n", "not get enough memory"),
         ("java.net.BindException: Address already in use\nERROR Exiting Kafka\n", "another program took port 9092"),
         ("ERROR x\njava.io.IOException: Too many open files\n", "raise the limit (ulimit -n 65536)"),
         ("KafkaException: Failed to acquire lock on file .lock in /d/log.\n", "another Kafka runs on {folder}"),

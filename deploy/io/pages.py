@@ -28,9 +28,9 @@ async def follow_pages(settings: Settings, user: str | None) -> AsyncIterator[di
     if Kafka does not answer for SILENCE_TIMEOUT_S.
     """
     consumer = AIOKafkaConsumer(**client_options(settings), auto_offset_reset="latest")
-    with connecting(settings):
-        await consumer.start()
     try:
+        with connecting(settings):
+            await consumer.start()
         topic = settings.prefix + "homepages"
         partitions = [TopicPartition(topic, p) for p in range(settings.partitions)]
         consumer.assign(partitions)

@@ -92,10 +92,10 @@ async def sender(settings: Settings) -> AsyncIterator[Sender]:
         **client_options(settings), linger_ms=LINGER_MS, acks="all",
         request_timeout_ms=int(2 * ACKNOWLEDGE_TIMEOUT_S * 1000),  # so that ours comes first
     )  # fmt: skip
-    with connecting(settings):
-        await producer.start()
     client = Sender(settings, producer)
     try:
+        with connecting(settings):
+            await producer.start()
         await _check_topics(settings, producer)
         async with _ending_when_stalled(client, settings):
             yield client

@@ -1,6 +1,7 @@
 """The watchdog ends a worker whose fetches stall, and raises no alarm if there is a reason for the silence."""
 
 import asyncio
+import logging
 import re
 import signal
 import time
@@ -99,6 +100,24 @@ async def test_the_watchdog_reports_an_absent_broker_and_waits_for_it() -> None:
             await until(lambda: watch.outage.note is None, "no note any more", 30)
             assert watch.problem is None
             task.cancel()
+
+
+@scenario
+async def test_fausts_own_watch_over_fetches_logs_nothing(
+    broker: str, topic_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(broker, topic_prefix, fetch_timeout=LIMIT_S)
+    await topics.create(settings)
+    app, _ = counting_app(settings)
+    async with running(app):
+        consumer = app.batch_consumer
+        consumer._thread.time_started -= 3600  # Faust complains five minutes after the start
+        await consumer.verify_all_partitions_active()
+        for tp in consumer.assignment():
+            consumer.verify_recovery_event_path(time.monotonic(), tp)
+    assert not [
+        record for record in caplog.records if record.levelno >= logging.WARNING and "aiokafka." not in record.name
+    ]
 
 
 @scenario

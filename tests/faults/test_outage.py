@@ -68,7 +68,7 @@ class Probe:
 
 
 @scenario
-async def test_silence_rises_until_kafka_is_back_and_two_lines_tell_of_it() -> None:
+async def test_silence_rises_until_kafka_is_back_and_the_outage_is_logged_twice() -> None:
     with Broker() as kafka:
         settings = settings_for(kafka.bootstrap, "outage-", fetch_timeout=LIMIT_S)
         await open_shop(settings)

@@ -121,7 +121,7 @@ def _fold_rows(
     """
     events = one.decoded.rows
     fresh, activity = fold_with_activity(profiles, shopper_of, events, one.offsets)
-    apply_feedback(serving, shopper_of, events, fresh)
+    apply_feedback(serving, profiles, shopper_of, events, fresh)
     return fresh, activity, touch(serving, profiles, shopper_of, events, fresh, one.clock, newest_event)
 
 

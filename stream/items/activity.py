@@ -10,7 +10,7 @@ import numpy as np
 
 from stream.events import ADD, BUY, CLICK, VIEW
 from stream.jit import njit
-from stream.profile.fold import fold_event
+from stream.profile.fold import fold_event, is_covered
 from stream.types import I32, I64, Bools, Row, Rows
 
 MAX_STEPS = 10  # a transition is counted up to this many steps back, with weight 1 / step
@@ -113,7 +113,7 @@ def _fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: 
     for i in range(events.shape[0]):
         p, e = profiles[profile_of[i]], events[i]
         fresh[i] = fold_event(p, e, i > 0 and fresh[i - 1])
-        if fresh[i] and p.consent >= 0 and e.item != 0 and e.kind in SESSION_KINDS:
+        if fresh[i] and is_covered(p, e.time) and e.item != 0 and e.kind in SESSION_KINDS:
             n = _write_activity_of(p, e, offsets[e.record], out, n)
     return n
 

@@ -247,47 +247,96 @@ def _is_new(p: Row, event_id: int, time: float) -> bool:
 
 
 @njit
-def _erase_behaviour(p: Row) -> None:
-    """Clear everything that consent covers. Mutates p.
-
-    Three things remain: the refusal itself, the locale of the pages, and the event ids that detect duplicates.
-    """
-    p.first_seen = p.last_seen = p.activity_at = p.category_at = p.brand_at = p.word_at = 0.0
+def _erase_counters(p: Row) -> None:
+    """Clear the behaviour whose entries have no times of their own. Mutates p."""
+    p.activity_at = p.category_at = p.brand_at = p.word_at = 0.0
     p.price_at = p.price_weight = p.price_sum = p.price_square = 0.0
     p.activity[:, :] = 0.0
+    p.category[:] = 0
     p.category_weight[:, :] = 0.0
+    p.brand[:] = 0
     p.brand_weight[:, :] = 0.0
-    p.recent_item[:] = 0
-    p.recent_time[:] = 0.0
-    p.recent_kind[:] = 0
-    p.bought_item[:] = 0
-    p.bought_time[:] = 0
-    p.cart_item[:] = 0
-    p.cart_time[:] = 0.0
-    p.cart_quantity[:] = 0
     p.word[:] = 0
     p.word_weight[:] = 0.0
-    p.hidden_item[:] = 0
-    p.hidden_time[:] = 0
-    p.category[:] = 0
-    p.brand[:] = 0
     p.kinds[:] = 0
     p.events = 0
-    p.channel = 0
-    p.channel_time = 0
+
+
+@njit
+def _erase_before(p: Row, since: float) -> None:
+    """Clear the behaviour before `since`, in seconds; all of it for infinity. Mutates p.
+
+    Entries with whole seconds are kept only if they are certainly not older. If anything is older, all counters are
+    cleared. Consent, the locale of the pages and the event ids that detect duplicates remain.
+    """
+    if p.first_seen == 0.0 or p.first_seen >= since:
+        return
+    _erase_counters(p)
+    for j in range(p.recent_item.shape[0]):
+        if p.recent_time[j] < since:
+            p.recent_item[j], p.recent_time[j], p.recent_kind[j] = 0, 0.0, 0
+    for j in range(p.bought_item.shape[0]):
+        if p.bought_time[j] < since:
+            p.bought_item[j], p.bought_time[j] = 0, 0
+    for j in range(p.cart_item.shape[0]):
+        if p.cart_time[j] < since:
+            p.cart_item[j], p.cart_time[j], p.cart_quantity[j] = 0, 0.0, 0
+    for j in range(p.hidden_item.shape[0]):
+        if p.hidden_time[j] < since:
+            p.hidden_item[j], p.hidden_time[j] = 0, 0
+    if p.channel_time < since:
+        p.channel, p.channel_time = 0, 0.0
+    if p.last_seen < since:
+        p.first_seen = p.last_seen = 0.0
+    else:
+        p.first_seen = since
+
+
+@njit
+def _apply_consent(p: Row, time: float, consent: int) -> None:
+    """Apply a statement on consent of `time`: 1 granted, -1 refused. Mutates p.
+
+    The statement with the newest event time holds; of equal times a refusal.
+    """
+    if time <= p.refused_time:
+        return
+    if consent > 0:
+        if p.granted_time == 0.0 or time < p.granted_time:
+            p.granted_time = time
+        if time > p.consent_time:
+            p.consent, p.consent_time = 1, time
+        return
+    p.refused_time = time
+    if time >= p.consent_time:
+        p.consent, p.consent_time, p.granted_time = -1, time, 0.0
+        _erase_before(p, np.inf)
+        return
+    # The refusal arrives after a newer grant. If there are several, the oldest of them is not known.
+    if p.granted_time <= time:
+        p.granted_time = p.consent_time
+    _erase_before(p, p.granted_time)
+
+
+@njit
+def is_covered(p: Row, time: float) -> bool:
+    """True if the consent of PROFILE row p covers behaviour of `time`, in seconds.
+
+    A shopper who refused is covered again from their first grant after the newest refusal on.
+    """
+    return p.consent >= 0 and (p.refused_time == 0.0 or time >= p.granted_time)  # type: ignore[no-any-return]
 
 
 @njit
 def _fold_head(p: Row, e: Row) -> None:
     """Fold the parts of an event that count once, for any number of items. Mutates PROFILE row p."""
-    time, kind, second = e.time, e.kind, np.int32(e.time)
+    time, kind = e.time, e.kind
     p.events += 1
     p.kinds[kind] += 1
     if p.first_seen == 0.0 or time < p.first_seen:
         p.first_seen = time
     p.last_seen = max(p.last_seen, time)
-    if e.channel != 0 and (second, e.channel) > (p.channel_time, p.channel):
-        p.channel, p.channel_time = e.channel, second
+    if e.channel != 0 and (time, e.channel) > (p.channel_time, p.channel):
+        p.channel, p.channel_time = e.channel, time
     row = ACTIVITY_OF[kind]
     if row >= 0:
         if time > p.activity_at:
@@ -334,14 +383,12 @@ def fold_event(p: Row, e: Row, is_head_new: bool) -> bool:
         if not _is_new(p, e.id, e.time):
             return False
         if e.consent != 0:
-            if e.consent < 0 and p.consent >= 0:
-                _erase_behaviour(p)
-            p.consent = e.consent
-        if e.locale != 0 and (np.int32(e.time), e.locale) > (p.locale_time, p.locale):
-            p.locale, p.locale_time = e.locale, np.int32(e.time)
+            _apply_consent(p, e.time, e.consent)
+        if e.locale != 0 and (e.time, e.locale) > (p.locale_time, p.locale):
+            p.locale, p.locale_time = e.locale, e.time
     elif not is_head_new:
         return False
-    if p.consent < 0:
+    if not is_covered(p, e.time):
         return True
     if e.part == 0:
         _fold_head(p, e)
@@ -360,10 +407,16 @@ def fold(profiles: Rows, row_of: I32, events: Rows) -> Bools:
     """Fold events into profiles, in place. Return (n,) bool, False for duplicates.
 
     profiles (S,) PROFILE; events (n,) EVENT in any order, with the parts of one event adjacent; row_of (n,) int32, the
-    profile of each event. While consent is refused, no behaviour is kept.
+    profile of each event. Consent, locale and channel are those of the newest event that states them; of equal times, a
+    refusal and the larger code. Behaviour up to the newest refusal, and until the first grant after it, is not kept.
 
-    The result does not depend on the order of arrival, with three exceptions: a table of categories, brands or words
-    that overflows; a refund that arrives before its purchase; and consent, which applies from its arrival.
+    The result does not depend on the order of arrival, with these exceptions:
+    - a table of categories, brands or words that overflows;
+    - a refund that arrives before its purchase;
+    - an event that arrives while consent is refused: it is lost, even if an earlier grant arrives after it;
+    - a refusal that arrives after events on both sides of it: the counters start from zero, and if several newer
+      grants are known, behaviour is kept from the newest of them on.
+    No order keeps behaviour that consent does not cover.
     """
     fresh = np.empty(len(events), np.bool_)
     _fold(profiles, row_of, events, fresh)

@@ -7,6 +7,7 @@ import json
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -136,6 +137,36 @@ async def test_without_consent_nothing_is_stored_and_the_page_is_popular(broker:
     assert row is None or (row["events"] == 0 and not row["recent_item"].any() and not row["activity"].any())
     assert {page["serving"]["mode"] for page in pages["u1"]} == {"popular"}
     assert pages["u2"][-1]["serving"]["mode"] == "cached_copy"
+
+
+@scenario
+async def test_consent_goes_by_event_time_over_three_topics(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings)
+    no, yes = {"personalization": False}, {"personalization": True}
+    privacy, purchases, views = [], [], []
+    for n in range(40):
+        shopper = f"u{n}"
+        refuses = n % 2 == 0
+        views.append(record("view_item", shopper, f"v{n}", NOW + 90, item="i1", consent=yes))
+        privacy.append(record("consent", shopper, f"p{n}", NOW + 100, consent=no if refuses else yes))
+        purchase = {"item": "i2", "transaction_id": f"t{n}", "consent": yes if refuses else no}
+        purchases.append(record("purchase", shopper, f"b{n}", NOW + 50, **purchase))
+    with worker(settings):
+        for topic, sent in (("privacy", privacy), ("purchases", purchases), ("clicks", views)):
+            await send(settings, topic, sent)
+        await send(settings, "clicks", [record("view_homepage", f"u{n}", f"h{n}", NOW + 110) for n in range(40)])
+        while len(profiles := await profiles_of(settings)) < 40 or not is_last_event_folded(profiles):
+            await asyncio.sleep(0.05)
+        pages = pages_of(await read_all(settings, "homepages"))
+    for n in range(40):
+        assert profiles[f"u{n}"]["consent"] == (-1 if n % 2 == 0 else 1)
+        assert n % 2 == 1 or pages[f"u{n}"][-1]["serving"]["mode"] == "popular"
+
+
+def is_last_event_folded(profiles: dict[str, Any]) -> bool:
+    """True if the event ids of each profile have the homepage view of NOW + 110."""
+    return all((row["id_time"] == int(NOW) + 110).any() for row in profiles.values())
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "rsc15_100k_test.tsv.gz"

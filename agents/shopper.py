@@ -20,15 +20,17 @@ from agents.page.path import PagePath, PageResult
 from agents.poison import PoisonFilter
 from agents.profile_expiry import expire_profiles
 from stream import metrics
-from stream.events import Reject, decode_run
+from stream.events import TOO_LATE_CODE, Decoded, Reject, decode_run
 from stream.items.activity import encode_activity, owner_partitions, split_activity
 from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
+from stream.profile.row import EVENT_IDS
 from stream.profile.store import MemoryProfileStore
 from stream.row_codec import rows_at
 from stream.settings import Settings
+from stream.times import rfc3339
 
 TOPICS = run_metrics.TOPICS
 ACTIVITY_ROWS = 8192  # of one record, about
@@ -106,12 +108,13 @@ class ShopperAgent:
         decode_seconds = time.perf_counter() - start
         results = self._path.refresh_pages([partition_input for partition_input, _ in decoded], now)
         results[0].seconds["decode"] = decode_seconds
-        return [
-            Processed(
-                partition_input, rejects, result, to_dead_letters(run, records, rejects) + self._outputs(run, result)
-            )
-            for (run, records), (partition_input, rejects), result in zip(selected, decoded, results, strict=True)
-        ]
+        processed = []
+        for (run, records), (partition_input, rejects), result in zip(selected, decoded, results, strict=True):
+            if result.memory.late_records:
+                rejects = [*rejects, *_late_rejects(partition_input.decoded, result.memory.late_records)]
+            outputs = to_dead_letters(run, records, rejects) + self._outputs(run, result)
+            processed.append(Processed(partition_input, rejects, result, outputs))
+        return processed
 
     def _process_without_poison(self, run: Run, now: float) -> Processed:
         """Process a run; the records that make this fail are rejected. Raises RuntimeError if they are not to blame."""
@@ -161,6 +164,20 @@ class ShopperAgent:
         result = result._replace(changelog=[*result.changelog, *expiry.changelog])
         self._profiles.apply(run.partition, result.changelog)
         return result, [*expiry.tombstones, *processed.outputs]
+
+
+def _late_rejects(decoded: Decoded, records: Sequence[int]) -> list[Reject]:
+    """Rejects of events that are older than all event ids that their shopper's profile still has."""
+    is_head = decoded.rows["part"] == 0
+    times = dict(zip(decoded.rows["record"][is_head].tolist(), decoded.rows["time"][is_head].tolist(), strict=True))
+    return [
+        Reject(
+            record, TOO_LATE_CODE, "time",
+            f"time is {rfc3339(times[record])}, older than the newest {EVENT_IDS} events of the shopper, so that it "
+            "cannot be told from a redelivery; SHOPWINDOW_LATE_EVENTS=fold accepts it",
+        )
+        for record in records
+    ]  # fmt: skip
 
 
 def _activity_outputs(run: Run, result: PageResult, partitions: int) -> list[Output]:

@@ -160,6 +160,11 @@ class Settings:
     future_tolerance: float = _setting(
         300.0, _real(0, 86_400, "s"), "an event time is clamped to at most this long after its record's timestamp"
     )
+    late_events: str = _setting(
+        "refuse",
+        _one_of("refuse", "fold"),
+        "what becomes of an event that is older than all event ids of a profile with the maximum number of ids",
+    )
     profile_ttl: float = _setting(
         7_776_000.0, _real(0, 315_360_000, "s"), "a profile is deleted after this long without an event; 0: never"
     )

@@ -158,12 +158,16 @@ class EventLog(NamedTuple):
 
 
 def without_duplicates(events: Rows) -> Rows:
-    """(n,) EVENT without repetitions: of one shopper and event id the first counts, as in a profile."""
+    """(n,) EVENT without repetitions: of one shopper and event id or transaction the first counts, as in a profile."""
     heads = np.flatnonzero(events["part"] == 0)
     pairs = np.stack([events["shopper"][heads], events["id"][heads]], axis=1)
     _, first = np.unique(pairs, axis=0, return_index=True)
     is_kept = np.zeros(len(heads), np.bool_)
     is_kept[first] = True
+    sold = heads[is_kept & (events["transaction"][heads] != 0)]
+    pairs = np.stack([events["shopper"][sold], events["transaction"][sold]], axis=1)
+    repeated = np.delete(sold, np.unique(pairs, axis=0, return_index=True)[1])
+    is_kept[np.searchsorted(heads, repeated)] = False
     return rows_at(events, np.flatnonzero(np.repeat(is_kept, np.diff(heads, append=len(events)))))
 
 

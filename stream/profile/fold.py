@@ -8,7 +8,7 @@ Oracle of the kernels: tests/unit/stream/profile/test_fold.py.
 import numpy as np
 
 from stream.decay import decay_factor
-from stream.events import ADD, BUY, CLICK, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
+from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
 from stream.jit import njit
 from stream.profile.row import HALF_HOUR, HALF_LIVES, MONTH, PRICE_HALF_LIFE_S, WORD_HALF_LIFE_S
 from stream.types import F64, I32, I64, Bools, Row, Rows
@@ -18,6 +18,10 @@ INTEREST = np.array([{VIEW: 1.0, CLICK: 1.0, ADD: 2.0, BUY: 3.0}.get(kind, 0.0) 
 # Row of `activity` that counts each kind; -1 if no row does.
 ACTIVITY_OF = np.array([{VIEW: 0, CLICK: 1, SEARCH: 2, ADD: 3, BUY: 4}.get(kind, -1) for kind in range(len(KINDS))])
 _HALF_LIVES = np.array(HALF_LIVES)
+
+# What became of an event: DUPLICATE, TOO_LATE, or FOLDED, perhaps together with TRANSACTION_FORGOTTEN, if a full ring
+# of transactions lost one.
+DUPLICATE, FOLDED, TOO_LATE, TRANSACTION_FORGOTTEN = 0, 1, 2, 4
 
 
 # Decayed counters.
@@ -218,22 +222,11 @@ def top_categories(profiles: Rows, found: I32) -> None:
 
 
 @njit
-def _is_new(p: Row, event_id: int, time: float) -> bool:
-    """False if the ring contains the event id. Otherwise insert it and return True. Mutates p.
-
-    The ring is sorted by (second, id). An id that is older than everything in a full ring is not inserted.
-    """
-    low, high, second = np.int32(event_id), np.int16(event_id >> 32), np.int32(time)
-    size = p.id_time.shape[0]
-    for j in range(size - 1, -1, -1):
-        if p.id_time[j] == 0:
-            break
-        if p.id_low[j] == low and p.id_high[j] == high:
-            return False
-    if p.id_time[0] != 0 and (second, high, low) <= (p.id_time[0], p.id_high[0], p.id_low[0]):
-        return True
+def _remember_id(p: Row, second: int, high: int, low: int) -> None:
+    """Insert an event id into the ring, sorted by (second, id). A full ring loses its oldest. Mutates p."""
     j = 0
-    while j < size - 1 and (
+    last = p.id_time.shape[0] - 1
+    while j < last and (
         p.id_time[j + 1] == 0 or (p.id_time[j + 1], p.id_high[j + 1], p.id_low[j + 1]) < (second, high, low)
     ):
         p.id_time[j] = p.id_time[j + 1]
@@ -243,7 +236,84 @@ def _is_new(p: Row, event_id: int, time: float) -> bool:
     p.id_time[j] = second
     p.id_low[j] = low
     p.id_high[j] = high
-    return True
+
+
+@njit
+def _remember_transaction(p: Row, second: int, key: int) -> None:
+    """Insert a transaction into the ring, sorted by (second, key). A full ring loses its oldest. Mutates p."""
+    if p.transaction_time[0] != 0 and (second, key) <= (p.transaction_time[0], p.transaction[0]):
+        return
+    j = 0
+    last = p.transaction.shape[0] - 1
+    while j < last and (
+        p.transaction_time[j + 1] == 0 or (p.transaction_time[j + 1], p.transaction[j + 1]) < (second, key)
+    ):
+        p.transaction_time[j] = p.transaction_time[j + 1]
+        p.transaction[j] = p.transaction[j + 1]
+        j += 1
+    p.transaction_time[j] = second
+    p.transaction[j] = key
+
+
+@njit
+def _contains(keys: I64, key: int) -> bool:
+    for j in range(keys.shape[0]):
+        if keys[j] == key:
+            return True
+    return False
+
+
+@njit
+def _could_be_redelivery(p: Row, e: Row, second: int) -> bool:
+    """True if EVENT row e, older than everything in the full ring of ids of p, may have been folded before.
+
+    A transaction newer than the oldest in its full ring, or in a ring with room, is certainly new. Statements on
+    consent may be repeated.
+    """
+    if e.kind >= CONSENT or (e.consent != 0 and e.consent != p.consent):
+        return False
+    if e.transaction == 0:
+        return True
+    return p.transaction_time[0] != 0 and (second, e.transaction) <= (p.transaction_time[0], p.transaction[0])
+
+
+@njit
+def _admit(p: Row, e: Row, refuses_late: bool) -> int:
+    """Outcome of an event's part 0, whose id and transaction are remembered if it is to be folded. Mutates p.
+
+    An id that is older than everything in a full ring is not remembered.
+    """
+    low, high, second = np.int32(e.id), np.int16(e.id >> 32), np.int32(e.time)
+    for j in range(p.id_time.shape[0] - 1, -1, -1):
+        if p.id_time[j] == 0:
+            break
+        if p.id_low[j] == low and p.id_high[j] == high:
+            return DUPLICATE
+    if e.transaction != 0 and _contains(p.transaction, e.transaction):
+        return DUPLICATE
+    if p.id_time[0] == 0 or (second, high, low) > (p.id_time[0], p.id_high[0], p.id_low[0]):
+        _remember_id(p, second, high, low)
+    elif refuses_late and _could_be_redelivery(p, e, second):
+        return TOO_LATE
+    if e.transaction == 0:
+        return FOLDED
+    is_full = p.transaction_time[0] != 0
+    _remember_transaction(p, second, e.transaction)
+    return FOLDED | TRANSACTION_FORGOTTEN if is_full else FOLDED
+
+
+@njit
+def shortest_id_window(profiles: Rows) -> float:
+    """Seconds from the oldest to the newest id of the full ring where they are least; infinity without a full ring.
+
+    profiles (S,) PROFILE.
+    """
+    shortest = np.inf
+    for s in range(profiles.shape[0]):
+        p = profiles[s]
+        if p.id_time[0] != 0:
+            shortest = min(shortest, np.float64(p.id_time[p.id_time.shape[0] - 1] - p.id_time[0]))
+    return shortest
 
 
 @njit
@@ -374,33 +444,39 @@ def _fold_part(p: Row, e: Row) -> None:
 
 
 @njit
-def fold_event(p: Row, e: Row, is_head_new: bool) -> bool:
-    """Fold EVENT row e into PROFILE row p, in place. Return False for a duplicate, which changes nothing.
+def fold_event(p: Row, e: Row, head_outcome: int, refuses_late: bool) -> int:
+    """Fold EVENT row e into PROFILE row p, in place, and return its outcome. Only a folded event changes anything.
 
-    An event has a row for each of its parts. `is_head_new` is what part 0 returned; only later parts read it.
+    An event has a row for each of its parts. `head_outcome` is what part 0 returned; only later parts read it.
+    refuses_late: whether an event that can no longer be told from a redelivery is refused, rather than folded.
     """
     if e.part == 0:
-        if not _is_new(p, e.id, e.time):
-            return False
+        outcome: int = _admit(p, e, refuses_late)
+        if not outcome & FOLDED:
+            return outcome
         if e.consent != 0:
             _apply_consent(p, e.time, e.consent)
         if e.locale != 0 and (e.time, e.locale) > (p.locale_time, p.locale):
             p.locale, p.locale_time = e.locale, e.time
-    elif not is_head_new:
-        return False
+    else:
+        outcome = head_outcome & (FOLDED | TOO_LATE)
+        if not outcome & FOLDED:
+            return outcome
     if not is_covered(p, e.time):
-        return True
+        return outcome
     if e.part == 0:
         _fold_head(p, e)
     _fold_part(p, e)
-    return True
+    return outcome
 
 
 @njit
 def _fold(profiles: Rows, row_of: I32, events: Rows, fresh: Bools) -> None:
     """See `fold`. Mutates profiles and fills fresh (n,)."""
+    outcome = DUPLICATE
     for i in range(events.shape[0]):
-        fresh[i] = fold_event(profiles[row_of[i]], events[i], i > 0 and fresh[i - 1])
+        outcome = fold_event(profiles[row_of[i]], events[i], outcome, False)
+        fresh[i] = outcome & FOLDED != 0
 
 
 def fold(profiles: Rows, row_of: I32, events: Rows) -> Bools:
@@ -413,6 +489,8 @@ def fold(profiles: Rows, row_of: I32, events: Rows) -> Bools:
     The result does not depend on the order of arrival, with these exceptions:
     - a table of categories, brands or words that overflows;
     - a refund that arrives before its purchase;
+    - events of one transaction that differ: the first to arrive counts;
+    - an event that is older than everything in the full ring of ids: it may have been folded before;
     - an event that arrives while consent is refused: it is lost, even if an earlier grant arrives after it;
     - a refusal that arrives after events on both sides of it: the counters start from zero, and if several newer
       grants are known, behaviour is kept from the newest of them on.

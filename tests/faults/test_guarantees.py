@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
+from stream.events import BUY
 from stream.kafka import topics
 from stream.page.schemas import schemas
 from tests.harness.counting import scenario, send
@@ -137,6 +139,30 @@ async def test_without_consent_nothing_is_stored_and_the_page_is_popular(broker:
     assert row is None or (row["events"] == 0 and not row["recent_item"].any() and not row["activity"].any())
     assert {page["serving"]["mode"] for page in pages["u1"]} == {"popular"}
     assert pages["u2"][-1]["serving"]["mode"] == "cached_copy"
+
+
+@scenario
+async def test_a_purchase_counts_once_however_often_and_late_it_is_sent_again(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, late_events="refuse")
+    await open_shop(settings)
+    first, retry, second = (
+        record("purchase", "u1", id, NOW + at, item="i1", transaction_id=transaction)
+        for id, at, transaction in (("p1", 1, "t1"), ("p2", 400, "t1"), ("p3", 401, "t2"))
+    )
+    views = [record("view_item", "u1", f"v{n}", NOW + 2 + n, item=f"i{n % 50}") for n in range(150)]
+    too_late = record("view_item", "u1", "late", NOW, item="i3")
+    with worker(settings):
+        await send(settings, "purchases", [first])
+        await until_counted(settings, 1)
+        await send(settings, "clicks", views)
+        await until_counted(settings, 151)
+        await send(settings, "purchases", [first, retry, second])
+        await send(settings, "clicks", [too_late, record("view_homepage", "u1", "end", NOW + 500)])
+        profiles = await until_counted(settings, 153)
+    assert profiles["u1"]["kinds"][BUY] == 2 and np.count_nonzero(profiles["u1"]["bought_item"]) == 2
+    [letter] = await read_all(settings, "dead-letters")
+    headers = {name: value.decode() for name, value in letter.headers}
+    assert (headers["error"], letter.value) == ("too_late", too_late[1])
 
 
 @scenario

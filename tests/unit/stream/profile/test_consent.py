@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, HOME, SEARCH, VIEW
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
-from stream.profile.fold import is_covered
+from stream.profile.fold import FOLDED, is_covered
 from stream.profile.row import PROFILE, blank_profiles
 from tests.harness.events import NOW, folded, row, rows
 from tests.harness.profiles import ITEM_RINGS, assert_equal_profiles, item_tables
 
-REMAINS = ("consent", "consent_time", "refused_time", "locale", "locale_time", "id_time", "id_low", "id_high")
+IDS = ("id_time", "id_low", "id_high", "transaction", "transaction_time")
+REMAINS = ("consent", "consent_time", "refused_time", "locale", "locale_time", *IDS)
 
 
 @st.composite
@@ -31,6 +32,8 @@ def consent_events(draw: st.DrawFn, seconds: int = 14) -> np.ndarray:
         if kind == SEARCH:
             more["word"] = draw(st.sampled_from(("red", "blue")))
         has_item = kind not in (CONSENT, HOME, SEARCH)
+        if kind == BUY:
+            more["transaction"] = 1000 + i
         if has_item:
             more |= {"category": draw(st.sampled_from(("c0", "c1"))), "brand": "b", "price": 9.5}
         item = f"i{draw(st.integers(0, 5))}" if has_item else ""
@@ -50,7 +53,7 @@ def expected_profile(events: np.ndarray) -> Any:
     unstated = events.copy()
     unstated["consent"] = 0
     expected = folded(unstated[unstated["time"] >= covered_since(events)])
-    for field in ("id_time", "id_low", "id_high"):
+    for field in IDS:
         expected[field] = folded(unstated)[field]
     expected["locale"], expected["locale_time"] = 0, 0.0
     for event in sorted(events[events["locale"] != 0].tolist(), key=lambda e: (e[3], e[12])):
@@ -141,7 +144,9 @@ def test_refusing_consent_erases_behaviour_and_stops_collecting_it() -> None:
     profile = folded(
         rows(row(CLICK, "a", NOW, locale=2), row(CONSENT, time=NOW + 1, consent=-1), row(CLICK, "b", NOW + 2))
     )
-    assert {name for name in PROFILE.names or () if np.any(profile[name])} == set(REMAINS)
+    assert {name for name in PROFILE.names or () if np.any(profile[name])} == {
+        name for name in REMAINS if not name.startswith("transaction")
+    }
     back = folded(
         rows(row(CONSENT, time=NOW, consent=-1), row(CONSENT, time=NOW + 1, consent=1), row(CLICK, "b", NOW + 2))
     )
@@ -175,8 +180,8 @@ def test_an_event_in_a_refused_period_is_not_kept_however_late_it_arrives() -> N
     assert [bool(is_covered(profile, NOW + second)) for second in (3, 6.5, 7, 9)] == [False, False, True, True]
     run = rows(statements, late)
     run["record"] = np.arange(len(run))
-    fresh, activity = fold_with_activity(blank_profiles(1), np.zeros(5, np.int32), run, np.arange(5))
-    assert fresh.all() and set(activity["item"].tolist()) == {key64("after")}
+    outcomes, activity = fold_with_activity(blank_profiles(1), np.zeros(5, np.int32), run, np.arange(5))
+    assert (outcomes == FOLDED).all() and set(activity["item"].tolist()) == {key64("after")}
 
 
 def test_a_refusal_between_known_grants_keeps_what_the_newest_covers() -> None:

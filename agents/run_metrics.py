@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 
@@ -45,7 +46,12 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
     for kind, number in enumerate(number_of[len(KINDS) :]):
         if number:
             _EVENTS[run.topic][kind].inc(number)
-    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]))
+    memory = result.memory
+    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]) - len(memory.late_records))
+    if memory.forgotten_transactions:
+        metrics.FORGOTTEN_TRANSACTIONS.inc(memory.forgotten_transactions)
+    if memory.id_window < math.inf:
+        metrics.ID_WINDOW.observe(memory.id_window)
     metrics.CLAMPED.inc(decoded.clamped)
     if decoded.lenient:
         metrics.LENIENT.labels(run.topic).inc(decoded.lenient)

@@ -21,7 +21,7 @@ from agents.placement_monitor import PlacementMonitor
 from agents.poison import PoisonFilter
 from agents.profile_expiry import expire_profiles
 from stream import metrics
-from stream.events import Decoded, Reject, decode_run
+from stream.events import TOO_LATE_CODE, Decoded, Reject, decode_run
 from stream.ignored_types import IgnoredTypes
 from stream.items.activity import encode_activity, owner_partitions, split_activity
 from stream.kafka.commit import Output, Outputs
@@ -29,9 +29,11 @@ from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
 from stream.kafka.forwarding import Routed, forward, route, stranded, too_large
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
+from stream.profile.row import EVENT_IDS
 from stream.profile.store import MemoryProfileStore
 from stream.row_codec import rows_at
 from stream.settings import Settings
+from stream.times import rfc3339
 
 TOPICS = run_metrics.TOPICS
 ACTIVITY_ROWS = 8192  # of one record, about
@@ -123,10 +125,14 @@ class ShopperAgent:
         decode_seconds = time.perf_counter() - start
         results = self._path.refresh_pages([one.partition_input for one in decoded], now)
         results[0].seconds["decode"] = decode_seconds
-        return [
-            Processed(one, one.rejects, result, to_dead_letters(run, records, one.rejects) + self._outputs(run, result))
-            for (run, records), one, result in zip(selected, decoded, results, strict=True)
-        ]
+        processed = []
+        for (run, records), one, result in zip(selected, decoded, results, strict=True):
+            rejects = one.rejects
+            if result.memory.late_records:
+                rejects = [*rejects, *_late_rejects(one, result.memory.late_records)]
+            outputs = to_dead_letters(run, records, rejects) + self._outputs(run, result)
+            processed.append(Processed(one, rejects, result, outputs))
+        return processed
 
     def _process_without_poison(self, run: Run, now: float) -> Processed:
         """Process a run; the records that make this fail are rejected. Raises RuntimeError if they are not to blame."""
@@ -212,6 +218,24 @@ class ShopperAgent:
             metrics.FORWARDED.labels(run.topic).inc(len(decoded.misplaced))
         if decoded.routed.duplicates:
             metrics.SKIPPED.labels(run.topic).inc(decoded.routed.duplicates)
+
+
+def _late_rejects(one: DecodedRun, late: Sequence[int]) -> list[Reject]:
+    """Rejects of events that are older than all event ids that their shopper's profile still has.
+
+    `late`: indices of the run's own records, those that are not forwarded.
+    """
+    decoded, own = one.partition_input.decoded, one.routed.own
+    is_head = decoded.rows["part"] == 0
+    times = dict(zip(decoded.rows["record"][is_head].tolist(), decoded.rows["time"][is_head].tolist(), strict=True))
+    return [
+        Reject(
+            record if own is None else own[record], TOO_LATE_CODE, "time",
+            f"time is {rfc3339(times[record])}, older than the newest {EVENT_IDS} events of the shopper, so that it "
+            "cannot be told from a redelivery; SHOPWINDOW_LATE_EVENTS=fold accepts it",
+        )
+        for record in late
+    ]  # fmt: skip
 
 
 def _activity_outputs(run: Run, result: PageResult, partitions: int) -> list[Output]:

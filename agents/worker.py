@@ -58,6 +58,7 @@ def policy_of(settings: Settings) -> Policy:
         page_ttl=settings.page_ttl,
         copy=settings.copy,
         profile_ttl=settings.profile_ttl,
+        refuses_late=settings.late_events == "refuse",
     )
 
 

@@ -95,9 +95,10 @@ EVENT = np.dtype(
         ("channel", "i1"),
         ("consent", "i1"),  # 1 granted, -1 refused, 0 not stated
         ("pad", "i2"),
+        ("transaction", "i8"),  # key64 that a purchase or refund shares with its retries; 0 for other events
     ]
 )
-_ROW = Struct("=qqqdiiiifihbbbbh")
+_ROW = Struct("=qqqdiiiifihbbbbhq")
 assert _ROW.size == EVENT.itemsize
 _row = _ROW.pack  # takes a third of the time of a NumPy row made from a tuple
 
@@ -187,6 +188,7 @@ REJECT_CODES = (
     "bad_key",
     "out_of_range",
 )
+TOO_LATE_CODE = "too_late"  # reason of the fold, which knows the shopper's earlier events
 MAX_EVENT_BYTES = 256 * 1024
 FUTURE_TOLERANCE_S = 300.0  # default; SHOPWINDOW_FUTURE_TOLERANCE sets it for a worker
 NO_ARRIVAL_S = inf  # timestamp of an event that is in no record, such as a line of a file
@@ -412,6 +414,20 @@ def _no_headers(_: int) -> Headers:
     return ()
 
 
+def _transaction_key(kind: int, data: EventData) -> int:
+    """key64 of the natural key of a purchase or refund; 0 for other kinds.
+
+    A purchase is identified by its transaction id. A purchase may be refunded in parts, so a refund is identified by
+    its items too.
+    """
+    if kind == BUY:
+        return key64(f"{KINDS[BUY]}\0{data.transaction_id}")
+    if kind != REFUND:
+        return 0
+    items = "\0".join(f"{item.item_id}\0{item.quantity}" for item in data.items or ())
+    return key64(f"{KINDS[REFUND]}\0{data.transaction_id}\0{items}")
+
+
 def decode_run(
     values: Sequence[bytes | None],
     keys: Sequence[bytes | None],
@@ -462,7 +478,8 @@ def decode_run(
         personal = data.consent.personalization if data.consent is not None else None
         consent = 0 if personal is None else 1 if personal else -1
         head = key64(key.decode("utf-8", "surrogatepass")), key64(f"{event.source}\0{event.id}")
-        tail = kind, locale_code(data.locale), _CHANNEL_OF.get(data.channel or "", 0), consent, 0
+        transaction = _transaction_key(kind, data) if data.transaction_id else 0
+        tail = kind, locale_code(data.locale), _CHANNEL_OF.get(data.channel or "", 0), consent, 0, transaction
         if kind in _WITH_ITEMS:
             for part, item in enumerate(data.items or ()):
                 category = key32(item.item_category) if item.item_category else 0

@@ -42,7 +42,15 @@ def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str
 
 
 EVENTS = _counter("events", "Events folded into a profile", "topic", "kind")
-DUPLICATES = _counter("duplicates", "Events with a source and id that were folded before")
+DUPLICATES = _counter("duplicates", "Events with a source and id, or a transaction, that were folded before")
+ID_WINDOW = _histogram(
+    "id_window_seconds",
+    "Age of the oldest event id that a profile with the maximum number of ids keeps; the lowest age of each run",
+    (60.0, 600.0, 3600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0),
+)
+FORGOTTEN_TRANSACTIONS = _counter(
+    "forgotten_transactions", "Transactions dropped from profiles with the maximum number; a retry would count again"
+)
 DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
 UNREADABLE = _counter(
     "unreadable_batches", "Record batches that could not be read: those of events are in dead-letters", "topic"

@@ -447,5 +447,5 @@ def _unpack_old(
         for name in found.dtype.names or ():
             rows[name][selected] = found[name][:, : dtype[name].shape[0]] if dtype[name].shape else found[name]
     current = sorted(set(range(len(blobs))) - set(old))
-    rows[current] = unpack([blobs[at] for at in current], dtype, version)
+    words_of(rows)[current] = words_of(unpack([blobs[at] for at in current], dtype, version))
     return rows

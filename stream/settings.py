@@ -178,6 +178,11 @@ class Settings:
         _NAMES,
         "types of events to skip if they have no meaning here; ga4: those of Google Analytics 4",
     )
+    late_events: str = _setting(
+        "refuse",
+        _one_of("refuse", "fold"),
+        "what becomes of an event that is older than all event ids of a profile with the maximum number of ids",
+    )
     profile_ttl: float = _setting(
         7_776_000.0, _real(0, 315_360_000, "s"), "a profile is deleted after this long without an event; 0: never"
     )

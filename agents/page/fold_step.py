@@ -13,6 +13,7 @@ from stream.events import EVENT, Decoded
 from stream.items.activity import ACTIVITY, fold_with_activity
 from stream.profile.codec import decode_records
 from stream.profile.exposure import OWED_ID_BYTES, SERVING, apply_feedback, expired, touch
+from stream.profile.fold import FOLDED, TOO_LATE, TRANSACTION_FORGOTTEN, shortest_id_window
 from stream.profile.row import PROFILE
 from stream.row_codec import rows_at
 from stream.types import I32, I64, Bools, Rows
@@ -37,6 +38,14 @@ class PartitionInput(NamedTuple):
     clock: float = 0.0  # s, newest event time of the partition before this input
 
 
+class MemoryReport(NamedTuple):
+    """What the bounded memory of ids and transactions meant for a partition's input."""
+
+    late_records: Sequence[int] = ()  # indices of the records refused as too late
+    forgotten_transactions: int = 0
+    id_window: float = np.inf  # s, the shortest window of a full ring of ids
+
+
 class FoldedPartition(NamedTuple):
     """The shoppers of one partition who get a page; `keys`, `indices` and `triggers` have an entry for each."""
 
@@ -47,16 +56,17 @@ class FoldedPartition(NamedTuple):
     activity: Rows  # (m,) ACTIVITY
     clock: float  # s, newest event time of the partition, this input included
     expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
+    memory: MemoryReport = MemoryReport()
 
 
 def fold_partitions(
-    inputs: Sequence[PartitionInput], degradation: Degradation, profile_ttl: float
+    inputs: Sequence[PartitionInput], degradation: Degradation, profile_ttl: float, refuses_late: bool
 ) -> tuple[list[FoldedPartition], Rows, Rows]:
     """Fold the events of each partition, and return who gets a page, with their profile and exposure rows.
 
     Returns the folded partitions, and for all of their shoppers, partition after partition, profiles (S,) PROFILE and
     serving (S,) SERVING. The rows of all partitions share one array from the start, because concatenating such arrays
-    costs more than folding.
+    costs more than folding. refuses_late: whether events older than a full ring of ids are refused.
     """
     keys = [_shoppers_of(one) for one in inputs]
     profiles, serving = decode_records(
@@ -70,7 +80,7 @@ def fold_partitions(
         if one.refreshes:
             partition = _select_refreshes(one, shoppers, serving[own], degradation, profile_ttl)
         else:
-            partition = _fold_events(one, shoppers, profiles[own], serving[own], profile_ttl)
+            partition = _fold_events(one, shoppers, profiles[own], serving[own], profile_ttl, refuses_late)
         folded.append(partition)
         indices.extend(start + index for index in partition.indices)
         start = own.stop
@@ -87,7 +97,7 @@ def _shoppers_of(one: PartitionInput) -> list[bytes]:
 
 
 def _fold_events(
-    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, profile_ttl: float
+    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, profile_ttl: float, refuses_late: bool
 ) -> FoldedPartition:
     """Fold the events of a partition into its rows, in place."""
     decoded, events = one.decoded, one.decoded.rows
@@ -101,28 +111,38 @@ def _fold_events(
     newest_event = np.empty(len(keys), np.int64)
     if expired_keys:
         both, both_serving, shopper_of = _split_expired(profiles, serving, shopper_of, first_after_expiry)
-        fresh, activity, clock = _fold_rows(both, both_serving, shopper_of, one, newest_event)
+        folded = _fold_rows(both, both_serving, shopper_of, one, newest_event, refuses_late)
         profiles[:], serving[:] = both[: len(keys)], both_serving[: len(keys)]
     else:
-        fresh, activity, clock = _fold_rows(profiles, serving, shopper_of, one, newest_event)
+        folded = _fold_rows(profiles, serving, shopper_of, one, newest_event, refuses_late)
     newest = newest_event.tolist()
     indices = [index for index, event in enumerate(newest) if event >= 0]
     seconds = times.tolist()
     triggers = [PageTrigger(decoded.ids[records[newest[index]]], seconds[newest[index]]) for index in indices]
-    return FoldedPartition([keys[index] for index in indices], indices, triggers, fresh, activity, clock, expired_keys)
+    fresh, activity, clock, memory = folded
+    shopper_keys = [keys[index] for index in indices]
+    return FoldedPartition(shopper_keys, indices, triggers, fresh, activity, clock, expired_keys, memory)
 
 
 def _fold_rows(
-    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64
-) -> tuple[Bools, Rows, float]:
-    """Fold in place. Return which events were fresh, the items' activity, and the partition's clock.
+    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64, refuses_late: bool
+) -> tuple[Bools, Rows, float, MemoryReport]:
+    """Fold in place. Return which events were fresh, the items' activity, the partition's clock, and the report.
 
     `touch` fills `newest_event`.
     """
     events = one.decoded.rows
-    fresh, activity = fold_with_activity(profiles, shopper_of, events, one.offsets)
-    apply_feedback(serving, shopper_of, events, fresh)
-    return fresh, activity, touch(serving, profiles, shopper_of, events, fresh, one.clock, newest_event)
+    outcomes, activity = fold_with_activity(profiles, shopper_of, events, one.offsets, refuses_late)
+    fresh = (outcomes & FOLDED).astype(np.bool_)
+    late: Sequence[int] = ()
+    forgotten = 0
+    if outcomes.max(initial=0) > FOLDED:
+        late = events["record"][(outcomes == TOO_LATE) & (events["part"] == 0)].tolist()
+        forgotten = int(np.count_nonzero(outcomes & TRANSACTION_FORGOTTEN))
+    memory = MemoryReport(late, forgotten, shortest_id_window(profiles))
+    apply_feedback(serving, profiles, shopper_of, events, fresh)
+    clock = touch(serving, profiles, shopper_of, events, fresh, one.clock, newest_event)
+    return fresh, activity, clock, memory
 
 
 def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_expiry: I64) -> tuple[Rows, Rows, I32]:

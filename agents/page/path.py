@@ -16,6 +16,7 @@ import numpy as np
 
 from agents.page.fold_step import (
     FoldedPartition,
+    MemoryReport,
     PageTrigger,
     PartitionInput,
     defer,
@@ -59,6 +60,7 @@ class Policy(NamedTuple):
     page_ttl: float = 3600.0  # s
     copy: bool = True
     profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
+    refuses_late: bool = True  # events that can no longer be told from redeliveries
 
 
 class Page(NamedTuple):
@@ -87,6 +89,7 @@ class PageResult(NamedTuple):
     seconds: dict[str, float]  # by stage, of all partitions of the call together
     clock: float = 0.0  # s, newest event time of the partition, this input included
     expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
+    memory: MemoryReport = MemoryReport()
 
     def page_records(self) -> list[Record]:
         """Keys and values for `homepages`."""
@@ -132,7 +135,9 @@ class PagePath:
         keeps its trigger until any later page is made.
         """
         watch, degradation = _Stopwatch(), self.degradation
-        partitions, profiles, serving = fold_partitions(inputs, degradation, self.policy.profile_ttl)
+        partitions, profiles, serving = fold_partitions(
+            inputs, degradation, self.policy.profile_ttl, self.policy.refuses_late
+        )
         watch.lap("fold")
         shoppers = _Shoppers(
             [key for partition in partitions for key in partition.keys],
@@ -465,7 +470,7 @@ def _split(
         results.append(
             PageResult(
                 partition.fresh, partition.activity, changelog[start:end], pages[page_start:page_end], seconds,
-                partition.clock, partition.expired,
+                partition.clock, partition.expired, partition.memory,
             )
         )  # fmt: skip
         start, page_start = end, page_end

@@ -55,7 +55,7 @@ def records(shoppers: int, seed: int = 1) -> list[bytes]:
     serving["version"] = counts
     serving["shown_item"] = ids[rng.integers(0, 100_000, (shoppers, SHOWN_ITEMS))]
     fresh = fold(profiles, owner, events)
-    apply_feedback(serving, owner, events, fresh)
+    apply_feedback(serving, profiles, owner, events, fresh)
     return encode_records(profiles, serving)
 
 

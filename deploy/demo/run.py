@@ -37,9 +37,7 @@ from stream.kafka import topics
 from stream.kafka.client.connection import client_options, connecting
 from stream.kafka.global_topics import read_topic
 from stream.logs import say
-from stream.profile.codec import decode_record
-from stream.profile.row import PROFILE, PROFILE_VERSION
-from stream.row_codec import unpack
+from stream.profile.codec import decode_record, unpack_profiles
 from stream.settings import Settings
 
 SHOPPERS = 120
@@ -285,7 +283,7 @@ class Demo:
             # Keys that start with a zero byte are the table's metadata.
             if not record.key.startswith(b"\x00"):
                 values[record.key] = record.value
-        rows = unpack([decode_record(value)[0] for value in values.values()], PROFILE, PROFILE_VERSION)
+        rows = unpack_profiles([decode_record(value)[0] for value in values.values()])
         return Readback(
             event_records={topic: await all_of(topic) for topic in ("clicks", "purchases")},
             homepages=await all_of("homepages"),

@@ -6,9 +6,8 @@ from typing import Any
 
 from stream.items.catalog import Catalog
 from stream.kafka.global_topics import read_table
-from stream.profile.codec import decode_record
-from stream.profile.row import PROFILE, PROFILE_VERSION, describe
-from stream.row_codec import unpack
+from stream.profile.codec import decode_record, unpack_profiles
+from stream.profile.row import describe
 from stream.settings import Settings
 
 
@@ -18,7 +17,7 @@ async def read_profiles(settings: Settings) -> list[dict[str, Any]]:
     catalog = Catalog()
     catalog.apply(sorted((await read_table(settings, "catalog")).items()))
     keys = sorted(table)
-    rows = unpack([decode_record(table[key])[0] for key in keys], PROFILE, PROFILE_VERSION)
+    rows = unpack_profiles([decode_record(table[key])[0] for key in keys])
     return [
         {"shopper": key.decode("utf-8", "replace"), **describe(row, catalog.names)}
         for key, row in zip(keys, rows, strict=True)

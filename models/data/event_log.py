@@ -33,16 +33,19 @@ def _find_steps(events: Rows, item: I32, session: I64, is_target: Bools, steps_b
     an item after such a pause belong to the next session.
     """
     number, step, last_item, last_kind, last_time = -1, 0, -1, 0, 0.0
-    known, known_before, consent = False, False, 0
+    known, known_before, consent, refused_time = False, False, 0, 0.0
     for i in range(events.shape[0]):
         e: Any = events[i]
         if i == 0 or e.shopper != events[i - 1].shopper:
             number += 1
             step, last_item, last_kind, last_time = 0, -1, 0, e.time
-            known, consent = False, 0
+            known, consent, refused_time = False, 0, 0.0
         if e.part == 0:
-            if e.consent != 0:
-                consent = e.consent
+            # Of statements at the same time a refusal holds, as in the profile.
+            if e.consent < 0:
+                consent, refused_time = -1, e.time
+            elif e.consent > 0 and e.time > refused_time:
+                consent = 1
             if consent < 0:
                 # The profile forgets all items when consent is refused.
                 known, last_item = False, -1
@@ -79,8 +82,8 @@ class EventLog(NamedTuple):
         """
         index = IdIndex(len(items))
         index.add_all(np.ascontiguousarray(items["id"]))
-        # lexsort is stable: the parts of an event stay adjacent.
-        events = rows_at(events, np.lexsort((events["time"], events["shopper"])))
+        # lexsort is stable: the parts of an event stay adjacent. Of events at the same time, refusals come first.
+        events = rows_at(events, np.lexsort((events["consent"] >= 0, events["time"], events["shopper"])))
         n = len(events)
         item = index.get_all(np.ascontiguousarray(events["item"]))
         session, steps_before = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -155,12 +158,16 @@ class EventLog(NamedTuple):
 
 
 def without_duplicates(events: Rows) -> Rows:
-    """(n,) EVENT without repetitions: of one shopper and event id the first counts, as in a profile."""
+    """(n,) EVENT without repetitions: of one shopper and event id or transaction the first counts, as in a profile."""
     heads = np.flatnonzero(events["part"] == 0)
     pairs = np.stack([events["shopper"][heads], events["id"][heads]], axis=1)
     _, first = np.unique(pairs, axis=0, return_index=True)
     is_kept = np.zeros(len(heads), np.bool_)
     is_kept[first] = True
+    sold = heads[is_kept & (events["transaction"][heads] != 0)]
+    pairs = np.stack([events["shopper"][sold], events["transaction"][sold]], axis=1)
+    repeated = np.delete(sold, np.unique(pairs, axis=0, return_index=True)[1])
+    is_kept[np.searchsorted(heads, repeated)] = False
     return rows_at(events, np.flatnonzero(np.repeat(is_kept, np.diff(heads, append=len(events)))))
 
 
@@ -194,8 +201,11 @@ def without_erased(events: Rows) -> ErasureResult:
 
 
 def _last_refusals(events: Rows) -> Rows:
-    """CONSENT events of the shoppers whose last of these events refused consent. events: (n,) EVENT with a consent."""
-    newest_first = events[np.argsort(events["time"], kind="stable")[::-1]]
+    """CONSENT events of the shoppers whose last of these events refused consent. events: (n,) EVENT with a consent.
+
+    Of events at the same time, a refusal is the last.
+    """
+    newest_first = events[np.lexsort((events["consent"] < 0, events["time"]))[::-1]]
     _, last = np.unique(newest_first["shopper"], return_index=True)
     last = last[newest_first["consent"][last] < 0]
     refusals: Any = np.zeros(len(last), EVENT)

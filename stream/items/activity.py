@@ -10,8 +10,8 @@ import numpy as np
 
 from stream.events import ADD, BUY, CLICK, VIEW
 from stream.jit import njit
-from stream.profile.fold import fold_event
-from stream.types import I32, I64, Bools, Row, Rows
+from stream.profile.fold import DUPLICATE, FOLDED, fold_event, is_covered
+from stream.types import I32, I64, U8, Row, Rows
 
 MAX_STEPS = 10  # a transition is counted up to this many steps back, with weight 1 / step
 SESSION_GAP_S = 1800.0  # inactivity that ends a session
@@ -107,27 +107,33 @@ def _write_activity_of(p: Row, e: Row, offset: int, out: Rows, n: int) -> int:
 
 
 @njit
-def _fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: I64, fresh: Bools, out: Rows) -> int:
-    """Kernel of `fold_with_activity`: fills fresh (n,) and out, and returns the number of activity rows."""
-    n = 0
+def _fold_with_activity(
+    profiles: Rows, profile_of: I32, events: Rows, offsets: I64, refuses_late: bool, outcomes: U8, out: Rows
+) -> int:
+    """Kernel of `fold_with_activity`: fills outcomes (n,) and out, and returns the number of activity rows."""
+    n, outcome = 0, DUPLICATE
     for i in range(events.shape[0]):
         p, e = profiles[profile_of[i]], events[i]
-        fresh[i] = fold_event(p, e, i > 0 and fresh[i - 1])
-        if fresh[i] and p.consent >= 0 and e.item != 0 and e.kind in SESSION_KINDS:
+        outcome = fold_event(p, e, outcome, refuses_late)
+        outcomes[i] = outcome
+        if outcome & FOLDED and is_covered(p, e.time) and e.item != 0 and e.kind in SESSION_KINDS:
             n = _write_activity_of(p, e, offsets[e.record], out, n)
     return n
 
 
-def fold_with_activity(profiles: Rows, profile_of: I32, events: Rows, offsets: I64) -> tuple[Bools, Rows]:
+def fold_with_activity(
+    profiles: Rows, profile_of: I32, events: Rows, offsets: I64, refuses_late: bool = False
+) -> tuple[U8, Rows]:
     """Fold events into profiles like `profile.fold`, and return the activity that they cause.
 
     profiles (S,) PROFILE, changed in place; profile_of (n,): the profile of each event; events (n,) EVENT; offsets: of
-    the run's records. Returns fresh (n,), False for duplicates, and (m,) ACTIVITY in order of offset. The activity of
-    an event is read from the shopper's ring right after its fold: it depends only on the shopper's own session so far.
+    the run's records; refuses_late: as in `fold_event`. Returns (n,) outcomes as of `fold_event`, and (m,) ACTIVITY in
+    order of offset. The activity of an event is read from the shopper's ring right after its fold: it depends only on
+    the shopper's own session so far.
     """
-    fresh = np.empty(len(events), np.bool_)
+    outcomes = np.empty(len(events), np.uint8)
     out = np.zeros((1 + 2 * MAX_STEPS) * len(events), ACTIVITY)
-    return fresh, out[: _fold_with_activity(profiles, profile_of, events, offsets, fresh, out)]
+    return outcomes, out[: _fold_with_activity(profiles, profile_of, events, offsets, refuses_late, outcomes, out)]
 
 
 def owner_partitions(items: I64, partitions: int) -> I64:

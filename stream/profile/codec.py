@@ -10,7 +10,7 @@ import numpy as np
 
 from stream.jit import njit
 from stream.profile.exposure import OLD_SERVING_DTYPES, SERVING, SERVING_VERSION
-from stream.profile.row import PROFILE, PROFILE_VERSION
+from stream.profile.row import OLD_PROFILE_DTYPES, PROFILE, PROFILE_VERSION
 from stream.row_codec import (
     COMPACT,
     blank_rows,
@@ -86,10 +86,29 @@ def decode_records(values: Sequence[bytes | None]) -> tuple[Rows, Rows]:
     # The slow path reads values of earlier versions and raises for torn ones.
     known = [at for at, value in enumerate(values) if value is not None]
     pairs = [decode_record(value) for value in values if value is not None]
-    profiles, serving = np.zeros(len(values), PROFILE), np.zeros(len(values), SERVING)
-    profiles[known] = unpack([pair[0] for pair in pairs], PROFILE, PROFILE_VERSION)
-    serving[known] = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)
+    profiles, serving = blank_rows(len(values), PROFILE), blank_rows(len(values), SERVING)
+    words_of(profiles)[known] = words_of(unpack_profiles([pair[0] for pair in pairs]))
+    unpacked = unpack([pair[1] for pair in pairs], SERVING, SERVING_VERSION, OLD_SERVING_DTYPES)
+    words_of(serving)[known] = words_of(unpacked)
     return profiles, serving
+
+
+def unpack_profiles(blobs: Sequence[bytes]) -> Rows:
+    """Profiles (n,) PROFILE of packed rows, of earlier versions too. Raises ValueError as `unpack` does.
+
+    Rows of version 1 have no times of consent. A refusal counts as stated at the newest event known, a grant at the
+    oldest: in doubt the refusal wins.
+    """
+    profiles = unpack(blobs, PROFILE, PROFILE_VERSION, OLD_PROFILE_DTYPES)
+    old = [at for at, blob in enumerate(blobs) if blob[0] & ~COMPACT == 1]
+    if old:
+        consent, oldest = profiles["consent"][old], profiles["first_seen"][old]
+        newest = profiles["id_time"][old].max(axis=1).astype(np.float64)
+        refused = np.where(consent < 0, newest, 0.0)
+        granted = np.where(consent > 0, np.where(oldest > 0, oldest, newest), 0.0)
+        profiles["consent_time"][old] = refused + granted
+        profiles["refused_time"][old], profiles["granted_time"][old] = refused, granted
+    return profiles
 
 
 def decode_record(value: bytes) -> tuple[bytes, bytes]:
@@ -153,7 +172,7 @@ def touched_at(values: Sequence[bytes]) -> list[float]:
     _touched_at(*join_blobs(values), _SERVING_KINDS, np.empty(SERVING.itemsize // 4, np.int32), touched)
     old = np.flatnonzero(np.isnan(touched)).tolist()
     if old:
-        profiles = unpack([decode_record(values[at])[0] for at in old], PROFILE, PROFILE_VERSION)
+        profiles = unpack_profiles([decode_record(values[at])[0] for at in old])
         touched[old] = profiles["last_seen"]
     found: list[float] = touched.tolist()
     return found

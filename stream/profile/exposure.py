@@ -8,6 +8,7 @@ import numpy as np
 from stream.decay import decay_factor
 from stream.events import ADD, BUY, CLICK, HOME, VIEW
 from stream.jit import njit
+from stream.profile.fold import is_covered
 from stream.types import F64, I8, I32, I64, Bools, Row, Rows
 
 FATIGUE_HALF_LIFE_S = 86_400.0
@@ -93,17 +94,31 @@ def remember_shown(serving: Rows, placed: Rows, count: I32, items: Rows) -> None
 
 
 @njit
-def apply_feedback(serving: Rows, row_of: I32, events: Rows, fresh: Bools) -> None:
+def _forget_exposure(row: Row) -> None:
+    """Clear the items shown and all fatigue of SERVING row `row`, in place."""
+    row.shown_item[:] = 0
+    row.fatigue_item[:] = 0
+    row.fatigue_count[:] = 0.0
+    row.fatigue_time[:] = 0
+
+
+@njit
+def apply_feedback(serving: Rows, profiles: Rows, row_of: I32, events: Rows, fresh: Bools) -> None:
     """Update fatigue, in place: a homepage view adds it to the items shown, an interaction clears it for its item.
 
-    serving (S,) SERVING; row_of (n,) int32 row of each event's shopper; events (n,) EVENT in order; fresh (n,) bool,
-    False for duplicates.
+    A refusal of consent clears the exposure before it. Events that consent does not cover add nothing.
+    serving (S,) SERVING; profiles (S,) PROFILE after the fold of the events; row_of (n,) int32 row of each event's
+    shopper; events (n,) EVENT in order; fresh (n,) bool, False for duplicates.
     """
     for e in range(events.shape[0]):
         if not fresh[e]:
             continue
         row = serving[row_of[e]]
         kind = events[e].kind
+        if events[e].part == 0 and events[e].consent < 0:
+            _forget_exposure(row)
+        if not is_covered(profiles[row_of[e]], events[e].time):
+            continue
         if kind == HOME:
             if events[e].part == 0:
                 for j in range(row.shown_item.shape[0]):

@@ -8,7 +8,7 @@ Oracle of the kernels: tests/unit/stream/profile/test_fold.py.
 import numpy as np
 
 from stream.decay import decay_factor
-from stream.events import ADD, BUY, CLICK, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
+from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
 from stream.jit import njit
 from stream.profile.row import HALF_HOUR, HALF_LIVES, MONTH, PRICE_HALF_LIFE_S, WORD_HALF_LIFE_S
 from stream.types import F64, I32, I64, Bools, Row, Rows
@@ -18,6 +18,10 @@ INTEREST = np.array([{VIEW: 1.0, CLICK: 1.0, ADD: 2.0, BUY: 3.0}.get(kind, 0.0) 
 # Row of `activity` that counts each kind; -1 if no row does.
 ACTIVITY_OF = np.array([{VIEW: 0, CLICK: 1, SEARCH: 2, ADD: 3, BUY: 4}.get(kind, -1) for kind in range(len(KINDS))])
 _HALF_LIVES = np.array(HALF_LIVES)
+
+# What became of an event: DUPLICATE, TOO_LATE, or FOLDED, perhaps together with TRANSACTION_FORGOTTEN, if a full ring
+# of transactions lost one.
+DUPLICATE, FOLDED, TOO_LATE, TRANSACTION_FORGOTTEN = 0, 1, 2, 4
 
 
 # Decayed counters.
@@ -218,22 +222,11 @@ def top_categories(profiles: Rows, found: I32) -> None:
 
 
 @njit
-def _is_new(p: Row, event_id: int, time: float) -> bool:
-    """False if the ring contains the event id. Otherwise insert it and return True. Mutates p.
-
-    The ring is sorted by (second, id). An id that is older than everything in a full ring is not inserted.
-    """
-    low, high, second = np.int32(event_id), np.int16(event_id >> 32), np.int32(time)
-    size = p.id_time.shape[0]
-    for j in range(size - 1, -1, -1):
-        if p.id_time[j] == 0:
-            break
-        if p.id_low[j] == low and p.id_high[j] == high:
-            return False
-    if p.id_time[0] != 0 and (second, high, low) <= (p.id_time[0], p.id_high[0], p.id_low[0]):
-        return True
+def _remember_id(p: Row, second: int, high: int, low: int) -> None:
+    """Insert an event id into the ring, sorted by (second, id). A full ring loses its oldest. Mutates p."""
     j = 0
-    while j < size - 1 and (
+    last = p.id_time.shape[0] - 1
+    while j < last and (
         p.id_time[j + 1] == 0 or (p.id_time[j + 1], p.id_high[j + 1], p.id_low[j + 1]) < (second, high, low)
     ):
         p.id_time[j] = p.id_time[j + 1]
@@ -243,51 +236,177 @@ def _is_new(p: Row, event_id: int, time: float) -> bool:
     p.id_time[j] = second
     p.id_low[j] = low
     p.id_high[j] = high
-    return True
 
 
 @njit
-def _erase_behaviour(p: Row) -> None:
-    """Clear everything that consent covers. Mutates p.
+def _remember_transaction(p: Row, second: int, key: int) -> None:
+    """Insert a transaction into the ring, sorted by (second, key). A full ring loses its oldest. Mutates p."""
+    if p.transaction_time[0] != 0 and (second, key) <= (p.transaction_time[0], p.transaction[0]):
+        return
+    j = 0
+    last = p.transaction.shape[0] - 1
+    while j < last and (
+        p.transaction_time[j + 1] == 0 or (p.transaction_time[j + 1], p.transaction[j + 1]) < (second, key)
+    ):
+        p.transaction_time[j] = p.transaction_time[j + 1]
+        p.transaction[j] = p.transaction[j + 1]
+        j += 1
+    p.transaction_time[j] = second
+    p.transaction[j] = key
 
-    Three things remain: the refusal itself, the locale of the pages, and the event ids that detect duplicates.
+
+@njit
+def _contains(keys: I64, key: int) -> bool:
+    for j in range(keys.shape[0]):
+        if keys[j] == key:
+            return True
+    return False
+
+
+@njit
+def _could_be_redelivery(p: Row, e: Row, second: int) -> bool:
+    """True if EVENT row e, older than everything in the full ring of ids of p, may have been folded before.
+
+    A transaction newer than the oldest in its full ring, or in a ring with room, is certainly new. Statements on
+    consent may be repeated.
     """
-    p.first_seen = p.last_seen = p.activity_at = p.category_at = p.brand_at = p.word_at = 0.0
+    if e.kind >= CONSENT or (e.consent != 0 and e.consent != p.consent):
+        return False
+    if e.transaction == 0:
+        return True
+    return p.transaction_time[0] != 0 and (second, e.transaction) <= (p.transaction_time[0], p.transaction[0])
+
+
+@njit
+def _admit(p: Row, e: Row, refuses_late: bool) -> int:
+    """Outcome of an event's part 0, whose id and transaction are remembered if it is to be folded. Mutates p.
+
+    An id that is older than everything in a full ring is not remembered.
+    """
+    low, high, second = np.int32(e.id), np.int16(e.id >> 32), np.int32(e.time)
+    for j in range(p.id_time.shape[0] - 1, -1, -1):
+        if p.id_time[j] == 0:
+            break
+        if p.id_low[j] == low and p.id_high[j] == high:
+            return DUPLICATE
+    if e.transaction != 0 and _contains(p.transaction, e.transaction):
+        return DUPLICATE
+    if p.id_time[0] == 0 or (second, high, low) > (p.id_time[0], p.id_high[0], p.id_low[0]):
+        _remember_id(p, second, high, low)
+    elif refuses_late and _could_be_redelivery(p, e, second):
+        return TOO_LATE
+    if e.transaction == 0:
+        return FOLDED
+    is_full = p.transaction_time[0] != 0
+    _remember_transaction(p, second, e.transaction)
+    return FOLDED | TRANSACTION_FORGOTTEN if is_full else FOLDED
+
+
+@njit
+def shortest_id_window(profiles: Rows) -> float:
+    """Seconds from the oldest to the newest id of the full ring where they are least; infinity without a full ring.
+
+    profiles (S,) PROFILE.
+    """
+    shortest = np.inf
+    for s in range(profiles.shape[0]):
+        p = profiles[s]
+        if p.id_time[0] != 0:
+            shortest = min(shortest, np.float64(p.id_time[p.id_time.shape[0] - 1] - p.id_time[0]))
+    return shortest
+
+
+@njit
+def _erase_counters(p: Row) -> None:
+    """Clear the behaviour whose entries have no times of their own. Mutates p."""
+    p.activity_at = p.category_at = p.brand_at = p.word_at = 0.0
     p.price_at = p.price_weight = p.price_sum = p.price_square = 0.0
     p.activity[:, :] = 0.0
+    p.category[:] = 0
     p.category_weight[:, :] = 0.0
+    p.brand[:] = 0
     p.brand_weight[:, :] = 0.0
-    p.recent_item[:] = 0
-    p.recent_time[:] = 0.0
-    p.recent_kind[:] = 0
-    p.bought_item[:] = 0
-    p.bought_time[:] = 0
-    p.cart_item[:] = 0
-    p.cart_time[:] = 0.0
-    p.cart_quantity[:] = 0
     p.word[:] = 0
     p.word_weight[:] = 0.0
-    p.hidden_item[:] = 0
-    p.hidden_time[:] = 0
-    p.category[:] = 0
-    p.brand[:] = 0
     p.kinds[:] = 0
     p.events = 0
-    p.channel = 0
-    p.channel_time = 0
+
+
+@njit
+def _erase_before(p: Row, since: float) -> None:
+    """Clear the behaviour before `since`, in seconds; all of it for infinity. Mutates p.
+
+    Entries with whole seconds are kept only if they are certainly not older. If anything is older, all counters are
+    cleared. Consent, the locale of the pages and the event ids that detect duplicates remain.
+    """
+    if p.first_seen == 0.0 or p.first_seen >= since:
+        return
+    _erase_counters(p)
+    for j in range(p.recent_item.shape[0]):
+        if p.recent_time[j] < since:
+            p.recent_item[j], p.recent_time[j], p.recent_kind[j] = 0, 0.0, 0
+    for j in range(p.bought_item.shape[0]):
+        if p.bought_time[j] < since:
+            p.bought_item[j], p.bought_time[j] = 0, 0
+    for j in range(p.cart_item.shape[0]):
+        if p.cart_time[j] < since:
+            p.cart_item[j], p.cart_time[j], p.cart_quantity[j] = 0, 0.0, 0
+    for j in range(p.hidden_item.shape[0]):
+        if p.hidden_time[j] < since:
+            p.hidden_item[j], p.hidden_time[j] = 0, 0
+    if p.channel_time < since:
+        p.channel, p.channel_time = 0, 0.0
+    if p.last_seen < since:
+        p.first_seen = p.last_seen = 0.0
+    else:
+        p.first_seen = since
+
+
+@njit
+def _apply_consent(p: Row, time: float, consent: int) -> None:
+    """Apply a statement on consent of `time`: 1 granted, -1 refused. Mutates p.
+
+    The statement with the newest event time holds; of equal times a refusal.
+    """
+    if time <= p.refused_time:
+        return
+    if consent > 0:
+        if p.granted_time == 0.0 or time < p.granted_time:
+            p.granted_time = time
+        if time > p.consent_time:
+            p.consent, p.consent_time = 1, time
+        return
+    p.refused_time = time
+    if time >= p.consent_time:
+        p.consent, p.consent_time, p.granted_time = -1, time, 0.0
+        _erase_before(p, np.inf)
+        return
+    # The refusal arrives after a newer grant. If there are several, the oldest of them is not known.
+    if p.granted_time <= time:
+        p.granted_time = p.consent_time
+    _erase_before(p, p.granted_time)
+
+
+@njit
+def is_covered(p: Row, time: float) -> bool:
+    """True if the consent of PROFILE row p covers behaviour of `time`, in seconds.
+
+    A shopper who refused is covered again from their first grant after the newest refusal on.
+    """
+    return p.consent >= 0 and (p.refused_time == 0.0 or time >= p.granted_time)  # type: ignore[no-any-return]
 
 
 @njit
 def _fold_head(p: Row, e: Row) -> None:
     """Fold the parts of an event that count once, for any number of items. Mutates PROFILE row p."""
-    time, kind, second = e.time, e.kind, np.int32(e.time)
+    time, kind = e.time, e.kind
     p.events += 1
     p.kinds[kind] += 1
     if p.first_seen == 0.0 or time < p.first_seen:
         p.first_seen = time
     p.last_seen = max(p.last_seen, time)
-    if e.channel != 0 and (second, e.channel) > (p.channel_time, p.channel):
-        p.channel, p.channel_time = e.channel, second
+    if e.channel != 0 and (time, e.channel) > (p.channel_time, p.channel):
+        p.channel, p.channel_time = e.channel, time
     row = ACTIVITY_OF[kind]
     if row >= 0:
         if time > p.activity_at:
@@ -325,45 +444,57 @@ def _fold_part(p: Row, e: Row) -> None:
 
 
 @njit
-def fold_event(p: Row, e: Row, is_head_new: bool) -> bool:
-    """Fold EVENT row e into PROFILE row p, in place. Return False for a duplicate, which changes nothing.
+def fold_event(p: Row, e: Row, head_outcome: int, refuses_late: bool) -> int:
+    """Fold EVENT row e into PROFILE row p, in place, and return its outcome. Only a folded event changes anything.
 
-    An event has a row for each of its parts. `is_head_new` is what part 0 returned; only later parts read it.
+    An event has a row for each of its parts. `head_outcome` is what part 0 returned; only later parts read it.
+    refuses_late: whether an event that can no longer be told from a redelivery is refused, rather than folded.
     """
     if e.part == 0:
-        if not _is_new(p, e.id, e.time):
-            return False
+        outcome: int = _admit(p, e, refuses_late)
+        if not outcome & FOLDED:
+            return outcome
         if e.consent != 0:
-            if e.consent < 0 and p.consent >= 0:
-                _erase_behaviour(p)
-            p.consent = e.consent
-        if e.locale != 0 and (np.int32(e.time), e.locale) > (p.locale_time, p.locale):
-            p.locale, p.locale_time = e.locale, np.int32(e.time)
-    elif not is_head_new:
-        return False
-    if p.consent < 0:
-        return True
+            _apply_consent(p, e.time, e.consent)
+        if e.locale != 0 and (e.time, e.locale) > (p.locale_time, p.locale):
+            p.locale, p.locale_time = e.locale, e.time
+    else:
+        outcome = head_outcome & (FOLDED | TOO_LATE)
+        if not outcome & FOLDED:
+            return outcome
+    if not is_covered(p, e.time):
+        return outcome
     if e.part == 0:
         _fold_head(p, e)
     _fold_part(p, e)
-    return True
+    return outcome
 
 
 @njit
 def _fold(profiles: Rows, row_of: I32, events: Rows, fresh: Bools) -> None:
     """See `fold`. Mutates profiles and fills fresh (n,)."""
+    outcome = DUPLICATE
     for i in range(events.shape[0]):
-        fresh[i] = fold_event(profiles[row_of[i]], events[i], i > 0 and fresh[i - 1])
+        outcome = fold_event(profiles[row_of[i]], events[i], outcome, False)
+        fresh[i] = outcome & FOLDED != 0
 
 
 def fold(profiles: Rows, row_of: I32, events: Rows) -> Bools:
     """Fold events into profiles, in place. Return (n,) bool, False for duplicates.
 
     profiles (S,) PROFILE; events (n,) EVENT in any order, with the parts of one event adjacent; row_of (n,) int32, the
-    profile of each event. While consent is refused, no behaviour is kept.
+    profile of each event. Consent, locale and channel are those of the newest event that states them; of equal times, a
+    refusal and the larger code. Behaviour up to the newest refusal, and until the first grant after it, is not kept.
 
-    The result does not depend on the order of arrival, with three exceptions: a table of categories, brands or words
-    that overflows; a refund that arrives before its purchase; and consent, which applies from its arrival.
+    The result does not depend on the order of arrival, with these exceptions:
+    - a table of categories, brands or words that overflows;
+    - a refund that arrives before its purchase;
+    - events of one transaction that differ: the first to arrive counts;
+    - an event that is older than everything in the full ring of ids: it may have been folded before;
+    - an event that arrives while consent is refused: it is lost, even if an earlier grant arrives after it;
+    - a refusal that arrives after events on both sides of it: the counters start from zero, and if several newer
+      grants are known, behaviour is kept from the newest of them on.
+    No order keeps behaviour that consent does not cover.
     """
     fresh = np.empty(len(events), np.bool_)
     _fold(profiles, row_of, events, fresh)

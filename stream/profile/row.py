@@ -14,10 +14,10 @@ WORD_HALF_LIFE_S, PRICE_HALF_LIFE_S = HALF_LIVES[DAY], HALF_LIVES[MONTH]
 
 # Entries of the rings and tables of a profile.
 RECENT_ITEMS, BOUGHT_ITEMS, CART_ITEMS, HIDDEN_ITEMS = 32, 32, 16, 20
-SEARCH_WORDS, TOP_KEYS, EVENT_IDS = 12, 16, 128
+SEARCH_WORDS, TOP_KEYS, EVENT_IDS, TRANSACTIONS = 12, 16, 128, 64
 ACTIVITIES = ("view", "click", "search", "cart", "purchase")  # rows of `activity`
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 
 
 class Field(NamedTuple):
@@ -34,6 +34,11 @@ _DECAYED = len(HALF_LIVES)
 PROFILE_FIELDS = (
     Field("first_seen", "f8", (), "time of the oldest event", "no event"),
     Field("last_seen", "f8", (), "time of the newest event", "no event"),
+    Field("locale_time", "f8", (), "time of the event that set `locale`", "never set"),
+    Field("channel_time", "f8", (), "time of the event that set `channel`", "never set"),
+    Field("consent_time", "f8", (), "time of the newest statement on consent", "never stated"),
+    Field("refused_time", "f8", (), "time of the newest refusal of consent", "never refused"),
+    Field("granted_time", "f8", (), "time of the oldest known grant after `refused_time`", "no such grant"),
     Field("activity_at", "f8", (), "time that `activity` is decayed to", "no activity"),
     Field("activity", "f8", (len(ACTIVITIES), _DECAYED), "decayed events per activity and half-life", "none"),
     Field("category_at", "f8", (), "time that `category_weight` is decayed to", "no category"),
@@ -47,6 +52,7 @@ PROFILE_FIELDS = (
     Field("recent_item", "i8", (RECENT_ITEMS,), "ring: key64 of items viewed, clicked, added or bought", "empty"),
     Field("recent_time", "f8", (RECENT_ITEMS,), "ring: times of these", "empty"),
     Field("bought_item", "i8", (BOUGHT_ITEMS,), "ring: key64 of purchased items", "empty"),
+    Field("transaction", "i8", (TRANSACTIONS,), "ring: key64 of purchases and refunds, to detect retries", "empty"),
     Field("cart_item", "i8", (CART_ITEMS,), "table: key64 of items added or removed", "empty"),
     Field("cart_time", "f8", (CART_ITEMS,), "table: time of the last change of each", "empty"),
     Field("word_at", "f8", (), "time that `word_weight` is decayed to", "no search"),
@@ -59,8 +65,7 @@ PROFILE_FIELDS = (
     Field("bought_time", "i4", (BOUGHT_ITEMS,), "ring: times of purchases, whole seconds", "empty"),
     Field("hidden_item", "i4", (HIDDEN_ITEMS,), "table: low 32 bits of key64 of hidden items", "empty"),
     Field("hidden_time", "i4", (HIDDEN_ITEMS,), "table: times of hiding, whole seconds", "empty"),
-    Field("locale_time", "i4", (), "time of the event that set `locale`, whole seconds", "never set"),
-    Field("channel_time", "i4", (), "time of the event that set `channel`, whole seconds", "never set"),
+    Field("transaction_time", "i4", (TRANSACTIONS,), "ring: times of these, whole seconds", "empty"),
     Field("id_time", "i4", (EVENT_IDS,), "ring: times of the event ids, whole seconds", "empty"),
     Field("id_low", "i4", (EVENT_IDS,), "ring: bits 0 to 31 of event ids", "empty"),
     Field("id_high", "i2", (EVENT_IDS,), "ring: bits 32 to 47 of event ids", "empty"),
@@ -69,10 +74,24 @@ PROFILE_FIELDS = (
     Field("recent_kind", "i1", (RECENT_ITEMS,), "ring: kinds of the interactions", "empty"),
     Field("locale", "i1", (), "position in LOCALES", "unknown"),
     Field("channel", "i1", (), "position in CHANNELS", "unknown"),
-    Field("consent", "i1", (), "1 granted, -1 refused", "never stated"),
+    Field("consent", "i1", (), "1 granted, -1 refused, as of `consent_time`", "never stated"),
     Field("pad", "i1", (5,), "unused", "always"),
 )
 PROFILE = np.dtype([(field.name, field.type, field.shape) for field in PROFILE_FIELDS])
+
+
+def _dtype_of_version_1() -> np.dtype[Any]:
+    """PROFILE without transactions and times of consent; times of locale and channel are whole seconds."""
+    added = (
+        "locale_time", "channel_time", "consent_time", "refused_time", "granted_time", "transaction", "transaction_time"
+    )  # fmt: skip
+    fields = [(field.name, field.type, field.shape) for field in PROFILE_FIELDS if field.name not in added]
+    at = [name for name, _, _ in fields].index("id_time")
+    return np.dtype([*fields[:at], ("locale_time", "i4"), ("channel_time", "i4"), *fields[at:]])
+
+
+# Dtypes of rows that earlier releases wrote, by version. `codec.unpack_profiles` reads them.
+OLD_PROFILE_DTYPES = {1: _dtype_of_version_1()}
 
 
 def blank_profiles(n: int) -> Rows:
@@ -109,7 +128,9 @@ def describe(row: Any, names: Mapping[int, str]) -> dict[str, Any]:
         "locale": LOCALES[row["locale"]],
         "channel": CHANNELS[row["channel"]],
         "consent": int(row["consent"]),
+        "consent_time": float(row["consent_time"]),
         "event_ids": int(np.count_nonzero(row["id_time"])),
+        "transactions": int(np.count_nonzero(row["transaction"])),
         "activity_at": float(row["activity_at"]),
         "activity": {activity: [float(count) for count in row["activity"][i]] for i, activity in enumerate(ACTIVITIES)},
         "categories_at": float(row["category_at"]),

@@ -7,10 +7,13 @@ import json
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
+from stream.events import BUY
 from stream.kafka import topics
 from stream.page.schemas import schemas
 from tests.harness.counting import scenario, send
@@ -136,6 +139,60 @@ async def test_without_consent_nothing_is_stored_and_the_page_is_popular(broker:
     assert row is None or (row["events"] == 0 and not row["recent_item"].any() and not row["activity"].any())
     assert {page["serving"]["mode"] for page in pages["u1"]} == {"popular"}
     assert pages["u2"][-1]["serving"]["mode"] == "cached_copy"
+
+
+@scenario
+async def test_a_purchase_counts_once_however_often_and_late_it_is_sent_again(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, late_events="refuse")
+    await open_shop(settings)
+    first, retry, second = (
+        record("purchase", "u1", id, NOW + at, item="i1", transaction_id=transaction)
+        for id, at, transaction in (("p1", 1, "t1"), ("p2", 400, "t1"), ("p3", 401, "t2"))
+    )
+    views = [record("view_item", "u1", f"v{n}", NOW + 2 + n, item=f"i{n % 50}") for n in range(150)]
+    too_late = record("view_item", "u1", "late", NOW, item="i3")
+    with worker(settings):
+        await send(settings, "purchases", [first])
+        await until_counted(settings, 1)
+        await send(settings, "clicks", views)
+        await until_counted(settings, 151)
+        await send(settings, "purchases", [first, retry, second])
+        await send(settings, "clicks", [too_late, record("view_homepage", "u1", "end", NOW + 500)])
+        profiles = await until_counted(settings, 153)
+    assert profiles["u1"]["kinds"][BUY] == 2 and np.count_nonzero(profiles["u1"]["bought_item"]) == 2
+    [letter] = await read_all(settings, "dead-letters")
+    headers = {name: value.decode() for name, value in letter.headers}
+    assert (headers["error"], letter.value) == ("too_late", too_late[1])
+
+
+@scenario
+async def test_consent_goes_by_event_time_over_three_topics(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await open_shop(settings)
+    no, yes = {"personalization": False}, {"personalization": True}
+    privacy, purchases, views = [], [], []
+    for n in range(40):
+        shopper = f"u{n}"
+        refuses = n % 2 == 0
+        views.append(record("view_item", shopper, f"v{n}", NOW + 90, item="i1", consent=yes))
+        privacy.append(record("consent", shopper, f"p{n}", NOW + 100, consent=no if refuses else yes))
+        purchase = {"item": "i2", "transaction_id": f"t{n}", "consent": yes if refuses else no}
+        purchases.append(record("purchase", shopper, f"b{n}", NOW + 50, **purchase))
+    with worker(settings):
+        for topic, sent in (("privacy", privacy), ("purchases", purchases), ("clicks", views)):
+            await send(settings, topic, sent)
+        await send(settings, "clicks", [record("view_homepage", f"u{n}", f"h{n}", NOW + 110) for n in range(40)])
+        while len(profiles := await profiles_of(settings)) < 40 or not is_last_event_folded(profiles):
+            await asyncio.sleep(0.05)
+        pages = pages_of(await read_all(settings, "homepages"))
+    for n in range(40):
+        assert profiles[f"u{n}"]["consent"] == (-1 if n % 2 == 0 else 1)
+        assert n % 2 == 1 or pages[f"u{n}"][-1]["serving"]["mode"] == "popular"
+
+
+def is_last_event_folded(profiles: dict[str, Any]) -> bool:
+    """True if the event ids of each profile have the homepage view of NOW + 110."""
+    return all((row["id_time"] == int(NOW) + 110).any() for row in profiles.values())
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "rsc15_100k_test.tsv.gz"

@@ -47,6 +47,7 @@ def settings_for(broker: str, prefix: str, **more: Any) -> Settings:
         "heartbeat": 0.3,
         "web_port": 0,
         "copy": False,
+        "late_events": "fold",  # the events of `mixed_clicks` may be older than all ids of a shopper's full window
     }
     return Settings(**(values | more))
 

@@ -129,10 +129,10 @@ POISON = 217
 def poison_fold(monkeypatch: pytest.MonkeyPatch, path: PagePath, shoppers: Sequence[str]) -> None:
     real, bad = fold_with_activity, [key64(name) for name in shoppers]
 
-    def fold(profiles: Any, shopper_of: Any, rows: Any, offsets: Any) -> Any:
+    def fold(profiles: Any, shopper_of: Any, rows: Any, *more: Any) -> Any:
         if np.isin(rows["shopper"], bad).any():
             raise ZeroDivisionError("in the fold")
-        return real(profiles, shopper_of, rows, offsets)
+        return real(profiles, shopper_of, rows, *more)
 
     monkeypatch.setattr(fold_step, "fold_with_activity", fold)
 

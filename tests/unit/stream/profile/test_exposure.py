@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from stream.events import ADD, BUY, CLICK, HOME, VIEW
+from stream.events import ADD, BUY, CLICK, CONSENT, HOME, VIEW
 from stream.ids import key32
 from stream.profile.exposure import FATIGUE_HALF_LIFE_S, SERVING, apply_feedback, next_page, touch
 from stream.profile.row import blank_profiles
-from tests.harness.events import NOW, row, rows, shopper_events
+from tests.harness.events import NOW, folded, row, rows, shopper_events
 
 SHOWN = ("i0", "i1", "i2")
 
@@ -41,15 +41,30 @@ def with_feedback(events: np.ndarray) -> dict[int, tuple[float, int]]:
 @settings(deadline=None)
 def test_homepage_views_add_fatigue_and_interactions_clear_it(events: np.ndarray) -> None:
     serving = serving_with_page()
-    apply_feedback(serving, np.zeros(len(events), np.int32), events, np.ones(len(events), np.bool_))
+    apply_feedback(serving, blank_profiles(1), np.zeros(len(events), np.int32), events, np.ones(len(events), np.bool_))
     found = zip(serving["fatigue_item"][0], serving["fatigue_count"][0], serving["fatigue_time"][0], strict=True)
     assert {int(item): (float(count), int(at)) for item, count, at in found if item} == with_feedback(events)
 
 
 def test_duplicates_do_not_add_fatigue() -> None:
     serving = serving_with_page()
-    apply_feedback(serving, np.zeros(1, np.int32), row(HOME), np.zeros(1, np.bool_))
+    apply_feedback(serving, blank_profiles(1), np.zeros(1, np.int32), row(HOME), np.zeros(1, np.bool_))
     assert not serving["fatigue_item"].any()
+
+
+def test_a_refusal_clears_exposure_and_uncovered_events_add_none() -> None:
+    serving = serving_with_page()
+    events = rows(
+        row(HOME, time=NOW), row(CONSENT, time=NOW + 5, consent=1), row(CONSENT, time=NOW + 3, consent=-1),
+        row(HOME, time=NOW + 6),
+    )  # fmt: skip
+    profiles = np.array([folded(events)])
+    apply_feedback(serving, profiles, np.zeros(4, np.int32), events, np.ones(4, np.bool_))
+    assert not serving["fatigue_item"].any() and not serving["shown_item"].any()
+    serving = serving_with_page()
+    gap = row(HOME, time=NOW + 4)
+    apply_feedback(serving, profiles, np.zeros(1, np.int32), gap, np.ones(1, np.bool_))
+    assert not serving["fatigue_item"].any() and serving["shown_item"].any()
 
 
 def test_the_next_page_settles_an_owed_page_and_counts_a_version() -> None:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, HOME, REFUND, REMOVE, SEARCH, VIEW
+from stream.events import ADD, BUY, CLICK, HIDE, HOME, REFUND, REMOVE, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.profile.fold import fold, is_hidden
-from stream.profile.row import ACTIVITIES, EVENT_IDS, HALF_LIVES, HIDDEN_ITEMS, PROFILE, blank_profiles, describe
+from stream.profile.row import ACTIVITIES, EVENT_IDS, HALF_LIVES, HIDDEN_ITEMS, blank_profiles, describe
 from tests.harness.events import NOW, folded, golden_events, row, rows, shopper_events
+from tests.harness.profiles import assert_equal_profiles
 
 INTEREST = {VIEW: 1.0, CLICK: 1.0, ADD: 2.0, BUY: 3.0}
 COUNTED = {VIEW: 0, CLICK: 1, SEARCH: 2, ADD: 3, BUY: 4}
@@ -65,22 +66,7 @@ def test_counters_are_sums_of_decayed_events(events: np.ndarray) -> None:
 def test_the_order_of_arrival_does_not_change_a_profile(events: np.ndarray, random: Any) -> None:
     order = list(range(len(events)))
     random.shuffle(order)
-    one, other = folded(events), folded(events[order])
-    for field in PROFILE.names or ():
-        if field in ("category", "brand", "word") or field.endswith("_weight") or field.startswith(("cart", "hidden")):
-            continue  # tables have no order and are compared below
-        if PROFILE.fields is not None and PROFILE.fields[field][0].base.kind == "f" and not field.endswith("_time"):
-            np.testing.assert_allclose(other[field], one[field], rtol=1e-9, atol=1e-30, err_msg=field)
-        else:
-            np.testing.assert_array_equal(other[field], one[field], err_msg=field)
-    for field in ("category", "brand", "word"):
-        pairs = [{int(k): w for k, w in zip(p[field], p[f"{field}_weight"], strict=True) if k} for p in (one, other)]
-        assert pairs[0].keys() == pairs[1].keys()
-        for key in pairs[0]:
-            np.testing.assert_allclose(pairs[1][key], pairs[0][key], rtol=1e-9, atol=1e-30)
-    for fields in (("cart_item", "cart_time", "cart_quantity"), ("hidden_item", "hidden_time")):
-        sets = [sorted(zip(*(p[f].tolist() for f in fields), strict=True)) for p in (one, other)]
-        assert sets[0] == sets[1]
+    assert_equal_profiles(folded(events), folded(events[order]))
 
 
 @pytest.mark.slow
@@ -136,19 +122,6 @@ def test_all_parts_of_a_duplicate_are_ignored_and_an_event_counts_once() -> None
     assert fresh == [[True] * 3, [False] * 3]
     assert profile[0]["events"] == 1
     assert np.count_nonzero(profile[0]["bought_item"]) == 3
-
-
-def test_refusing_consent_erases_behaviour_and_stops_collecting_it() -> None:
-    profile = folded(
-        rows(row(CLICK, "a", NOW, locale=2), row(CONSENT, time=NOW + 1, consent=-1), row(CLICK, "b", NOW + 2))
-    )
-    kept = {name for name in PROFILE.names or () if np.any(profile[name])}
-    assert kept == {"consent", "locale", "locale_time", "id_time", "id_low", "id_high"}
-    back = folded(
-        rows(row(CONSENT, time=NOW, consent=-1), row(CONSENT, time=NOW + 1, consent=1), row(CLICK, "b", NOW + 2))
-    )
-    assert back["consent"] == 1
-    assert back["recent_item"][-1] == key64("b")
 
 
 def test_a_full_table_evicts_its_weakest_key() -> None:

@@ -10,6 +10,8 @@ LOCK := deploy/requirements.lock
 TRAIN_LOCK := deploy/requirements-train.lock
 COMPILE := $(BIN)/pip-compile -q --upgrade --strip-extras --generate-hashes --allow-unsafe \
   --no-emit-index-url --no-emit-find-links --no-emit-options
+# A process for each processor. When they end, pytest-xdist interrupts them, which pytest would report as a warning.
+PARALLEL := -n auto -p no:unraisableexception
 FAULTS := tests/faults tests/broker/test_connection.py --faults=long -s -v
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -29,10 +31,11 @@ demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (
 	@$(BIN)/shopwindow demo $(if $(SECONDS),--seconds $(SECONDS)) --seed $(SEED)
 
 test: $(VENV)/.ready ## run every test
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests/unit $(PARALLEL)
+	@$(BIN)/python -m pytest tests/bench tests/broker tests/faults
 
 unit: $(VENV)/.ready ## run the fast tests, without a broker: half a minute once kernels are compiled
-	@$(BIN)/python -m pytest tests/unit -n auto -m "not slow" --hypothesis-profile quick -p no:unraisableexception
+	@$(BIN)/python -m pytest tests/unit $(PARALLEL) -m "not slow" --hypothesis-profile quick
 
 faults: $(VENV)/.ready ## run the fault tests at length, twenty minutes or more (SEED=1 repeats a run)
 	@$(BIN)/python -m pytest $(FAULTS) $(if $(filter command line,$(origin SEED)),--seed $(SEED))

@@ -54,6 +54,7 @@ def runs_of(events: Events, chance: random.Random) -> list[Any]:
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_consent_over_three_topics_has_one_outcome_in_profiles_and_pages(seed: int) -> None:
     chance = random.Random(seed)

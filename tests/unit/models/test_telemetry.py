@@ -33,6 +33,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("layer", ["stream", "agents", "deploy", "tests"])
+@pytest.mark.slow
 def test_libraries_that_report_are_imported_after_a_module_of_models(layer: str) -> None:
     for path in (ROOT / layer).rglob("*.py"):
         seen = dict[str, int]()
@@ -53,12 +54,14 @@ def test_a_process_and_its_children_get_the_switches() -> None:
 
 
 @needs_strace
+@pytest.mark.slow
 def test_a_model_used_alone_writes_and_contacts_nothing(tmp_path: Path) -> None:
     trace = traced([sys.executable, "-c", LOADED], tmp_path)
     assert trace == Trace(0, set(), set()), trace.output
 
 
 @needs_strace
+@pytest.mark.slow
 def test_the_trace_finds_the_report_of_onnx_runtime(tmp_path: Path) -> None:
     import onnxruntime
 

@@ -12,7 +12,7 @@ from stream import metrics
 from stream.items.catalog import Catalog
 from stream.items.signals import HalfLives, Signals
 from stream.kafka.global_topics import GlobalTopics, PartitionRecords
-from stream.kafka.partition_merge import PartitionMerge
+from stream.kafka.keys.partition_merge import PartitionMerge
 from stream.settings import Settings
 
 TOPICS = ("catalog", "item-signals", "copy")

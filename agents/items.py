@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
 from agents.batcher import MicroBatcher, OffLoop
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.items.activity import decode_activities
 from stream.items.signals import HalfLives, ItemTable
 from stream.kafka.commit import Output, Outputs

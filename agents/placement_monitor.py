@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from stream.kafka.partitioner import PARTITIONERS, MisplacedSample
-from stream.kafka.worker_status import ForwardedShare
+from stream.kafka.health.worker_status import ForwardedShare
+from stream.kafka.keys.partitioner import PARTITIONERS, MisplacedSample
 
 # Shares are those of about the last this many records of a topic, so that a producer which is mended shows.
 WINDOW_RECORDS = 20_000

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.run import Run
 
 Item = TypeVar("Item")

@@ -13,7 +13,7 @@ from agents.page.fold_step import PartitionInput
 from agents.page.path import PageResult
 from stream import metrics
 from stream.codes import MODES
-from stream.events import KINDS, TOPIC_KINDS
+from stream.events.decode import KINDS, TOPIC_KINDS
 from stream.kafka.run import Run
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")

@@ -21,12 +21,12 @@ from agents.placement_monitor import PlacementMonitor
 from agents.poison import PoisonFilter
 from agents.profile_expiry import expire_profiles
 from stream import metrics
-from stream.events import TOO_LATE_CODE, Decoded, Reject, decode_run
-from stream.ignored_types import IgnoredTypes
+from stream.events.decode import TOO_LATE_CODE, Decoded, Reject, decode_run
+from stream.events.ignored_types import IgnoredTypes
 from stream.items.activity import encode_activity, owner_partitions, split_activity
 from stream.kafka.commit import Output, Outputs
 from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
-from stream.kafka.forwarding import Routed, forward, route, stranded, too_large
+from stream.kafka.keys.forwarding import Routed, forward, route, stranded, too_large
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.profile.row import EVENT_IDS

@@ -18,7 +18,7 @@ from agents.page.headline_cache import MAX_HEADLINES, REQUEST_TIMEOUT_S, Headlin
 from models.copywriter.facts import Facts, allowed_names
 from models.copywriter.model import Copy
 from stream import logs, metrics
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.commit import Output, Pair
 from stream.kafka.dead_letters import count_dead_letters, encode_dead_letter
 from stream.kafka.group import GroupMember

@@ -17,7 +17,7 @@ from stream import metrics
 from stream.degradation import FULL
 from stream.kafka.commit import Pair
 from stream.kafka.group import GroupMember
-from stream.kafka.outage import Outage
+from stream.kafka.health.outage import Outage
 from stream.kafka.topics import WrongTopics, check, copy_group
 from stream.settings import Settings
 

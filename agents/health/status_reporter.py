@@ -19,7 +19,7 @@ from stream import metrics
 from stream.degradation import RUNGS
 from stream.kafka.client.producer import SendTimedOut
 from stream.kafka.commit import Pair
-from stream.kafka.worker_status import STATUS_INTERVAL_S, TOPIC, ForwardedShare, WorkerStatus, encode
+from stream.kafka.health.worker_status import STATUS_INTERVAL_S, TOPIC, ForwardedShare, WorkerStatus, encode
 
 if TYPE_CHECKING:
     from agents.headlines.agent import HeadlineAgent

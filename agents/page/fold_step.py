@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.page.headline_cache import RefreshRequest
 from stream.degradation import Degradation
-from stream.events import EVENT, Decoded
+from stream.events.decode import EVENT, Decoded
 from stream.items.activity import ACTIVITY, fold_with_activity
 from stream.profile.codec import decode_records
 from stream.profile.exposure import OWED_ID_BYTES, SERVING, apply_feedback, expired, touch

@@ -31,7 +31,7 @@ from models.ranker.columns import features_hash
 from models.ranker.model import Scorer, is_distribution
 from models.ranker.reasons import explain
 from stream.degradation import Degradation
-from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, VIEW, Decoded
+from stream.events.decode import ADD, BUY, CLICK, EVENT, HIDE, HOME, VIEW, Decoded
 from stream.ids import key64
 from stream.items.activity import decode_activity, encode_activity
 from stream.items.catalog import Catalog

@@ -83,7 +83,7 @@ def count_agent(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
 def fold_agent(app: Any, store: MemoryProfileStore, meter: Meter) -> Any:
     import numpy as np
 
-    from stream.events import decode_run
+    from stream.events.decode import decode_run
     from stream.items.activity import fold_with_activity
     from stream.profile.row import PROFILE, PROFILE_VERSION
     from stream.row_codec import pack, unpack

@@ -19,7 +19,7 @@ from deploy.bench.common import Figures, Plan, one_core, report, rounded_median,
 from deploy.bench.page_workload import NOW, Crowd, Shop, headlines, history_lengths, shop_of
 from models.history.model import History
 from models.ranker.model import Ranker
-from stream.events import decode_run
+from stream.events.decode import decode_run
 from stream.page.candidates import retrieve
 from stream.profile.codec import decode_records
 from stream.settings import SHIPPED_MODELS, Settings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stream.events import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, EVENT, HIDE, HOME, REMOVE, SEARCH, VIEW
 from stream.profile.codec import encode_records
 from stream.profile.exposure import SERVING, SHOWN_ITEMS, apply_feedback
 from stream.profile.fold import fold

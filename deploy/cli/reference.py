@@ -68,7 +68,7 @@ def kinds(_: Settings, markdown: bool) -> None:
 
     Every event also needs `id`, `type` and a shopper: `data.user_id` or `data.anonymous_id`.
     """
-    from stream.events import KIND_MEANINGS, KINDS, REQUIRED_FIELDS, TOPIC_KINDS
+    from stream.events.decode import KIND_MEANINGS, KINDS, REQUIRED_FIELDS, TOPIC_KINDS
 
     if markdown:
         print("| kind | topic | required fields | sent when |\n|---|---|---|---|")

@@ -11,7 +11,8 @@ import jsonschema
 import msgspec
 
 from deploy.rate import Rate
-from stream.events import Event, EventError, decode, shopper_key
+from stream.events.decode import Event, decode, shopper_key
+from stream.events.errors import EventError
 from stream.page.schemas import Homepage, schemas
 from stream.times import parse_rfc3339
 

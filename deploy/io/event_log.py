@@ -13,7 +13,7 @@ import msgspec
 
 from deploy.io.files import InputError, Outgoing, event_records, open_text
 from models.data.clickstream import Click, ClickstreamError, parse_clicks
-from stream.lenient import read_time
+from stream.events.lenient import read_time
 from stream.times import EARLIEST_S, LATEST_S
 
 

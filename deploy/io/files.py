@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from stream.cloudevents import unpack
-from stream.events import KINDS, TOPIC_KINDS, shopper_of
+from stream.events.cloudevents import unpack
+from stream.events.decode import KINDS, TOPIC_KINDS, shopper_of
 from stream.items.catalog import ItemError, decode_item
 
 # The first bytes of a compressed file.

@@ -16,7 +16,7 @@ import msgspec
 
 from agents.page.headline_cache import HeadlineRequest, RefreshRequest
 from deploy.io.files import InputError
-from stream.events import TOPIC_KINDS, decode_run
+from stream.events.decode import TOPIC_KINDS, decode_run
 from stream.kafka.dead_letters import UNREADABLE, DeadLetter, decode_dead_letter
 from stream.kafka.global_topics import read_topic
 from stream.kafka.redrive import RedriveLog, RedriveResult, open_redrive_log, redrive

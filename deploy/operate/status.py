@@ -13,8 +13,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from stream.kafka.client.connection import bootstrap, client_options, connecting
 from stream.kafka.global_topics import assign, connect_reader, read_topic
-from stream.kafka.topics import copy_group
-from stream.kafka.worker_status import (
+from stream.kafka.health.worker_status import (
     FORGOTTEN_AFTER_S,
     SILENT_AFTER_S,
     TOPIC,
@@ -23,6 +22,7 @@ from stream.kafka.worker_status import (
     decode,
     total_shares,
 )
+from stream.kafka.topics import copy_group
 from stream.settings import Settings
 
 # The topics that workers commit.

@@ -28,7 +28,7 @@ from deploy.io.files import InputError, Outgoing
 from models.history.model import History
 from models.manifest import ManifestError
 from models.ranker.model import MLP_GRAPH, Ranker
-from stream.events import TOPIC_KINDS, decode_run
+from stream.events.decode import TOPIC_KINDS, decode_run
 from stream.items.activity import decode_activity, encode_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals

@@ -21,7 +21,8 @@ from models.train.ranker.fit import Choices, examination, export
 from models.train.ranker.heads import fit_heads
 from models.train.ranker.impressions import ClickJoin, JoinedClicks, PageClicks
 from models.train.step_cache import FOLDER, Arrays, StepCache
-from stream.events import EventError, decode
+from stream.events.decode import decode
+from stream.events.errors import EventError
 from stream.items.signals import HALF_LIVES
 from stream.types import F64
 

@@ -17,7 +17,7 @@ from deploy.io.files import InputError, event_records, item_records, open_text
 from models.data.event_log import without_duplicates, without_erased
 from models.manifest import Source
 from models.train.progress import LogLine
-from stream.events import EVENT, FUTURE_TOLERANCE_S, NO_ARRIVAL_S, decode_run
+from stream.events.decode import EVENT, FUTURE_TOLERANCE_S, NO_ARRIVAL_S, decode_run
 from stream.items.catalog import Catalog
 from stream.types import F64, Rows
 

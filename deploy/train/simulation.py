@@ -24,7 +24,7 @@ from models.train.history.sequences import InteractionSequences
 from models.train.ranker.fit import Choices
 from models.train.ranker.impressions import GROUP_FIELDS
 from stream.codes import SLOTS
-from stream.events import ADD, BUY, CLICK, LOCALES, VIEW, decode_run
+from stream.events.decode import ADD, BUY, CLICK, LOCALES, VIEW, decode_run
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
 from stream.types import F32, I32, Rows

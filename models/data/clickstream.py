@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from stream.events import CLICK, EVENT
+from stream.events.decode import CLICK, EVENT
 from stream.types import F64, I32, I64, Bools, Rows
 
 COLUMNS = ("SessionId", "ItemId", "Time")

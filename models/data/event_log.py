@@ -13,7 +13,7 @@ import numpy as np
 
 from models.data.clickstream import EventBlock
 from models.data.replay import bare_items
-from stream.events import BUY, CLICK, CONSENT, ERASE, EVENT, VIEW
+from stream.events.decode import BUY, CLICK, CONSENT, ERASE, EVENT, VIEW
 from stream.ids import IdIndex
 from stream.items.activity import SESSION_GAP_S, SESSION_KINDS
 from stream.items.catalog import AVAILABLE, Catalog

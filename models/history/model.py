@@ -27,7 +27,7 @@ from stream.types import F32, I8, I16, I32, I64, Row, Rows
 GRAPH, ITEMS, VECTORS, SCALES, ATTRIBUTES = "history.onnx", "items.npy", "vectors.npy", "scales.npy", "attributes.npy"
 MAX_INTERACTIONS = 20  # the shopper's last interactions that the model reads
 GAP_BUCKETS = 20  # buckets of the time between two interactions, by powers of two of a second; 0 for the first
-KIND_CODES = 16  # of interactions, codes of stream.events
+KIND_CODES = 16  # of interactions, codes of stream.events.decode
 MAX_ATTRIBUTES = 10  # attributes whose vectors are summed to an item's vector
 PRICE_BUCKET_LOG = 0.35  # width of a bucket of ln(price): one bucket up is half as expensive again
 # Largest integer of a query. With 7 bits of a vector and a width of 256, sums stay below 2^31.

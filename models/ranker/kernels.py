@@ -16,7 +16,7 @@ import numpy as np
 from models.ranker import columns as col
 from stream.codes import GEN_CATEGORY, GEN_FRESH, GEN_POPULAR
 from stream.decay import decay_factor
-from stream.events import ADD
+from stream.events.decode import ADD
 from stream.ids import find
 from stream.items.catalog import ITEM
 from stream.items.signals import SIGNAL_SUMMARY

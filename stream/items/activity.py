@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stream.events import ADD, BUY, CLICK, VIEW
+from stream.events.decode import ADD, BUY, CLICK, VIEW
 from stream.jit import njit
 from stream.profile.fold import DUPLICATE, FOLDED, fold_event, is_covered
 from stream.types import I32, I64, U8, Row, Rows

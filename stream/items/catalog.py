@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from stream.events import locale_code, words
+from stream.events.decode import locale_code, words
 from stream.ids import IdIndex, key32, key64
 from stream.jit import njit
 from stream.types import I32, I64, Row, Rows

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stream.decay import decay_factor
-from stream.events import ADD, BUY
+from stream.events.decode import ADD, BUY
 from stream.ids import IdIndex
 from stream.items.activity import FOLLOWED_BY, INTERACTION, SOURCE_PREFIX, ActivityBatch, source_key
 from stream.items.catalog import Catalog

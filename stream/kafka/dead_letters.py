@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from stream import metrics
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.commit import Headers, Output, Pair
-from stream.kafka.forwarding import FORWARDED, origin_of
+from stream.kafka.keys.forwarding import FORWARDED, origin_of
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from stream.kafka.client.connection import client_options, connecting, stop_clie
 from stream.kafka.client.consumer_records import UnreadableRecord, reader_options, report_unreadable
 from stream.kafka.commit import Output, Pair
 from stream.kafka.dead_letters import count_dead_letters, unreadable_letter
-from stream.kafka.outage import Outage
+from stream.kafka.health.outage import Outage
 from stream.kafka.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from stream.codes import MAX_PAGE_ITEMS, MODES, REASONS, SLOTS
-from stream.event_schema import event_schema
+from stream.events.schema import event_schema
 from stream.items.catalog import Item
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from stream.decay import decay_factor
-from stream.events import ADD, BUY, CLICK, HOME, VIEW
+from stream.events.decode import ADD, BUY, CLICK, HOME, VIEW
 from stream.jit import njit
 from stream.profile.fold import is_covered
 from stream.types import F64, I8, I32, I64, Bools, Row, Rows

@@ -8,7 +8,7 @@ Oracle of the kernels: tests/unit/stream/profile/test_fold.py.
 import numpy as np
 
 from stream.decay import decay_factor
-from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, CONSENT, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
 from stream.jit import njit
 from stream.profile.row import HALF_HOUR, HALF_LIVES, MONTH, PRICE_HALF_LIFE_S, WORD_HALF_LIFE_S
 from stream.types import F64, I32, I64, Bools, Row, Rows

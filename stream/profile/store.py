@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from stream.deferred import DeferredPages
-from stream.events import TOPIC_KINDS
+from stream.events.decode import TOPIC_KINDS
 from stream.profile.codec import owing_pages, touched_at
 
 # Prefix of changelog keys that are not rows; no shopper key starts with it and every reader skips such keys.

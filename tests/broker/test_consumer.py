@@ -12,7 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka import consumer as transport
 from stream.kafka import topics
 from stream.kafka.app import make_app, serve

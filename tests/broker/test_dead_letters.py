@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.operate.dead_letters import redrive_letters
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka import redrive as protocol
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from stream.events import TOPIC_KINDS
+from stream.events.decode import TOPIC_KINDS
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.forwarding import FORWARDED
+from stream.kafka.keys.forwarding import FORWARDED
 from stream.settings import Settings
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record

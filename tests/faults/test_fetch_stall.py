@@ -14,7 +14,7 @@ import pytest
 from deploy.broker.embedded import Broker
 from stream.kafka import topics
 from stream.kafka.client import fetcher as fetch
-from stream.kafka.watchdog import FetchStalled, Watchdog
+from stream.kafka.health.watchdog import FetchStalled, Watchdog
 from tests.harness import worker_process as shopwindow
 from tests.harness.counting import counting_app, running, scenario, send, settings_for, total, until
 from tests.harness.worker_process import open_shop

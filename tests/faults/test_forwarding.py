@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stream.kafka.client.connection import partition_of
-from stream.kafka.forwarding import FORWARDED
+from stream.kafka.keys.forwarding import FORWARDED
 from stream.settings import Settings
 from tests.harness.counting import lasting, scenario, send
 from tests.harness.partitioners import assert_same_profiles, partitioners, send_by

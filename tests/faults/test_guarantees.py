@@ -13,7 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from stream.events import BUY
+from stream.events.decode import BUY
 from stream.kafka import topics
 from stream.page.schemas import schemas
 from tests.harness.counting import scenario, send

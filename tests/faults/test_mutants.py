@@ -17,7 +17,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from agents.page.headline_cache import HeadlineCache
 from agents.page.path import PagePath, Policy
 from models.ranker.model import Ranker
-from stream.events import REJECT_CODES, decode_run
+from stream.events.decode import REJECT_CODES, decode_run
 from stream.items.signals import ItemTable
 from stream.kafka.client.connection import client_options
 from stream.kafka.commit import Batch

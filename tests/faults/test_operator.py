@@ -12,7 +12,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from stream.events import decode_run
+from stream.events.decode import decode_run
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options
 from stream.profile.fold import fold

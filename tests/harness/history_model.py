@@ -10,7 +10,7 @@ import numpy.typing as npt
 from models.history.model import GAP_BUCKETS, GRAPH, KIND_CODES, MAX_INTERACTIONS
 from models.parity import Case
 from models.train.history.graph import SCALE, Shape, export
-from stream.events import ADD, CLICK, VIEW
+from stream.events.decode import ADD, CLICK, VIEW
 from stream.ids import key64
 from stream.profile.row import blank_profiles
 

@@ -9,7 +9,7 @@ from agents.page.headline_cache import HeadlineCache, HeadlineRequest
 from agents.page.path import PagePath, PageResult, Policy
 from models.ranker.model import Ranker
 from stream.degradation import Degradation
-from stream.events import Decoded, decode_run
+from stream.events.decode import Decoded, decode_run
 from stream.settings import SHIPPED_MODELS
 from tests.harness.events import NOW, record
 from tests.harness.shop import catalog_of, signals_of

@@ -9,7 +9,7 @@ import numpy as np
 from aiokafka import AIOKafkaProducer
 
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.partitioner import fnv1a
+from stream.kafka.keys.partitioner import fnv1a
 from stream.settings import Settings
 from tests.harness.worker_process import Record
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stream.events import VIEW
+from stream.events.decode import VIEW
 from stream.ids import key64
 from stream.items.activity import ACTIVITY, INTERACTION, fold_with_activity
 from stream.items.catalog import Catalog

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.data.clickstream import Clicks
 from models.data.event_log import EventLog
-from stream.events import CLICK
+from stream.events.decode import CLICK
 from stream.types import F64, I8, I32, I64
 
 
@@ -19,7 +19,7 @@ class InteractionSequences(NamedTuple):
     ends: I64  # (S,) end of each sequence
     item: I32  # (n,) row among the trainer's items
     time: F64  # (n,) seconds since the epoch
-    kind: I8  # (n,) code of stream.events
+    kind: I8  # (n,) code of stream.events.decode
 
     @classmethod
     def of_clicks(cls, clicks: Clicks) -> InteractionSequences:

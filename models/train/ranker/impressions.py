@@ -22,7 +22,7 @@ import numpy.typing as npt
 from models.ranker.columns import F, features_hash
 from models.train.ranker.fit import HELD_OUT_SHARE, Choices
 from stream.codes import MAX_PAGE_ITEMS, SLOTS
-from stream.events import ERASE, KINDS, NO_ARRIVAL_S, Event, event_time, locale_code, shopper_key
+from stream.events.decode import ERASE, KINDS, NO_ARRIVAL_S, Event, event_time, locale_code, shopper_key
 from stream.page.encode import unpack_phi
 from stream.page.schemas import Impression
 from stream.types import F64
@@ -42,7 +42,7 @@ class PageClick(NamedTuple):
     page: str
     shopper: str
     item: str
-    locale: int  # code of stream.events
+    locale: int  # code of stream.events.decode
     erased: float = 0.0  # last erasure request of the shopper; nothing up to it is learnt from
 
 

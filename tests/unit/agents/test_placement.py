@@ -12,7 +12,7 @@ from agents.placement_monitor import PlacementMonitor
 from stream import metrics
 from stream.kafka.client.connection import partition_of
 from stream.kafka.commit import Output
-from stream.kafka.forwarding import FORWARDED
+from stream.kafka.keys.forwarding import FORWARDED
 from stream.profile.store import META_PREFIX
 from tests.harness.events import NOW, record
 from tests.harness.page_path import path_of

@@ -18,7 +18,8 @@ from deploy.demo.shop import TAXONOMY, generate_shop
 from deploy.demo.shoppers import Shelves, Shopper, malformed_record, topic_of
 from deploy.rate import Rate, wilson
 from models.ranker.model import Ranker
-from stream.events import EventError, decode, decode_run
+from stream.events.decode import decode, decode_run
+from stream.events.errors import EventError
 from stream.items.catalog import Catalog, decode_item
 from stream.items.signals import Signals
 from stream.profile.codec import decode_record

@@ -11,7 +11,7 @@ import pytest
 from deploy.io.event_log import read_log
 from deploy.io.files import InputError, event_records, item_records, open_text
 from models.data.clickstream import read_clicks
-from stream.events import decode
+from stream.events.decode import decode
 from tests.harness.events import record
 
 

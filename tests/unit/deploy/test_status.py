@@ -10,7 +10,7 @@ from agents.headlines import agent as copy
 from agents.health.status_reporter import StatusReporter
 from deploy.operate.status import SOURCES, format_status, share_fields
 from stream import metrics
-from stream.kafka.worker_status import ForwardedShare, WorkerStatus, decode, encode, total_shares
+from stream.kafka.health.worker_status import ForwardedShare, WorkerStatus, decode, encode, total_shares
 
 
 def worker(**more: Any) -> dict[str, Any]:

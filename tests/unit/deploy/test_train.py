@@ -18,7 +18,7 @@ from models.ranker.columns import FORESEEN
 from models.train.clicks import EPOCHS, train
 from models.train.history.sequences import InteractionSequences
 from models.train.step_cache import FOLDER, StepCache
-from stream.events import CLICK, VIEW
+from stream.events.decode import CLICK, VIEW
 from stream.ids import key64
 from stream.items.catalog import ITEM
 from tests.harness.training import ITEMS, ignore_line, needs_torch, stride_clicks, write_clickstream

@@ -16,7 +16,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from stream import logs
-from stream.events import decode
+from stream.events.decode import decode
 from stream.settings import Settings
 
 PASSWORD = 'open "sesame'

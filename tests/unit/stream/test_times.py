@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from stream.lenient import read_time
+from stream.events.lenient import read_time
 from stream.times import EARLIEST_S, LATEST_S, from_epoch, record_seconds
 
 NOON = datetime(2026, 11, 30, 12, 0, 0, 250_000, UTC)

@@ -16,7 +16,7 @@ from models.ranker.model import Ranker
 from models.train.ranker.fit import Fit, export
 from stream.codes import GEN_HISTORY
 from stream.degradation import Degradation
-from stream.events import Decoded
+from stream.events.decode import Decoded
 from stream.metrics import STAGES
 from stream.page.candidates import retrieve
 from tests.harness.events import NOW, record

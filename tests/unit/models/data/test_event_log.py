@@ -16,7 +16,7 @@ from models.data.event_log import EventLog, collect_items, without_duplicates, w
 from models.data.replay import OfflineShop, _candidates_and_phi, replay_sessions
 from models.train.history.sequences import InteractionSequences
 from models.train.progress import progress_logger
-from stream.events import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.items.activity import SESSION_GAP_S
 from stream.items.catalog import AVAILABLE, Catalog

@@ -16,7 +16,7 @@ from models.history.model import (
 from models.manifest import ManifestError
 from models.parity import verify
 from models.train.history.graph import SCALE, Shape, export
-from stream.events import CLICK
+from stream.events.decode import CLICK
 from stream.ids import key64
 from stream.items.catalog import Catalog
 from stream.page.candidates import MAX_PROPOSALS, Candidates

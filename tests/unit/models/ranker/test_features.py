@@ -10,7 +10,7 @@ from models.ranker import columns
 from models.ranker.columns import FEATURES
 from models.ranker.features import HistoryScores, joint_features
 from stream.codes import GEN_ANCHOR, GEN_CART, GEN_CATEGORY, GEN_FRESH, GEN_NEXT, GEN_POPULAR, GEN_RECENT, GEN_TOGETHER
-from stream.events import ADD, BUY, CLICK, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.items.catalog import Catalog
 from stream.items.signals import HALF_LIVES as SIGNAL_LIVES

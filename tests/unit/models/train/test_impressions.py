@@ -19,7 +19,8 @@ from models.train.ranker.fit import Choices, examination, fit, position_features
 from models.train.ranker.heads import fit_heads
 from models.train.ranker.impressions import ERASED, ClickJoin, PageClick, PageClicks
 from models.train.step_cache import StepCache
-from stream.events import FUTURE_TOLERANCE_S, Event, EventError
+from stream.events.decode import FUTURE_TOLERANCE_S, Event
+from stream.events.errors import EventError
 from tests.harness.events import NOW, record
 from tests.harness.training import ignore_line
 

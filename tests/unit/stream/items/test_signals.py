@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.events import ADD, CLICK, HOME, VIEW
+from stream.events.decode import ADD, CLICK, HOME, VIEW
 from stream.ids import key64
 from stream.items.activity import (
     ACTIVITY,

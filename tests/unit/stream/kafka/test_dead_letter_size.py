@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.commit import Batch, Headers, Pair
 from stream.kafka.dead_letters import KEPT_BYTES, encode_dead_letter
 from stream.kafka.topics import DEAD_LETTER_BYTES

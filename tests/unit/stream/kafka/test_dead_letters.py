@@ -13,7 +13,7 @@ from deploy.operate.dead_letters import (
     letter_json,
     refusal_reason,
 )
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.dead_letters import (
     KEPT_BYTES,
     REDRIVEN,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stream.events import CLICK, HIDE
+from stream.events.decode import CLICK, HIDE
 from stream.ids import key64
 from stream.items.catalog import Catalog
 from stream.page.candidates import retrieve, retrieve_popular

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stream.codes import REASONS, SLOTS
-from stream.events import decode
+from stream.events.decode import decode
 from stream.ids import key64
 from stream.items.catalog import Catalog, decode_item
 from stream.page.assembly import PageRules, assemble

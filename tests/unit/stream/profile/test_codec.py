@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.events import CONSENT
+from stream.events.decode import CONSENT
 from stream.ids import key32
 from stream.profile.codec import decode_record, decode_records, encode_records, owing_pages, touched_at, unpack_profiles
 from stream.profile.exposure import OLD_SERVING_DTYPES, SERVING, SERVING_VERSION

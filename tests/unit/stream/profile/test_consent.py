@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.events import ADD, BUY, CLICK, CONSENT, HIDE, HOME, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, CONSENT, HIDE, HOME, SEARCH, VIEW
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
 from stream.profile.fold import FOLDED, is_covered

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from stream.events import ADD, BUY, CLICK, CONSENT, HOME, VIEW
+from stream.events.decode import ADD, BUY, CLICK, CONSENT, HOME, VIEW
 from stream.ids import key32
 from stream.profile.exposure import FATIGUE_HALF_LIFE_S, SERVING, apply_feedback, next_page, touch
 from stream.profile.row import blank_profiles

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.events import ADD, BUY, CLICK, HIDE, HOME, REFUND, REMOVE, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, HIDE, HOME, REFUND, REMOVE, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.profile.fold import fold, is_hidden
 from stream.profile.row import ACTIVITIES, EVENT_IDS, HALF_LIVES, HIDDEN_ITEMS, blank_profiles, describe

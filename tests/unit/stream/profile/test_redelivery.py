@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream.events import BUY, CLICK, CONSENT, HOME, REFUND, decode_run
+from stream.events.decode import BUY, CLICK, CONSENT, HOME, REFUND, decode_run
 from stream.ids import key64
 from stream.items.activity import fold_with_activity
 from stream.profile.fold import (

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from stream.events import (
+from stream.events.decode import (
     BUY,
     CLICK,
     KINDS,
     REJECT_CODES,
     SEARCH,
-    EventError,
     decode,
     decode_run,
     encode,
@@ -20,8 +19,9 @@ from stream.events import (
     shopper_key,
     words,
 )
+from stream.events.errors import EventError
+from stream.events.ignored_types import GA4_TYPES, IgnoredTypes
 from stream.ids import key32, key64
-from stream.ignored_types import GA4_TYPES, IgnoredTypes
 from tests.harness.events import NOW, record
 
 

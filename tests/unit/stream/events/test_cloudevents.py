@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stream.events import Decoded, decode_run
+from stream.events.decode import Decoded, decode_run
 from stream.ids import key64
 from tests.harness.events import NOW, record
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.commit import BATCH_BYTES, Headers, Output
-from stream.kafka.partitioner import find_misplaced
+from stream.kafka.keys.partitioner import find_misplaced
 from stream.profile.store import forwarded_key
 from stream.types import I64
 

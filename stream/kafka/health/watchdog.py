@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from stream.kafka.client.connection import NoBroker, bootstrap, client_options, connecting, stop_client
-from stream.kafka.outage import Outage
+from stream.kafka.health.outage import Outage
 
 if TYPE_CHECKING:
     from stream.kafka.app import BatchApp

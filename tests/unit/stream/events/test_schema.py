@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream.event_schema import TIME_PATTERN
-from stream.events import KINDS, REQUIRED_FIELDS, TOPIC_KINDS, decode_run, encode, shopper_of
-from stream.events import decode as decode_event
+from stream.events.decode import KINDS, REQUIRED_FIELDS, TOPIC_KINDS, decode_run, encode, shopper_of
+from stream.events.decode import decode as decode_event
+from stream.events.schema import TIME_PATTERN
 from stream.page.schemas import schemas
 from tests.harness.events import NOW
 from tests.harness.json_schemas import from_schema

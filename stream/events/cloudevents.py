@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from stream.event_errors import EventError, shown
+from stream.events.errors import EventError, shown
 
 Headers = Sequence[tuple[str, bytes | None]]  # of a Kafka record
 ATTRIBUTES = frozenset(("id", "source", "specversion", "type", "time"))  # those that we read

@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec import inspect
 
-from stream.events import KINDS, REQUIRED_FIELDS, SHOPPER_FIELDS, Event
-from stream.lenient import EPOCH_PATTERN, MAX_ID, MIN_ID, allows_null, number_pattern, without_null
+from stream.events.decode import KINDS, REQUIRED_FIELDS, SHOPPER_FIELDS, Event
+from stream.events.lenient import EPOCH_PATTERN, MAX_ID, MIN_ID, allows_null, number_pattern, without_null
 from stream.times import EARLIEST_S, EPOCH_UNITS, LATEST_S
 
 Schema = dict[str, Any]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream.kafka import partition_merge
-from stream.kafka.partition_merge import KeyValue, PartitionMerge
+from stream.kafka.keys import partition_merge
+from stream.kafka.keys.partition_merge import KeyValue, PartitionMerge
 
 Written = tuple[int, int, bytes, bytes | None]  # partition, timestamp in ms, key, value
 T0 = 1_767_225_600_000

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from stream.events import Reject
+from stream.events.decode import Reject
 from stream.kafka.client.connection import partition_of
 from stream.kafka.commit import Batch, Output, _RecordGroup
 from stream.kafka.dead_letters import decode_dead_letter, encode_dead_letter
-from stream.kafka.forwarding import (
+from stream.kafka.keys.forwarding import (
     FORWARDED,
     MAX_FORWARDED_BYTES,
     Origin,

@@ -9,7 +9,7 @@ from aiokafka.partitioner import murmur2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.kafka.partitioner import MAX_SAMPLE, MIN_SAMPLE, PARTITIONERS, MisplacedSample, find_misplaced, fnv1a
+from stream.kafka.keys.partitioner import MAX_SAMPLE, MIN_SAMPLE, PARTITIONERS, MisplacedSample, find_misplaced, fnv1a
 
 KEYS = st.lists(st.none() | st.binary(max_size=12) | st.text(max_size=40).map(str.encode), max_size=30)
 

@@ -2,7 +2,7 @@
 
 from faust.types import TP
 
-from stream.kafka.watchdog import StallDetector
+from stream.kafka.health.watchdog import StallDetector
 
 A, B = TP("clicks", 0), TP("clicks", 1)
 

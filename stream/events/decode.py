@@ -10,16 +10,13 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from stream import cloudevents
-from stream.cloudevents import Headers
-from stream.event_errors import EventError as EventError
-from stream.event_errors import shown
+from stream.events import cloudevents
+from stream.events.cloudevents import Headers
+from stream.events.errors import EventError, shown
+from stream.events.ignored_types import NONE_IGNORED, IgnoredTypes
+from stream.events.lenient import LenientDecoder, id_text
 from stream.ids import key32, key64
-from stream.ignored_types import NONE_IGNORED, IgnoredTypes
-from stream.lenient import LenientDecoder, id_text
-from stream.times import EARLIEST_S as EARLIEST_S
-from stream.times import LATEST_S as LATEST_S
-from stream.times import record_seconds
+from stream.times import EARLIEST_S, LATEST_S, record_seconds
 
 # The position is the code in rows and profiles: append only.
 KINDS = (
@@ -54,10 +51,8 @@ REQUIRED_FIELDS: dict[int, tuple[str, ...]] = {
     SEARCH: ("data.search_term",),
     CONSENT: ("data.consent.personalization",),
 }
-SHOPPER_FIELDS = (
-    "user_id",
-    "anonymous_id",
-)  # of `data`: one of them says whose event it is, the first if both are there
+# Fields of `data`: one of them says whose event it is, the first if both are there.
+SHOPPER_FIELDS = ("user_id", "anonymous_id")
 KIND_MEANINGS = {
     VIEW: "the shopper opens the page of an item",
     CLICK: "the shopper clicks an item in a list; `data.attribution` names the page and the slot",
@@ -104,7 +99,7 @@ _row = _ROW.pack  # takes a third of the time of a NumPy row made from a tuple
 
 
 # Types of the JSON: GA4's e-commerce names in a CloudEvents 1.0 envelope. The JSON Schema `event/1` is generated from
-# them (`event_schema.py`), and so are the other forms of a value that are accepted (`lenient.py`).
+# them (`schema.py`), and so are the other forms of a value that are accepted (`lenient.py`).
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]

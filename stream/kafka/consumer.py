@@ -335,7 +335,7 @@ class BatchConsumer(driver.Consumer):
         super().pause_partitions(tps)
 
     async def verify_all_partitions_active(self) -> None:
-        """Do nothing: Faust would look for fetches of aiokafka's consumer, which makes none. See `health/watchdog.py`."""
+        """Do nothing: Faust would look for fetches of aiokafka's consumer, which makes none (`health/watchdog.py`)."""
 
     def verify_recovery_event_path(self, now: float, tp: TP) -> None:
         """Do nothing, for the same reason."""

@@ -16,7 +16,7 @@ from deploy.broker.embedded import Broker
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 #: `make unit` tries fewer examples of each property.
-settings.register_profile("quick", max_examples=15)
+settings.register_profile("quick", max_examples=10)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

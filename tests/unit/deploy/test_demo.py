@@ -144,6 +144,7 @@ def changed_page(read: Readback, change: Any) -> Readback:
     return read._replace(homepages=pages)
 
 
+@pytest.mark.slow
 def test_audit_accepts_a_correct_run(run: tuple[Readback, dict[tuple[str, bytes], str]]) -> None:
     found = audit(*run)
     assert found.problems == []

@@ -90,6 +90,7 @@ def test_circles_are_found() -> None:
     assert not list(circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}))
 
 
+@pytest.mark.slow
 def test_the_domain_uses_no_kafka_no_onnx_and_no_clock() -> None:
     domain = [path for path in (ROOT / "stream").rglob("*.py") if path.name not in IMPURE and "kafka" not in path.parts]
     assert len(domain) > 10
@@ -101,6 +102,7 @@ def test_the_domain_uses_no_kafka_no_onnx_and_no_clock() -> None:
         assert not calls & CLOCKS, f"{path.name} reads a clock: {calls & CLOCKS}"
 
 
+@pytest.mark.slow
 def test_models_and_deploy_do_not_import_faust() -> None:
     layers = [*(ROOT / "models").rglob("*.py"), *(ROOT / "deploy").rglob("*.py")]
     for path in set(layers) - {ROOT / "deploy" / "bench" / "naive.py"}:  # the naive agent is the benchmarks' baseline
@@ -108,6 +110,7 @@ def test_models_and_deploy_do_not_import_faust() -> None:
         assert not roots & {"faust", "mode"}, path
 
 
+@pytest.mark.slow
 def test_no_function_is_longer_than_a_hundred_lines() -> None:
     for path in sources():
         for node in ast.walk(tree(path)):

@@ -261,6 +261,7 @@ def test_position_weights_reach_the_minimum_with_overconfident_scores(factor: fl
         assert loss(fitted + 0.05 * direction) > least - 1e-5, (fitted, direction)
 
 
+@pytest.mark.slow
 def test_figures_and_fit_need_choices() -> None:
     none = simulate(UniformScorer(), 1, 1, seed=1).choices
     assert len(none.chosen) == 0

@@ -208,7 +208,9 @@ class BatchApp(AgentApp):
 def make_app(settings: Settings) -> BatchApp:
     """Return the tuned Faust app of a worker. Add agents with `listen` and tables with `ExactTable`."""
     # These libraries log each retry as a warning or an error. What retries do not solve stops the worker.
-    for name, level in (("faust", logging.WARNING), ("mode", logging.WARNING), ("aiokafka", logging.ERROR)):
+    # In an outage of Kafka, commits also take longer than their interval, of which mode's timers warn each time.
+    quiet = {"faust": logging.WARNING, "mode": logging.WARNING, "mode.timers": logging.ERROR, "aiokafka": logging.ERROR}
+    for name, level in quiet.items():
         logging.getLogger(name).setLevel(level)
     return BatchApp(
         settings,

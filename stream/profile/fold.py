@@ -133,19 +133,20 @@ def _remember(p: Row, item: int, time: float, kind: int) -> None:
 
 
 @njit
-def _record_purchase(p: Row, item: int, time: float) -> None:
-    """Insert a purchase into the ring, sorted by (second, item). A full ring loses its oldest. Mutates p."""
-    second = np.int32(time)
-    j = 0
-    last = p.bought_item.shape[0] - 1
-    if p.bought_item[0] != 0 and (second, item) <= (p.bought_time[0], p.bought_item[0]):
+def _insert_sorted(keys: I64, times: I32, key: int, second: int) -> None:
+    """Insert into a ring that is sorted by (second, key). A full ring loses its oldest, or does not take an older one.
+
+    keys (n,), 0 where the ring is empty; times (n,), whole seconds. Mutates both.
+    """
+    if keys[0] != 0 and (second, key) <= (times[0], keys[0]):
         return
-    while j < last and (p.bought_item[j + 1] == 0 or (p.bought_time[j + 1], p.bought_item[j + 1]) < (second, item)):
-        p.bought_item[j] = p.bought_item[j + 1]
-        p.bought_time[j] = p.bought_time[j + 1]
+    j, last = 0, keys.shape[0] - 1
+    while j < last and (keys[j + 1] == 0 or (times[j + 1], keys[j + 1]) < (second, key)):
+        keys[j] = keys[j + 1]
+        times[j] = times[j + 1]
         j += 1
-    p.bought_item[j] = item
-    p.bought_time[j] = second
+    keys[j] = key
+    times[j] = second
 
 
 @njit
@@ -239,23 +240,6 @@ def _remember_id(p: Row, second: int, high: int, low: int) -> None:
 
 
 @njit
-def _remember_transaction(p: Row, second: int, key: int) -> None:
-    """Insert a transaction into the ring, sorted by (second, key). A full ring loses its oldest. Mutates p."""
-    if p.transaction_time[0] != 0 and (second, key) <= (p.transaction_time[0], p.transaction[0]):
-        return
-    j = 0
-    last = p.transaction.shape[0] - 1
-    while j < last and (
-        p.transaction_time[j + 1] == 0 or (p.transaction_time[j + 1], p.transaction[j + 1]) < (second, key)
-    ):
-        p.transaction_time[j] = p.transaction_time[j + 1]
-        p.transaction[j] = p.transaction[j + 1]
-        j += 1
-    p.transaction_time[j] = second
-    p.transaction[j] = key
-
-
-@njit
 def _contains(keys: I64, key: int) -> bool:
     for j in range(keys.shape[0]):
         if keys[j] == key:
@@ -298,7 +282,7 @@ def _admit(p: Row, e: Row, refuses_late: bool) -> int:
     if e.transaction == 0:
         return FOLDED
     is_full = p.transaction_time[0] != 0
-    _remember_transaction(p, second, e.transaction)
+    _insert_sorted(p.transaction, p.transaction_time, e.transaction, second)
     return FOLDED | TRANSACTION_FORGOTTEN if is_full else FOLDED
 
 
@@ -433,7 +417,7 @@ def _fold_part(p: Row, e: Row) -> None:
     elif kind == REMOVE:
         _put_in_cart(p, item, time, 0)
     elif kind == BUY:
-        _record_purchase(p, item, time)
+        _insert_sorted(p.bought_item, p.bought_time, item, np.int32(time))
         _put_in_cart(p, item, time, 0)
     elif kind == REFUND:
         _undo_purchase(p, item)
@@ -448,7 +432,7 @@ def fold_event(p: Row, e: Row, head_outcome: int, refuses_late: bool) -> int:
     """Fold EVENT row e into PROFILE row p, in place, and return its outcome. Only a folded event changes anything.
 
     An event has a row for each of its parts. `head_outcome` is what part 0 returned; only later parts read it.
-    refuses_late: whether an event that can no longer be told from a redelivery is refused, rather than folded.
+    refuses_late: whether an event that cannot be distinguished from a redelivery is refused, rather than folded.
     """
     if e.part == 0:
         outcome: int = _admit(p, e, refuses_late)

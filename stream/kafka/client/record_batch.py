@@ -112,7 +112,7 @@ def _first_wrong_batch(data: U8) -> int:
     batch = 0
     while batch + HEADER_BYTES <= data.shape[0]:
         end = batch + LENGTH_END + _big_endian(data, batch + LENGTH_START, batch + LENGTH_END)
-        if data[batch + FORMAT] != 2 or end < batch + HEADER_BYTES:
+        if data[batch + FORMAT] != NEWEST_FORMAT or end < batch + HEADER_BYTES:
             return batch
         if end > data.shape[0]:
             break

@@ -19,11 +19,15 @@ def main() -> int:
     from models.ranker.model import Ranker
     from stream.items.catalog import Catalog
     from stream.items.signals import Signals
+    from stream.kafka.client import record_batch
+    from stream.kafka.keys import partitioner
     from stream.settings import SHIPPED_MODELS
 
     catalog = Catalog()
     history = History(SHIPPED_MODELS / "history", catalog)
     warm_up(PagePath(catalog, Signals(catalog), Ranker(SHIPPED_MODELS / "ranker"), HeadlineCache(), Policy(), history))
+    record_batch.warm()
+    partitioner.warm()
     return 0
 
 

@@ -232,7 +232,7 @@ def _late_rejects(one: DecodedRun, late: Sequence[int]) -> list[Reject]:
         Reject(
             record if own is None else own[record], TOO_LATE_CODE, "time",
             f"time is {rfc3339(times[record])}, older than the newest {EVENT_IDS} events of the shopper, so that it "
-            "cannot be told from a redelivery; SHOPWINDOW_LATE_EVENTS=fold accepts it",
+            "cannot be distinguished from a redelivery; SHOPWINDOW_LATE_EVENTS=fold accepts it",
         )
         for record in late
     ]  # fmt: skip

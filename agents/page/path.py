@@ -60,7 +60,7 @@ class Policy(NamedTuple):
     page_ttl: float = 3600.0  # s
     copy: bool = True
     profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
-    refuses_late: bool = True  # events that can no longer be told from redeliveries
+    refuses_late: bool = True  # events that cannot be distinguished from redeliveries
 
 
 class Page(NamedTuple):

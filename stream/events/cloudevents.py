@@ -62,7 +62,7 @@ def _attributes(headers: Headers) -> tuple[dict[str, str], str, str]:
 
 
 def _with_data(parsed: Any) -> Any:
-    """The envelope of structured mode, with `data` in place of `data_base64`."""
+    """The envelope of structured mode, with `data` instead of `data_base64`."""
     if not isinstance(parsed, dict) or "data_base64" not in parsed or parsed.get("data") is not None:
         return parsed
     encoded = parsed["data_base64"]

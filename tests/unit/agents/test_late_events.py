@@ -1,4 +1,4 @@
-"""Events that can no longer be told from redeliveries: dead letters with a reason, or folded, by setting."""
+"""Events that cannot be distinguished from redeliveries: dead letters with a reason, or folded, by setting."""
 
 import pytest
 

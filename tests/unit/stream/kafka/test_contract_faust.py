@@ -135,7 +135,7 @@ NEEDS = [
     Need("aiokafka:AIOKafkaConsumer", "getmany", "partitions, timeout_ms, max_records",
          "the records that wait: ours leaves out batches that cannot be read"),
     Need(RECORDS, "_unpack_records", "", "the generator of a partition's records in a fetch: we replace it"),
-    Need(RECORDS, "_records", None, "the batches, as the class that we put in place of MemoryRecords"),
+    Need(RECORDS, "_records", None, "the batches, as the class that replaces MemoryRecords"),
     Need(RECORDS, "_aborted_transactions", None, "(producer id, first offset) of each; empty if read uncommitted"),
     Need(RECORDS, "_tp", None, "the partition"),
     Need(RECORDS, "_value_deserializer", None, "the consumer's"),

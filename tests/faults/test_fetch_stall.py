@@ -161,7 +161,7 @@ async def test_a_stalled_consumer_ends_the_worker_with_a_sentence(
 WEDGED = """
 import asyncio, os, sys, time
 from deploy.cli.main import main
-from stream.kafka import watchdog as watch; from stream.kafka.client import fetcher as fetch
+from stream.kafka.health import watchdog as watch; from stream.kafka.client import fetcher as fetch
 
 watch.SHUTDOWN_TIMEOUT_S = 3.0
 how, flag = sys.argv[1:]

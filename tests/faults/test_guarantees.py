@@ -182,7 +182,7 @@ async def test_consent_goes_by_event_time_over_three_topics(broker: str, topic_p
         for topic, sent in (("privacy", privacy), ("purchases", purchases), ("clicks", views)):
             await send(settings, topic, sent)
         await send(settings, "clicks", [record("view_homepage", f"u{n}", f"h{n}", NOW + 110) for n in range(40)])
-        while len(profiles := await profiles_of(settings)) < 40 or not is_last_event_folded(profiles):
+        while not are_all_folded(profiles := await profiles_of(settings)):
             await asyncio.sleep(0.05)
         pages = pages_of(await read_all(settings, "homepages"))
     for n in range(40):
@@ -190,9 +190,10 @@ async def test_consent_goes_by_event_time_over_three_topics(broker: str, topic_p
         assert n % 2 == 1 or pages[f"u{n}"][-1]["serving"]["mode"] == "popular"
 
 
-def is_last_event_folded(profiles: dict[str, Any]) -> bool:
-    """True if the event ids of each profile have the homepage view of NOW + 110."""
-    return all((row["id_time"] == int(NOW) + 110).any() for row in profiles.values())
+def are_all_folded(profiles: dict[str, Any]) -> bool:
+    """True if the event ids of each of the 40 profiles have the times of all four events, whatever their order."""
+    times = {int(NOW) + age for age in (50, 90, 100, 110)}
+    return len(profiles) == 40 and all(times <= set(row["id_time"].tolist()) for row in profiles.values())
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "rsc15_100k_test.tsv.gz"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import gpt2_checkpoints
 from tests.harness.events import record
 from tests.harness.shop import item
 from tests.harness.tracing import Trace, needs_strace, start_traced, trace_of, traced
@@ -41,18 +42,24 @@ def test_a_demo_with_its_broker_and_worker_stays_on_this_machine(tmp_path: Path)
     [
         ["settings"],
         ["metrics"],
+        ["kinds"],
         ["schemas", "out"],
         ["models", "list"],
         ["models", "verify", "history"],
         ["copy"],
+        ["export", "checkpoint", "--out", "out"],
+        ["evaluate", "--train", "clicks", "--test", "clicks", "--no-history"],
         ["replay-diff", "events", "--left", "models/default", "--right", "models/default"],
     ],
     ids=lambda arguments: "-".join(arguments[:2]),
 )
 def test_a_command_without_a_broker_contacts_nothing(arguments: list[str], tmp_path: Path) -> None:
-    events = tmp_path / "events"
+    events, sessions, checkpoint = tmp_path / "events", tmp_path / "clicks", tmp_path / "checkpoint"
     events.write_bytes(b"\n".join(value for _, value in clicks(50, 5) if value))
-    places = {"out": str(tmp_path / "out"), "events": str(events)}
+    rows = "".join(f"{n // 4}\t{1 + n * n % 17}\t{1_400_000_000 + 60 * n}\n" for n in range(1200))
+    sessions.write_text("SessionId\tItemId\tTime\n" + rows)
+    gpt2_checkpoints.byte_level().save(str(gpt2_checkpoints.save(checkpoint) / "tokenizer.json"))
+    places = {path.name: str(path) for path in (tmp_path / "out", events, sessions, checkpoint)}
     trace = run(tmp_path, [places.get(argument, argument) for argument in arguments])
     assert trace == CLEAN, f"{trace}\n{trace.output}"
 
@@ -66,10 +73,11 @@ def test_commands_contact_the_broker_only(broker: str, topic_prefix: str, tmp_pa
     events.write_bytes(b"\n".join([*(value for _, value in clicks(50, 4) if value), b"{half an event"]))
     for arguments in (
         ["topics", "create"], ["catalog", "load", str(shop)], ["send", str(events)], ["replay", str(events)],
-        ["profiles"], ["dead-letters", "list"], ["topics", "check"],
+        ["profiles"], ["dead-letters", "list"], ["topics", "check"], ["status"],
     ):  # fmt: skip
         folder = tmp_path / "-".join(arguments[:2]).replace("/", "")
         trace = run(folder, arguments, **environ)
+        trace.status -= arguments == ["status"]  # 1: no worker runs
         assert trace == CLEAN, f"{arguments}: {trace}\n{trace.output}"
 
 

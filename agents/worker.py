@@ -28,6 +28,7 @@ from models.history.model import History
 from models.manifest import ManifestError
 from models.ranker.model import Ranker
 from stream import logs, metrics
+from stream.addresses import Address
 from stream.events.decode import LOCALES
 from stream.items.catalog import Catalog
 from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
@@ -205,7 +206,7 @@ class Worker:
             await self._warm_up()
             follow_tables = self.tables.follow(self._off_loop, self.refresher.refresh_for_headlines)
             tasks += [asyncio.create_task(follow_tables), asyncio.create_task(self.load_shedder.run())]
-            address = f"{self.settings.web_host}:{endpoint.port}"
+            address = str(Address(self.settings.web_host, endpoint.port))
             reporter = StatusReporter(
                 self.app, lambda: self.load_shedder.controller.rung, address, self.headlines, self.placement.shares
             )

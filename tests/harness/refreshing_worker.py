@@ -3,6 +3,7 @@
 A request is always under way when it is stopped.
 """
 
+import asyncio
 import os
 import sys
 from typing import Any
@@ -18,11 +19,13 @@ class RefreshingWorker(worker.Worker):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        outputs = self.app.outputs
+        app, ready = self.app, asyncio.Event()
+        app.when_ready(ready.set)
 
         async def request_pages(*_: Any) -> None:
+            await ready.wait()
             while True:
-                await outputs.send("refreshes", None, [(b"u1", DEFERRED_PAGE)])
+                await app.outputs.send("refreshes", None, [(b"u1", DEFERRED_PAGE)])
 
         patched: Any = GlobalTables
         patched.follow = request_pages

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,7 @@ from models.history.model import History
 from models.manifest import ManifestError
 from models.ranker.model import Ranker
 from stream import logs, metrics
+from stream.addresses import Address
 from stream.events.decode import LOCALES
 from stream.items.catalog import Catalog
 from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
@@ -204,12 +205,13 @@ class Worker:
             await self.tables.start()
             await self._warm_up()
             follow_tables = self.tables.follow(self._off_loop, self.refresher.refresh_for_headlines)
-            tasks += [asyncio.create_task(follow_tables), asyncio.create_task(self.load_shedder.run())]
-            address = f"{self.settings.web_host}:{endpoint.port}"
+            senders = [asyncio.create_task(follow_tables), asyncio.create_task(self.load_shedder.run())]
+            address = str(Address(self.settings.web_host, endpoint.port))
             reporter = StatusReporter(
                 self.app, lambda: self.load_shedder.controller.rung, address, self.headlines, self.placement.shares
             )
-            tasks.append(asyncio.create_task(reporter.run()))
+            senders.append(asyncio.create_task(reporter.run()))
+            tasks += senders
             self.app.when_ready(reporter.report_now)
             for task in tasks:
                 task.add_done_callback(lambda _: stop.set())
@@ -218,11 +220,11 @@ class Worker:
                 tasks.append(asyncio.create_task(self._run_headlines(self.copywriter, self.headlines)))
             self.app.when_ready(lambda: say(f"ready: {len(self.app.partitions('clicks'))} partitions of clicks"))
             say(f"metrics at http://{address}/metrics")
-            deregistered = asyncio.Event()
-            tasks.append(asyncio.create_task(_deregister_on_stop(stop, reporter, deregistered)))
-            await serve(self.app, deregistered)
+            may_end = asyncio.Event()
+            tasks.append(asyncio.create_task(_end_sends_on_stop(stop, senders, reporter, may_end)))
+            await serve(self.app, may_end)
             for task in tasks:
-                if task.done():
+                if task.done() and not task.cancelled():
                     task.result()
         finally:
             for task in tasks:
@@ -234,13 +236,20 @@ class Worker:
             self.profiles.close()
 
 
-async def _deregister_on_stop(stop: asyncio.Event, reporter: StatusReporter, deregistered: asyncio.Event) -> None:
-    """After `stop`, deregister, which needs the app, and set `deregistered`, which ends the app."""
+async def _end_sends_on_stop(
+    stop: asyncio.Event, senders: Sequence[asyncio.Task[None]], reporter: StatusReporter, may_end: asyncio.Event
+) -> None:
+    """After `stop`, end the tasks that send records and deregister. Then set `may_end`, which ends the app.
+
+    The app closes its producer. A send under way would fail, and be taken for the reason why the worker stops.
+    """
     await stop.wait()
     try:
+        for sender in senders:
+            await _cancel(sender)
         await reporter.deregister()
     finally:
-        deregistered.set()
+        may_end.set()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -19,12 +19,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
+from stream.settings import Settings, secrets_of
 from stream.times import rfc3339
 
 if TYPE_CHECKING:
     import asyncio
-
-    from stream.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("shopwindow", "stream", "models", "agents", "deploy")  # top-level loggers and packages of this project
@@ -76,9 +75,8 @@ def record_fields(topic: str, record: Any) -> Mapping[str, Any]:
 def configure(settings: Settings, stream: TextIO | None = None) -> None:
     """Send all logs, warnings and uncaught exceptions of this process to `stream` or stderr, as configured."""
     handler = logging.StreamHandler(stream)
-    secrets = [settings.sasl_password] if settings.sasl_password else []
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
-    handler.setFormatter(formatter(secrets, logging.getLevelName(settings.log_level) <= logging.DEBUG))
+    handler.setFormatter(formatter(secrets_of(settings), logging.getLevelName(settings.log_level) <= logging.DEBUG))
     handler.addFilter(LibraryFilter())
     handler.addFilter(RepeatedErrorFilter())
     handler.addFilter(RateLimitFilter())

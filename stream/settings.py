@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from stream.addresses import parse_brokers, parse_host
+from stream.secret_files import SecretFileError, read_secret
 
 PREFIX = "SHOPWINDOW_"
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models" / "default"
 # Variables that are read before the settings: the folder of downloads and compiled kernels.
 ALSO_KNOWN = frozenset({"SHOPWINDOW_CACHE"})
+FILE_SUFFIX = "_FILE"  # after a secret's variable: the variable with the path of a file that holds the secret
 HEADS = ("logit", "mlp")  # heads of the ranker
 
 
@@ -60,9 +65,27 @@ def _parse_flag(text: str) -> bool:
 
 
 def _parse_addresses(text: str) -> str:
-    for host in text.split(","):
-        name, _, port = host.strip().removeprefix("kafka://").partition(":")
-        if not name or "/" in name or (port and not 0 < int(port) < 65536):
+    parse_brokers(text)
+    return text
+
+
+def _parse_url(text: str) -> str:
+    url = urlsplit(text)
+    if not text.isprintable() or " " in text:
+        raise ValueError
+    # A password in the URL would be printed with it.
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.fragment or url.port == 0:
+        raise ValueError
+    return text
+
+
+def _parse_extensions(text: str) -> str:
+    # RFC 7628, section 3.1: names are letters, values printable ASCII; `auth` is the token itself.
+    for pair in text.split(","):
+        name, equals, value = pair.partition("=")
+        if not (equals and name.isascii() and name.isalpha() and name.lower() != "auth"):
+            raise ValueError
+        if not (value.isascii() and value.isprintable()):
             raise ValueError
     return text
 
@@ -95,7 +118,9 @@ def _parse_model(text: str) -> str:
 _BOOL = _Kind(_parse_flag, "true or false")
 _PATH = _Kind(_parse_folder, "a path")
 _TEXT = _Kind(str, "text")
+_URL = _Kind(_parse_url, "an http:// or https:// URL without a password")
 _MODEL = _Kind(_parse_model, "a folder or a name")
+_HOST = _Kind(parse_host, "a name or an IP address")
 _NAMES = _Kind(_parse_names, "names with commas between; a name may end in *")
 _TOPIC = _Kind(_parse_topic_part, "letters, digits, '.', '_' and '-', at most 100")
 
@@ -114,7 +139,7 @@ class Settings:
     """All settings with their defaults. The metadata of each field has its meaning and its type."""
 
     broker: str | None = _setting(
-        None, _Kind(_parse_addresses, "kafka://host:port, several with commas between"),
+        None, _Kind(_parse_addresses, "kafka://host:port, several with commas between; [::1]:9092 for IPv6"),
         "Kafka brokers; without it, the embedded broker is used",
     )  # fmt: skip
     prefix: str = _setting("", _TOPIC, "prefix of every topic name")
@@ -132,9 +157,29 @@ class Settings:
     ssl_ca_file: Path | None = _setting(None, _PATH, "PEM file of the authority that signed the broker certificates")
     ssl_cert_file: Path | None = _setting(None, _PATH, "PEM file of the client certificate")
     ssl_key_file: Path | None = _setting(None, _PATH, "PEM file of the client certificate's key")
-    sasl_mechanism: str = _setting("PLAIN", _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "SASL mechanism")
-    sasl_username: str | None = _setting(None, _TEXT, "SASL user")
+    ssl_key_password: str | None = _setting(None, _TEXT, "password of that key, if it is encrypted", secret=True)
+    sasl_mechanism: str = _setting(
+        "PLAIN",
+        _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM", "GSSAPI"),
+        "SASL mechanism; AWS_MSK_IAM: OAUTHBEARER with tokens that AWS signs",
+    )
+    sasl_username: str | None = _setting(None, _TEXT, "SASL user, for PLAIN and SCRAM")
     sasl_password: str | None = _setting(None, _TEXT, "password of the SASL user", secret=True)
+    oauth_token_url: str | None = _setting(None, _URL, "token endpoint of the OpenID provider, for OAUTHBEARER")
+    oauth_client_id: str | None = _setting(None, _TEXT, "client of the OpenID provider")
+    oauth_client_secret: str | None = _setting(None, _TEXT, "secret of that client", secret=True)
+    oauth_scope: str | None = _setting(None, _TEXT, "scope to request, if the provider needs one")
+    oauth_audience: str | None = _setting(None, _TEXT, "audience to request, if the provider needs one")
+    oauth_extensions: str | None = _setting(
+        None,
+        _Kind(_parse_extensions, "name=value, several with commas between"),
+        "SASL extensions to send with each token, such as logicalCluster=lkc-1 for Confluent Cloud",
+    )
+    oauth_ca_file: Path | None = _setting(
+        None, _PATH, "PEM file of the authority that signed the token endpoint's certificate"
+    )
+    aws_region: str | None = _setting(None, _TEXT, "AWS region of the cluster, for AWS_MSK_IAM")
+    kerberos_service: str = _setting("kafka", _TEXT, "service name of the brokers' Kerberos principals, for GSSAPI")
     session_timeout: float = _setting(
         6.0, _real(1, 300, "s"), "a worker without heartbeats for this long loses its partitions"
     )
@@ -162,7 +207,7 @@ class Settings:
         _MODEL,
         "copywriter to use instead: its folder, a Hugging Face GPT-2 folder, or a name such as gpt2",
     )
-    web_host: str = _setting("127.0.0.1", _TEXT, "address of /metrics, /healthz and /readyz")
+    web_host: str = _setting("127.0.0.1", _HOST, "address of /metrics, /healthz and /readyz")
     web_port: int = _setting(6066, _whole(0, 65535), "port of these; 0 picks a free one")
     run_records: int = _setting(512, _whole(1, 4096), "maximum number of records per run")
     overload_lag: float = _setting(
@@ -227,8 +272,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises SettingsError with one line per variable that is unknown, invalid or contradicts another.
     """
     known = {PREFIX + f.name.upper(): f for f in fields(Settings)}
-    problems, values = [], {}
-    for name in sorted(environ):
+    texts, problems = _read_secret_files(environ)
+    values = {}
+    for name in sorted(texts):
         if not name.startswith(PREFIX) or name in ALSO_KNOWN:
             continue
         if name not in known:
@@ -239,9 +285,9 @@ def load(environ: Mapping[str, str]) -> Settings:
         setting = known[name]
         kind: _Kind = setting.metadata["kind"]
         try:
-            values[setting.name] = kind.parse(environ[name])
+            values[setting.name] = kind.parse(texts[name])
         except (ValueError, KeyError, OverflowError):
-            shown = "***" if setting.metadata["secret"] else repr(environ[name][:100])
+            shown = "***" if setting.metadata["secret"] else repr(texts[name][:100])
             problems.append(f"{name} is {shown}, expected {kind.expected}")
     if not problems:
         settings = Settings(**values)
@@ -251,20 +297,56 @@ def load(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def _read_secret_files(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables with each secret's file replaced by its content, and a problem for each bad file."""
+    texts, problems = dict(environ), []
+    for name in (PREFIX + f.name.upper() for f in fields(Settings) if f.metadata["secret"]):
+        file = texts.pop(name + FILE_SUFFIX, None)
+        if file is None:
+            continue
+        if name in texts:
+            problems.append(f"{name} and {name + FILE_SUFFIX} are both set; unset one of them")
+            continue
+        try:
+            texts[name] = read_secret(_parse_folder(file))
+        except SecretFileError as error:
+            problems.append(f"{name + FILE_SUFFIX} is '{file}', expected a file that holds the secret ({error})")
+        except ValueError:
+            problems.append(f"{name + FILE_SUFFIX} is empty, expected the path of a file that holds the secret")
+    return texts, problems
+
+
+# By SASL mechanism: settings without which there is no login.
+_USER = ("sasl_username", "sasl_password")
+_LOGIN_NEEDS: dict[str, tuple[str, ...]] = {
+    "PLAIN": _USER,
+    "SCRAM-SHA-256": _USER,
+    "SCRAM-SHA-512": _USER,
+    "OAUTHBEARER": ("oauth_token_url", "oauth_client_id", "oauth_client_secret"),
+    "AWS_MSK_IAM": ("aws_region",),
+    "GSSAPI": ("kerberos_service",),
+}
+
+
 def _contradictions(settings: Settings) -> list[str]:
     """Problems of settings that are valid each but not together."""
     problems = []
-    if settings.security_protocol.startswith("SASL") and not (settings.sasl_username and settings.sasl_password):
+    needed = _LOGIN_NEEDS[settings.sasl_mechanism] if settings.security_protocol.startswith("SASL") else ()
+    if missing := [PREFIX + name.upper() for name in needed if not getattr(settings, name)]:
         problems.append(
-            f"SHOPWINDOW_SECURITY_PROTOCOL is {settings.security_protocol}, "
-            "which needs SHOPWINDOW_SASL_USERNAME and SHOPWINDOW_SASL_PASSWORD"
+            f"SHOPWINDOW_SECURITY_PROTOCOL is {settings.security_protocol} and SHOPWINDOW_SASL_MECHANISM is "
+            f"{settings.sasl_mechanism}, which needs {' and '.join(missing)}"
+        )
+    if settings.ssl_key_file is not None and settings.ssl_cert_file is None:
+        problems.append(
+            "SHOPWINDOW_SSL_KEY_FILE is set, which needs SHOPWINDOW_SSL_CERT_FILE: the certificate of the key"
         )
     if settings.role == "copy" and not settings.copy:
         problems.append(
             "SHOPWINDOW_ROLE is copy and SHOPWINDOW_COPY is false: a worker that only writes headlines would have "
             "nothing to do; change one of them"
         )
-    for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+    for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file", "oauth_ca_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             problems.append(f"{PREFIX}{name.upper()} is '{path}', expected an existing file")
@@ -279,7 +361,7 @@ def _contradictions(settings: Settings) -> list[str]:
 class SettingDescription(NamedTuple):
     name: str  # of the variable
     value: str  # *** for a secret
-    source: str  # "default" or "environment"
+    source: str  # "default", "environment" or "file"
     meaning: str
     expected: str
 
@@ -291,6 +373,23 @@ def describe(settings: Settings, environ: Mapping[str, str]) -> list[SettingDesc
         name = PREFIX + f.name.upper()
         value = getattr(settings, f.name)
         shown = "" if value is None else "***" if f.metadata["secret"] else str(value)
-        source = "environment" if name in environ else "default"
+        is_in_file = f.metadata["secret"] and name + FILE_SUFFIX in environ
+        source = "file" if is_in_file else "environment" if name in environ else "default"
         rows.append(SettingDescription(name, shown, source, f.metadata["meaning"], f.metadata["kind"].expected))
     return rows
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """All secrets that are set. They must not be printed or logged."""
+    values = (getattr(settings, f.name) for f in fields(Settings) if f.metadata["secret"])
+    return [value for value in values if value]
+
+
+def to_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` for a child process that is to read exactly these settings, without those of this process."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(PREFIX) or name in ALSO_KNOWN}
+    default = Settings()
+    changed = {f.name: getattr(settings, f.name) for f in fields(Settings)}
+    return kept | {
+        PREFIX + name.upper(): str(value) for name, value in changed.items() if value != getattr(default, name)
+    }

@@ -14,6 +14,7 @@ from agents.health import http
 from agents.health.status_reporter import StatusReporter
 from models.copywriter.locate import copywriter_folder_of
 from stream import metrics
+from stream.addresses import Address
 from stream.degradation import FULL
 from stream.kafka.commit import Pair
 from stream.kafka.group import GroupMember
@@ -105,7 +106,7 @@ class HeadlineWorker:
             with suppress(CopywriterUnavailable):  # it is logged, and tried again
                 await self._copywriter.start()
             self._is_warm = True
-            address = f"{self.settings.web_host}:{endpoint.port}"
+            address = str(Address(self.settings.web_host, endpoint.port))
             say(f"metrics at http://{address}/metrics")
             reporter = StatusReporter(self, lambda: FULL, address, self._headlines)
             # Not a TaskGroup: the first error is raised as it is, and `deregister` runs before the tasks are cancelled.

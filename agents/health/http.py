@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
+from stream.addresses import Address
 from stream.metrics import REGISTRY
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ async def start(
                 "SHOPWINDOW_WEB_PORT (0 takes a free one)"
             ) from None
         raise HttpServerError(
-            f"{settings.web_host}:{settings.web_port} cannot be listened on ({error.strerror or error}); "
+            f"{Address(settings.web_host, settings.web_port)} cannot be listened on ({error.strerror or error}); "
             "set SHOPWINDOW_WEB_HOST and SHOPWINDOW_WEB_PORT to an address of this machine"
         ) from None
     return HttpServer(runner)

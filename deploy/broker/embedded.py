@@ -21,6 +21,7 @@ from deploy.broker.child_process import kill_child, start_child, stop_child
 from deploy.broker.folder_lock import FolderLock, is_alive
 from deploy.broker.jars import KAFKA_VERSION, BrokerError, Report, ensure_kafka, no_report, require_free_space
 from deploy.broker.kafka_log import key_log_line, known_cause, why_kafka_ended
+from stream.addresses import parse_address
 
 __all__ = ["Broker", "BrokerError", "Cluster", "announce_broker", "find_running_broker", "free_port", "is_kafka_at"]
 
@@ -50,13 +51,12 @@ def free_port(port: int = 0) -> int:
 
 def is_kafka_at(bootstrap: str, timeout_s: float = 1.0) -> bool:
     """Return whether a Kafka at `host:port` answers ApiVersions, the first request of every client."""
-    host, port = bootstrap.rsplit(":", 1)
     request = struct.pack(">hhih", API_VERSIONS_KEY, 0, CORRELATION_ID, -1)
     try:
-        with socket.create_connection((host, int(port)), timeout_s) as connection:
+        with socket.create_connection(parse_address(bootstrap), timeout_s) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)
             return connection.recv(8)[4:] == struct.pack(">i", CORRELATION_ID)
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -34,11 +34,11 @@ from deploy.io.files import Outgoing
 from deploy.io.send import sender
 from deploy.rate import wilson
 from stream.kafka import topics
-from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.client.connection import client_options, connecting, stop_client
 from stream.kafka.global_topics import read_topic
 from stream.logs import say
 from stream.profile.codec import decode_record, unpack_profiles
-from stream.settings import Settings
+from stream.settings import Settings, to_environ
 
 SHOPPERS = 120
 PARTITIONS = 4  # enough for one worker; more would only cost more requests
@@ -112,7 +112,8 @@ class Demo:
         await self._publish_catalog(shop)
         say("starting the worker")
         with self._log.open("wb") as log:
-            worker = start_child([sys.executable, "-m", "shopwindow", "worker"], log, self._worker_environ())
+            environ = to_environ(self._settings, os.environ)
+            worker = start_child([sys.executable, "-m", "shopwindow", "worker"], log, environ)
         try:
             await self._wait_until_ready(worker)
             await self._shop(worker, traffic, figures)
@@ -127,16 +128,6 @@ class Demo:
         async with sender(self._settings) as client:
             for item in shop:
                 await client.send(Outgoing("catalog", item["item_id"].encode(), orjson.dumps(item)))
-
-    def _worker_environ(self) -> dict[str, str]:
-        """Return the environment that gives the worker the demo's settings."""
-        environ, default = dict(os.environ), Settings()
-        for name in (f.name for f in dataclasses.fields(Settings)):
-            value = getattr(self._settings, name)
-            if value != getattr(default, name):
-                environ["SHOPWINDOW_" + name.upper()] = str(value)
-        environ["SHOPWINDOW_PREFIX"] = self._settings.prefix
-        return environ
 
     def _worker_ended(self, worker: subprocess.Popen[bytes]) -> str:
         return f"the worker ended with status {worker.poll()}; its last log line: {self._last_log_line()}"
@@ -169,8 +160,12 @@ class Demo:
         consumer = AIOKafkaConsumer(
             **client_options(self._settings), auto_offset_reset="earliest", fetch_max_wait_ms=100
         )
-        with connecting(self._settings):
-            await consumer.start()
+        try:
+            with connecting(self._settings):
+                await consumer.start()
+        except BaseException:
+            await stop_client(consumer)
+            raise
         consumer.assign(self._partitions("homepages", "dead-letters", "copy"))
         start = time.time()
         shopping = asyncio.create_task(traffic.run(start))
@@ -187,7 +182,7 @@ class Demo:
             for task in (shopping, *readers):
                 task.cancel()
             await asyncio.gather(shopping, *readers, return_exceptions=True)
-            await consumer.stop()
+            await stop_client(consumer)
 
     async def _watch(self, worker: subprocess.Popen[bytes], tasks: list[asyncio.Task[None]], start: float) -> None:
         """Return when the time is over or the user stops the demo. Raises if the worker or a task has failed."""
@@ -224,8 +219,9 @@ class Demo:
         group = AIOKafkaConsumer(
             **client_options(self._settings), group_id=self._settings.app_id, enable_auto_commit=False
         )
-        await group.start()
         try:
+            with connecting(self._settings):
+                await group.start()
             partitions = self._partitions("clicks", "purchases", "refreshes")
             deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
             while True:
@@ -237,7 +233,7 @@ class Demo:
                     raise BrokerError(f"the worker is {behind} records behind: {self._last_log_line()}")
                 await asyncio.sleep(0.1)
         finally:
-            await group.stop()
+            await stop_client(group)
 
     def _partitions(self, *names: str) -> list[TopicPartition]:
         full_names = [self._settings.prefix + name for name in names]

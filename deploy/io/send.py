@@ -103,9 +103,9 @@ async def sender(settings: Settings) -> AsyncIterator[Sender]:
     except BaseException:
         # What is not acknowledged would be retried for as long as the brokers are down.
         client.abandon()
-        await stop_client(producer)
         raise
-    await producer.stop()
+    finally:
+        await stop_client(producer)
 
 
 @asynccontextmanager

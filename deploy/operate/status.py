@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from stream.kafka.client.connection import bootstrap, client_options, connecting
+from stream.kafka.client.connection import bootstrap, client_options, connecting, stop_client
 from stream.kafka.global_topics import assign, connect_reader, read_topic
 from stream.kafka.health.worker_status import (
     FORGOTTEN_AFTER_S,
@@ -101,7 +101,7 @@ async def partition_lags(settings: Settings) -> dict[tuple[str, int], dict[str, 
         waiting = {tp: offset for tp, offset in done.items() if offset < ends[tp]}
         oldest = await _oldest_timestamps(consumer, waiting, ends)
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
     now = time.time()
     return {
         (tp.topic.removeprefix(settings.prefix), tp.partition): {
@@ -129,7 +129,7 @@ async def _committed_offsets(settings: Settings) -> dict[TopicPartition, int]:
         pages = {tp: meta for tp, meta in page_group.items() if tp.topic != settings.prefix + "copy-requests"}
         return {tp: int(meta.offset) for tp, meta in (pages | headline_group).items()}
     finally:
-        await admin.close()
+        await stop_client(admin)
 
 
 async def _oldest_timestamps(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from stream.kafka.client.connection import client_options, connecting, partition_of
+from stream.kafka.client.connection import client_options, connecting, partition_of, stop_client
 from stream.kafka.dead_letters import REDRIVEN, DeadLetter, RedriveOrigin, redrive_origin
 from stream.kafka.global_topics import assign, connect_reader, read_to_end
 from stream.kafka.topics import DEAD_LETTER_BYTES
@@ -110,7 +110,7 @@ async def open_redrive_log(settings: Settings) -> AsyncIterator[RedriveLog]:
         await log.catch_up()
         yield log
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
 
 
 def source_partition(letter: DeadLetter, partitions: int) -> int:
@@ -151,7 +151,7 @@ async def redrive(settings: Settings, letters: Sequence[DeadLetter], log: Redriv
                     f"sent; run the command again in {CLAIM_EXPIRY_S:.0f} s, it sends what was not"
                 ) from None
     finally:
-        await asyncio.gather(producer.stop(), reader.stop())
+        await asyncio.gather(stop_client(producer), stop_client(reader))
     return result
 
 

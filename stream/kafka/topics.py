@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from stream.kafka.client.connection import client_options, connecting
+from stream.kafka.client.connection import client_options, connecting, stop_client
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -209,4 +209,4 @@ async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
             await admin.start()
         yield admin
     finally:
-        await admin.close()
+        await stop_client(admin)

@@ -1,4 +1,4 @@
-"""`shopwindow status` with workers that run, stop and are killed."""
+"""`shopwindow status` with workers that run, stop and are killed, and how workers stop."""
 
 import asyncio
 import json
@@ -60,3 +60,13 @@ async def test_status_shows_workers_and_lag_also_after_workers_ended(broker: str
     assert code == 1 and lag(seen, "clicks") == 8
     behind = [row for row in seen["partitions"] if row["topic"] == "clicks" and row["lag_records"]]
     assert all(5 < row["lag_seconds"] < 120 and row["worker"] is None for row in behind), behind
+
+
+@scenario
+async def test_a_worker_that_is_stopped_while_it_requests_pages_exits_with_0(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "clicks", clicks(8, 4))
+    with worker(settings, "-m", "tests.harness.refreshing_worker") as process:
+        await until_counted(settings, 8)
+    assert process.returncode == 0 and "stopped" not in process.output(), process.output()

@@ -1,7 +1,6 @@
 """The product as its users run it: a worker process, events sent to it, and the topics that it writes."""
 
 import asyncio
-import dataclasses
 import itertools
 import json
 import os
@@ -28,7 +27,7 @@ from stream.kafka.global_topics import read_table, read_topic
 from stream.profile.codec import decode_record, owing_pages
 from stream.profile.row import PROFILE, PROFILE_VERSION
 from stream.row_codec import unpack
-from stream.settings import Settings
+from stream.settings import Settings, to_environ
 from tests.harness.counting import send
 from tests.harness.events import NOW, record
 from tests.harness.shop import item
@@ -54,17 +53,7 @@ def settings_for(broker: str, prefix: str, **more: Any) -> Settings:
 
 def environ_of(settings: Settings) -> dict[str, str]:
     """The environment from which a command reads exactly these settings."""
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("SHOPWINDOW_") or name.endswith("_CACHE")
-    }
-    default = Settings()
-    for field in dataclasses.fields(Settings):
-        value = getattr(settings, field.name)
-        if value != getattr(default, field.name):
-            environ["SHOPWINDOW_" + field.name.upper()] = str(value)
-    return environ
+    return to_environ(settings, os.environ)
 
 
 def command(settings: Settings, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:

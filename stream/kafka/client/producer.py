@@ -29,6 +29,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers.aiokafka import Producer
 from faust.types import TP
 
+from stream.addresses import Address
 from stream.kafka.client.brokers import send_request
 
 ALL_REPLICAS = -1  # acks: all replicas in sync
@@ -132,7 +133,7 @@ class BatchSender:
             self._release(retries)
 
     def _timed_out(self, tp: TP, queued: _QueuedBatch, last_error: KafkaError) -> SendTimedOut:
-        hosts = ", ".join(f"{host}:{port}" for host, port, _ in self._client.hosts)
+        hosts = ", ".join(str(Address(host, port)) for host, port, _ in self._client.hosts)
         seconds = self._timeout + monotonic() - queued.deadline
         return SendTimedOut(
             f"Kafka at {hosts} has not accepted a batch for '{tp.topic}' {tp.partition} for {seconds:.0f} s "

@@ -39,7 +39,7 @@ from stream.items.signals import ItemTable, Signals
 from stream.items.trending import Trending
 from stream.page.assembly import PageRules, Placements, assemble
 from stream.page.candidates import Candidates, retrieve_popular
-from stream.page.encode import PageHead, encode_impressions, encode_pages
+from stream.page.encode import Models, PageHead, encode_impressions, encode_pages
 from stream.profile.codec import encode_records, touched_at
 from stream.profile.exposure import next_page, remember_shown
 from stream.profile.fold import top_categories
@@ -360,13 +360,15 @@ class PagePath:
         rules = [*policy.rules.applied()]
         if making.degradation.page_interval_s:
             rules.append(f"page_every:{making.degradation.page_interval_s:g}")
+        models = Models(
+            self.ranker.version, self.ranker.head, history_version,
+            self.copywriter or self.headlines.copywriter_version,
+        )  # fmt: skip
         values = encode_pages(
             placed, count, heads, slot_heads, np.array([page.head_of for page in titles], np.int32), self.catalog,
-            self.ranker.version, history_version, self.copywriter or self.headlines.copywriter_version, rules,
+            models, rules,
         )  # fmt: skip
-        impressions = encode_impressions(
-            placed, count, heads, shown_phi, self.catalog, self.ranker.version, self._features_hash
-        )
+        impressions = encode_impressions(placed, count, heads, shown_phi, self.catalog, models, self._features_hash)
         phi_rows = pairwise([0, *accumulate(counts)])
         return [
             Page(

@@ -43,7 +43,8 @@ class Serving(msgspec.Struct, frozen=True):
     ranker: str  # versions of the models, None for one that was not used
     history: str | None
     copywriter: str | None
-    head: Literal[HEADS] | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type]  # of the ranker; earlier pages have none
+    # Of the ranker. Pages of earlier releases have none.
+    head: Literal[HEADS] | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type]
 
 
 class Homepage(msgspec.Struct, frozen=True):

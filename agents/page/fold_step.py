@@ -53,7 +53,7 @@ class FoldedPartition(NamedTuple):
     keys: list[bytes]
     indices: list[int]  # of each shopper among all shoppers of the partition's input
     triggers: list[PageTrigger]
-    arrived: list[float]  # s since the epoch, timestamp of the record of their first fresh event; 0 for a refresh
+    arrived: list[float]  # s since the epoch, timestamp of the record of their first fresh event; 0 if there is none
     fresh: Bools  # (n,) of the event rows, False for duplicates
     activity: Rows  # (m,) ACTIVITY
     clock: float  # s, newest event time of the partition, this input included
@@ -131,8 +131,10 @@ def _arrivals(decoded: Decoded, fresh: Bools, shopper_of: I32, indices: Sequence
     """When the first fresh event of each shopper arrived: see `FoldedPartition.arrived`. indices: of the shoppers.
 
     Of two timestamps within a run the first one counts, because a run that is repeated after a crash starts with the
-    same record, but may end with another.
+    same record, but may end with another. Without timestamps the result is 0, so that versions count pages.
     """
+    if not decoded.timestamps:
+        return [0.0] * len(indices)
     events = np.flatnonzero(fresh)[::-1]
     first_of = np.empty(shopper_of.max(initial=0) + 1, np.int64)
     first_of[shopper_of[events]] = events  # of several values for one place, NumPy keeps the last

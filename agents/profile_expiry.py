@@ -23,8 +23,7 @@ def expire_profiles(
 ) -> Expiry:
     """Expire a few profiles of a partition, none of which `result` has changed.
 
-    The storefront must drop the page of an expired profile: when the shopper returns, page versions start at 1 again.
-    So shoppers who have just returned get a tombstone too.
+    The storefront must drop the page of an expired profile, so shoppers who have just returned get a tombstone too.
     """
     if not profile_ttl:
         return Expiry([], [])

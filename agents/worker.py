@@ -25,7 +25,7 @@ from agents.health.status_reporter import StatusReporter
 from agents.page.path import PagePath, Policy, warm_up
 from agents.page_refresher import PageRefresher
 from models.history.model import History
-from models.manifest import ManifestError
+from models.manifest import ManifestError, check_history
 from models.ranker.model import Ranker
 from stream import logs, metrics
 from stream.addresses import Address
@@ -78,15 +78,16 @@ def history_of(settings: Settings, catalog: Catalog) -> History | None:
 
 
 class Worker:
-    """Everything of one process. Raises ManifestError if a model does not fit this program."""
+    """Everything of one process. Raises ManifestError if a model does not fit this program or another model."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         ranker = Ranker(settings.models_dir / "ranker", settings.head)
         self.tables = GlobalTables(settings, ranker.half_lives)
+        history = history_of(settings, self.tables.catalog)
+        check_history(ranker.manifest, None if history is None else history.manifest)
         self.path = PagePath(
-            self.tables.catalog, self.tables.signals, ranker, self.tables.headlines, policy_of(settings),
-            history_of(settings, self.tables.catalog),
+            self.tables.catalog, self.tables.signals, ranker, self.tables.headlines, policy_of(settings), history
         )  # fmt: skip
         self.app: BatchApp = make_app(settings)
         self.profiles, disk = profiles_of(settings)

@@ -5,6 +5,7 @@ loaded only if every hash matches, and the version that pages carry is a hash of
 """
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import msgspec
 
 FILE = "manifest.json"
 KINDS = ("ranker", "history", "copywriter")
-SCHEMA = 1
+SCHEMA = 2  # 2 added `fitted_with`
 LICENCE = "Apache-2.0"
 _CHUNK_BYTES = 1 << 20
+log = logging.getLogger(__name__)
 
 
 class ManifestError(ValueError):
@@ -27,6 +29,13 @@ class ManifestHead(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
+class FittedWith(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the features that a ranker was fitted on came from."""
+
+    history: str | None  # version of the history model that serves beside it; None: fitted without one
+    signals: str  # `models.ranker.columns.signals_hash` of the item signals
+
+
 class Manifest(ManifestHead, frozen=True, kw_only=True):
     """Content of manifest.json."""
 
@@ -37,6 +46,7 @@ class Manifest(ManifestHead, frozen=True, kw_only=True):
     created: str  # RFC 3339
     licence: str = LICENCE
     features_hash: str | None = None  # of the features that a ranker was fitted on
+    fitted_with: FittedWith | msgspec.UnsetType = msgspec.UNSET  # of a ranker; not in manifests of schema 1
     data: str  # the training data, in a sentence
     data_hash: str | None = None  # "sha256:" + hex of the data, None if it did not come from files
     data_range: tuple[str, str] | None = None  # RFC 3339, of its first and last event
@@ -57,6 +67,7 @@ class Source(NamedTuple):
 
 
 UNKNOWN_SOURCE = Source()
+UNKNOWN_FEATURES = msgspec.UNSET  # of a ranker: it is not known where its features came from
 
 
 def write(
@@ -69,6 +80,7 @@ def write(
     metrics: dict[str, float],
     params: dict[str, Any],
     features_hash: str | None = None,
+    fitted_with: FittedWith | msgspec.UnsetType = UNKNOWN_FEATURES,
     licence: str = LICENCE,
     limits: str = "",
     source: Source = UNKNOWN_SOURCE,
@@ -94,6 +106,7 @@ def write(
         created=created,
         licence=licence,
         features_hash=features_hash,
+        fitted_with=fitted_with,
         data=data,
         data_hash=source.hash,
         data_range=source.range,
@@ -135,6 +148,31 @@ def load(folder: Path, kind: str) -> Manifest:
     if manifest.version != _version(manifest.files, manifest.params) or manifest.seal != _seal(manifest):
         raise ManifestError(f"{folder / FILE} was edited: its version or seal does not match its content; {remedy}")
     return manifest
+
+
+def check_history(ranker: Manifest, history: Manifest | None) -> None:
+    """Raise ManifestError if a ranker was fitted with another history model than the one that serves, or without one.
+
+    The scores of the history model are features of the ranker, and mean something else in every model. No model
+    (None) is allowed: those features are then zero, as they are under load. If the ranker's manifest does not name its
+    history model, this is logged.
+    """
+    if history is None:
+        return
+    if ranker.fitted_with is msgspec.UNSET:
+        log.warning(
+            "the manifest of the ranker %s does not name the history model that it was fitted with; if that was not "
+            "%s, set SHOPWINDOW_HISTORY=false or train both again (shopwindow train all)",
+            ranker.version[:19], history.version[:19],
+        )  # fmt: skip
+    elif ranker.fitted_with.history != history.version:
+        fitted = ranker.fitted_with.history
+        raise ManifestError(
+            f"the ranker {ranker.version[:19]} was fitted "
+            f"{f'with the history model {fitted[:19]}' if fitted else 'without a history model'}, but the history "
+            f"model beside it is {history.version[:19]}, whose scores would be features that the ranker does not know; "
+            "train both (shopwindow train all), restore the ranker's own history model, or set SHOPWINDOW_HISTORY=false"
+        )
 
 
 def kind_of(folder: Path) -> str:

@@ -16,6 +16,7 @@ from stream.profile.exposure import OWED_ID_BYTES, SERVING, apply_feedback, expi
 from stream.profile.fold import FOLDED, TOO_LATE, TRANSACTION_FORGOTTEN, shortest_id_window
 from stream.profile.row import PROFILE
 from stream.row_codec import rows_at
+from stream.times import record_seconds
 from stream.types import I32, I64, Bools, Rows
 
 NO_EVENT, NO_ACTIVITY = np.zeros(0, np.bool_), np.zeros(0, ACTIVITY)
@@ -32,7 +33,7 @@ class PartitionInput(NamedTuple):
     """The work for one partition: either a run of events, or refresh requests."""
 
     stored: Mapping[bytes, bytes]  # changelog values by shopper key
-    decoded: Decoded = Decoded(np.zeros(0, EVENT), [], [], [], 0)
+    decoded: Decoded = Decoded(np.zeros(0, EVENT), [], [], [], 0, [])
     offsets: I64 = np.zeros(0, np.int64)  # (records,)
     refreshes: Mapping[bytes, RefreshRequest] = {}  # by shopper key
     clock: float = 0.0  # s, newest event time of the partition before this input
@@ -47,11 +48,12 @@ class MemoryReport(NamedTuple):
 
 
 class FoldedPartition(NamedTuple):
-    """The shoppers of one partition who get a page; `keys`, `indices` and `triggers` have an entry for each."""
+    """The shoppers of one partition who get a page; the first four fields have an entry for each."""
 
     keys: list[bytes]
     indices: list[int]  # of each shopper among all shoppers of the partition's input
     triggers: list[PageTrigger]
+    arrived: list[float]  # s since the epoch, timestamp of the record of their first fresh event; 0 if there is none
     fresh: Bools  # (n,) of the event rows, False for duplicates
     activity: Rows  # (m,) ACTIVITY
     clock: float  # s, newest event time of the partition, this input included
@@ -120,8 +122,27 @@ def _fold_events(
     seconds = times.tolist()
     triggers = [PageTrigger(decoded.ids[records[newest[index]]], seconds[newest[index]]) for index in indices]
     fresh, activity, clock, memory = folded
+    arrived = _arrivals(decoded, fresh, shopper_of, indices)
     shopper_keys = [keys[index] for index in indices]
-    return FoldedPartition(shopper_keys, indices, triggers, fresh, activity, clock, expired_keys, memory)
+    return FoldedPartition(shopper_keys, indices, triggers, arrived, fresh, activity, clock, expired_keys, memory)
+
+
+def _arrivals(decoded: Decoded, fresh: Bools, shopper_of: I32, indices: Sequence[int]) -> list[float]:
+    """When the first fresh event of each shopper arrived: see `FoldedPartition.arrived`. indices: of the shoppers.
+
+    Of two timestamps within a run the first one counts, because a run that is repeated after a crash starts with the
+    same record, but may end with another. Without timestamps the result is 0, so that versions count pages.
+    """
+    if not decoded.timestamps:
+        return [0.0] * len(indices)
+    events = np.flatnonzero(fresh)[::-1]
+    first_of = np.empty(shopper_of.max(initial=0) + 1, np.int64)
+    first_of[shopper_of[events]] = events  # of several values for one place, NumPy keeps the last
+    arrived = []
+    for event in first_of[indices].tolist():
+        row = decoded.rows[event]
+        arrived.append(record_seconds(decoded.timestamps[row["record"]]) or float(row["time"]))
+    return arrived
 
 
 def _fold_rows(
@@ -148,8 +169,8 @@ def _fold_rows(
 def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_expiry: I64) -> tuple[Rows, Rows, I32]:
     """Give each expired shopper two rows, and return the rows with the row index of each event.
 
-    The shopper's own row is reset and takes the events from `first_after_expiry` on. A copy of the old row, appended
-    behind all others, takes the events before that.
+    The shopper's own row is reset, but for the version of the page, and takes the events from `first_after_expiry` on.
+    A copy of the old row, appended behind all others, takes the events before that.
     """
     expired_rows = np.flatnonzero(first_after_expiry >= 0)
     old_row_of = np.full(len(first_after_expiry), -1, np.int32)
@@ -157,7 +178,9 @@ def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_e
     is_old = np.arange(len(shopper_of)) < first_after_expiry[shopper_of]
     profiles = np.concatenate([profiles, profiles[expired_rows]])
     serving = np.concatenate([serving, serving[expired_rows]])
+    versions = serving["version"][expired_rows]
     profiles[expired_rows], serving[expired_rows] = np.zeros(1, PROFILE), np.zeros(1, SERVING)
+    serving["version"][expired_rows] = versions
     return profiles, serving, np.where(is_old, old_row_of[shopper_of], shopper_of).astype(np.int32)
 
 
@@ -184,7 +207,8 @@ def _select_refreshes(
         else:
             continue  # a later page has replaced the deferred one
         indices.append(index)
-    return FoldedPartition([keys[index] for index in indices], indices, triggers, NO_EVENT, NO_ACTIVITY, one.clock)
+    keys = [keys[index] for index in indices]
+    return FoldedPartition(keys, indices, triggers, [0.0] * len(keys), NO_EVENT, NO_ACTIVITY, one.clock)
 
 
 def is_too_soon(

@@ -39,7 +39,7 @@ from stream.items.signals import ItemTable, Signals
 from stream.items.trending import Trending
 from stream.page.assembly import PageRules, Placements, assemble
 from stream.page.candidates import Candidates, retrieve_popular
-from stream.page.encode import PageHead, encode_impressions, encode_pages
+from stream.page.encode import Models, PageHead, encode_impressions, encode_pages
 from stream.profile.codec import encode_records, touched_at
 from stream.profile.exposure import next_page, remember_shown
 from stream.profile.fold import top_categories
@@ -142,6 +142,7 @@ class PagePath:
         shoppers = _Shoppers(
             [key for partition in partitions for key in partition.keys],
             [trigger for partition in partitions for trigger in partition.triggers],
+            [time for partition in partitions for time in partition.arrived],
             profiles, serving,
         )  # fmt: skip
         if not shoppers.keys:
@@ -157,7 +158,7 @@ class PagePath:
         events["id"], events["record"] = np.arange(1, 7), np.arange(6)
         events["time"], events["quantity"] = generated_at, 1
         events["item"][1:5], events["item"][5] = self.catalog.items[0]["id"] or 1, 2
-        decoded = Decoded(events, [b"new", *[b"probe"] * 5], [str(k) for k in range(6)], [], 0)
+        decoded = Decoded(events, [b"new", *[b"probe"] * 5], [str(k) for k in range(6)], [], 0, [generated_at] * 6)
         return self.refresh_partition({}, decoded, np.arange(6), generated_at)
 
     def record_published(self, results: Sequence[PageResult], generated_at: float) -> None:
@@ -175,7 +176,7 @@ class PagePath:
         degradation: Degradation,
     ) -> tuple[list[Page], list[tuple[bytes, bytes | None]]]:  # fmt: skip
         """Make the pages that are not deferred. Return them, and the new row of every shopper. Changes `shoppers`."""
-        keys, triggers, profiles, serving = shoppers
+        keys, triggers, _, profiles, serving = shoppers
         has_refusals = -1 in profiles["consent"].tolist()  # faster than numpy's `any`
         if has_refusals:
             refused = profiles["consent"] < 0
@@ -199,15 +200,15 @@ class PagePath:
         self, watch: _Stopwatch, shoppers: _Shoppers, generated_at: float, degradation: Degradation
     ) -> list[Page]:
         """One page for each shopper, in chunks. A page also settles a deferred one; `serving` is changed in place."""
-        keys, triggers, profiles, serving = shoppers
+        keys, triggers, arrived, profiles, serving = shoppers
         if not keys:
             return []
         was_deferred = [time > 0 for time in serving["owed_time"].tolist()]
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
         now, personal, locales, seeds = next_page(
             serving, profiles, np.array([key64(name) for name in names], np.int64),
-            [trigger.event_time for trigger in triggers], generated_at if degradation.page_interval_s else 0.0,
-            self.policy.popular_share, self.policy.default_locale,
+            [trigger.event_time for trigger in triggers], arrived,
+            generated_at if degradation.page_interval_s else 0.0, self.policy.popular_share, self.policy.default_locale,
         )  # fmt: skip
         batch = _Batch(keys, names, profiles, serving, triggers, was_deferred, now, personal, locales, seeds)
         policy = _degraded(self.policy, degradation)
@@ -359,13 +360,15 @@ class PagePath:
         rules = [*policy.rules.applied()]
         if making.degradation.page_interval_s:
             rules.append(f"page_every:{making.degradation.page_interval_s:g}")
+        models = Models(
+            self.ranker.version, self.ranker.head, history_version,
+            self.copywriter or self.headlines.copywriter_version,
+        )  # fmt: skip
         values = encode_pages(
             placed, count, heads, slot_heads, np.array([page.head_of for page in titles], np.int32), self.catalog,
-            self.ranker.version, history_version, self.copywriter or self.headlines.copywriter_version, rules,
+            models, rules,
         )  # fmt: skip
-        impressions = encode_impressions(
-            placed, count, heads, shown_phi, self.catalog, self.ranker.version, self._features_hash
-        )
+        impressions = encode_impressions(placed, count, heads, shown_phi, self.catalog, models, self._features_hash)
         phi_rows = pairwise([0, *accumulate(counts)])
         return [
             Page(
@@ -391,6 +394,7 @@ class _Shoppers(NamedTuple):
 
     keys: list[bytes]
     triggers: list[PageTrigger]
+    arrived: list[float]  # s since the epoch, see FoldedPartition
     profiles: Rows  # (S,) PROFILE
     serving: Rows  # (S,) SERVING
 
@@ -398,7 +402,7 @@ class _Shoppers(NamedTuple):
         """Copy of some of the shoppers."""
         return _Shoppers(
             [self.keys[index] for index in indices], [self.triggers[index] for index in indices],
-            rows_at(self.profiles, indices), rows_at(self.serving, indices),
+            [self.arrived[index] for index in indices], rows_at(self.profiles, indices), rows_at(self.serving, indices),
         )  # fmt: skip
 
 
@@ -508,7 +512,7 @@ def warm_up(path: PagePath) -> None:
     events["kind"], events["time"] = (HOME, VIEW, VIEW, HIDE), (1e9, 1e9, 1e9 + 1, 1e9 + 2)
     events["id"], events["record"] = (1, 2, 3, 4), (0, 1, 2, 3)
     events["item"][1:] = [key64(str(k)) for k in range(3)]
-    decoded = Decoded(events, [b"new", b"warm", b"warm", b"warm"], ["a", "b", "c", "d"], [], 0)
+    decoded = Decoded(events, [b"new", b"warm", b"warm", b"warm"], ["a", "b", "c", "d"], [], 0, [1e9] * 4)
     stored: dict[bytes, bytes] = {}
     for _ in range(2):
         result = copy.refresh_partition(stored, decoded, np.arange(4), 1e9)

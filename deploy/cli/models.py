@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from deploy.cli.command import COUNT, FILE, Command, FilesCommand, Group, real, whole
-from models.manifest import KINDS, Manifest, list_models, load
+from models.manifest import KINDS, Manifest, check_history, list_models, load
 from stream.codes import SLOTS
 from stream.logs import say
 from stream.settings import HEADS, Settings
@@ -152,6 +153,8 @@ def list_in_use(settings: Settings) -> None:
     for found in list_models(settings.models_dir):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if "/" not in name)
         print(f"{found.kind:10} {found.name:10} {found.version[:19]}  {found.created}\n  {found.data}\n  {figures}")
+        if found.kind == "ranker":
+            print(f"  fitted with {_history_text(found)}")
 
 
 @models.command("show", example="shopwindow models show ranker")
@@ -175,22 +178,36 @@ def verify(settings: Settings, model: str) -> int:
     """Check a model's files and compare its graphs with their reference.
 
     The files must have the hashes of the manifest. The graphs must give the outputs that the reference implementation
-    gave when the model was exported; otherwise the exit status is 1. MODEL is ranker, history or copywriter for the one
-    in use, or a folder.
+    gave when the model was exported. A ranker must have been fitted with the history model in the folder beside it.
+    Otherwise the exit status is 1. MODEL is ranker, history or copywriter for the one in use, or a folder.
     """
     from models.parity import verify as compare
 
-    checks = compare(_folder(settings, model))
+    folder = _folder(settings, model)
+    checks = compare(folder)
     for check in checks:
         verdict = "matches its reference" if check.passed else "DIFFERS from its reference"
         print(
             f"{check.graph}: {check.output} {verdict}, "
             f"largest difference {check.difference:.2g}, bound {check.bound:.2g}"
         )
-    if all(check.passed for check in checks):
-        return 0
-    say("the graph's outputs differ from its reference; train the model again, or use another onnxruntime")
-    return 1
+    if not all(check.passed for check in checks):
+        say("the graph's outputs differ from its reference; train the model again, or use another onnxruntime")
+        return 1
+    ranker, history = (folder.parent / kind for kind in ("ranker", "history"))
+    if folder.name in ("ranker", "history") and ranker.is_dir() and history.is_dir():
+        fitted, beside = load(ranker, "ranker"), load(history, "history")
+        check_history(fitted, beside)
+        print(f"ranker {fitted.version[:19]}: fitted with {_history_text(fitted)}, beside it is {beside.version[:19]}")
+    return 0
+
+
+def _history_text(ranker: Manifest) -> str:
+    """The history model that a ranker was fitted with, in words."""
+    if ranker.fitted_with is msgspec.UNSET:
+        return "an unknown history model"
+    version = ranker.fitted_with.history
+    return "no history model" if version is None else f"the history model {version[:19]}"
 
 
 def _folder(settings: Settings, model: str) -> Path:
@@ -204,6 +221,7 @@ def card(found: Manifest) -> str:
         ("kind", found.kind), ("name", found.name), ("version", found.version), ("created", found.created),
         ("licence", found.licence), ("trained on", found.data), ("data", found.data_hash or "-"),
         ("from, to", ", ".join(found.data_range) if found.data_range else "-"), ("limits", found.limits or "-"),
+        *([("fitted with", _history_text(found))] if found.kind == "ranker" else []),
         *((f"  {name}", f"{value:.5g}") for name, value in found.metrics.items() if "/" not in name),
         *((f"  {group}", figures) for group, figures in _grouped(found.metrics).items()),
         *((f"  {name}", digest[:16]) for name, digest in found.files.items()),

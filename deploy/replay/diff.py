@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path("deploy") / "replay" / "pages.py"
 # The runner of revisions up to 1302050: it prints pages, without impressions, profiles and headlines.
 PAGES_ONLY_RUNNER = Path("deploy") / "replay_pages.py"
-MODEL_FIELDS = ("ranker", "history", "copywriter")  # versions in a page's `serving`: they differ if the models do
-IMPRESSION_MODEL_FIELDS = ("ranker", "features_hash")
+MODEL_FIELDS = ("ranker", "head", "history", "copywriter")  # of a page's `serving`: they differ if the models do
+IMPRESSION_MODEL_FIELDS = ("ranker", "head", "history", "features_hash")
 TEXT_SHOPPERS, TEXT_LINES = 10, 8  # shoppers in the text, and lines for each
 JSON_SHOPPERS = 1000
 ABSENT = "-"

@@ -26,7 +26,7 @@ from agents.page.path import PagePath, PageResult, Policy
 from deploy.io.event_log import invented_item, read_log
 from deploy.io.files import InputError, Outgoing
 from models.history.model import History
-from models.manifest import ManifestError
+from models.manifest import ManifestError, check_history
 from models.ranker.model import MLP_GRAPH, Ranker
 from stream.events.decode import TOPIC_KINDS, decode_run
 from stream.items.activity import decode_activity, encode_activity
@@ -54,6 +54,7 @@ class Replay:
     def __init__(self, models: Path, catalog: Catalog, headlines: bool) -> None:
         history = History(models / "history", catalog) if (models / "history").is_dir() else None
         ranker = Ranker(models / "ranker", "mlp" if (models / "ranker" / MLP_GRAPH).is_file() else "logit")
+        check_history(ranker.manifest, None if history is None else history.manifest)
         self._signals, self._table = Signals(catalog, ranker.half_lives), ItemTable(ranker.half_lives)
         self._path = PagePath(catalog, self._signals, ranker, HeadlineCache(), Policy(copy=headlines), history)
         self._profiles: dict[bytes, bytes] = {}

@@ -24,6 +24,7 @@ from models.data.event_log import EventLog, collect_items
 from models.data.replay import OfflineShop, replay_sessions
 from models.evaluation.metrics import logit_scorer, next_figures, ranker_figures
 from models.history.model import History
+from models.manifest import load
 from models.ranker.model import Ranker, Scorer
 from models.train.clicks import choices_of, item_counts
 from models.train.history.sequences import InteractionSequences
@@ -131,6 +132,7 @@ def _train_on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out:
                 RANKER_LIMITS + NEVER_SHOWN,
                 source,
                 half_lives=shop.half_lives,
+                history=None if shop.history is None else shop.history.version,
             )
         if what in ("history", "all") and models.trainer is not None:
             folders.append(out / "history")
@@ -261,7 +263,10 @@ def _train_ranker_on_simulation(folder: Path, history: Path | None, shoppers: in
                 _log_figures("next clicks in an unseen shop", unseen_figures)
                 figures |= unseen_figures
                 description += f"; HR@20 and MRR@20 of what came next in a shop unseen, seed {unseen_seed}"
-            export(folder, fitted, description, _now(), figures, head, RANKER_LIMITS, recipe=recipe)
+            export(
+                folder, fitted, description, _now(), figures, head, RANKER_LIMITS, recipe=recipe,
+                history=None if history is None else load(history, "history").version,
+            )  # fmt: skip
             scorer = Ranker(folder, "mlp")
     return folder
 

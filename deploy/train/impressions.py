@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from deploy.io.files import InputError, event_records
@@ -19,7 +20,7 @@ from models.ranker.model import MLP_GRAPH, Ranker
 from models.train.progress import LogLine, progress_logger
 from models.train.ranker.fit import Choices, examination, export
 from models.train.ranker.heads import fit_heads
-from models.train.ranker.impressions import ClickJoin, JoinedClicks, PageClicks
+from models.train.ranker.impressions import UNKNOWN_HISTORY, ClickJoin, JoinedClicks, PageClicks
 from models.train.step_cache import FOLDER, Arrays, StepCache
 from stream.events.decode import decode
 from stream.events.errors import EventError
@@ -57,7 +58,7 @@ def train_on_impressions(
         joined = from_files(data, log) if data else asyncio.run(from_topics(settings, log))
         for reason, count in sorted(joined.left_out.items()):
             log(f"{count:,} clicks are left out: {reason}")
-        return {"time": joined.time, **joined.choices.arrays()}
+        return {"time": joined.time, "history": np.array(joined.histories), **joined.choices.arrays()}
 
     with StepCache(folder, inputs, log) as cache:
         if not data and "choices" in cache:
@@ -66,7 +67,7 @@ def train_on_impressions(
                 f"since then, remove {folder / FOLDER} to read the topics again"
             )
         arrays = cache.load_or_compute("choices", gather)
-        time = arrays.pop("time")
+        time, histories = arrays.pop("time"), arrays.pop("history").tolist()
         choices = Choices(**arrays)
         log(f"{len(choices.chosen):,} clicks on pages that showed {len(choices.phi):,} items")
         fitted, head = fit_heads(choices, log, seed=seed, cache=cache)
@@ -88,8 +89,28 @@ def train_on_impressions(
             LIMITS,
             Source(files_hash(data) if data else _choices_hash(choices), range_of(time)),
             half_lives=HALF_LIVES if serving is None else serving.half_lives,
+            history=history_of_pages(histories, log),
         )
     return folder
+
+
+def history_of_pages(histories: Sequence[str], log: LogLine) -> str | msgspec.UnsetType | None:
+    """Version of the history model that the pages' features came from, as `export` takes it.
+
+    histories: as in JoinedClicks, the oldest first. Under load pages go without the model; they do not count if others
+    have one. Of several models it is the newest page's, and the log says so.
+    """
+    named = [version for version in histories if version not in ("", UNKNOWN_HISTORY)]
+    if not named:
+        return msgspec.UNSET if UNKNOWN_HISTORY in histories else None
+    counts = Counter(named)
+    if len(counts) > 1:
+        found = ", ".join(f"{version[:19]} ({count:,} clicks)" for version, count in counts.most_common())
+        log(
+            f"the pages were made with several history models: {found}; their scores are features of the ranker, which "
+            f"is to serve beside the newest, {named[-1][:19]}"
+        )
+    return named[-1]
 
 
 def from_files(paths: Sequence[Path], log: LogLine) -> JoinedClicks:

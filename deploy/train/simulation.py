@@ -38,7 +38,7 @@ INTERACTION_KINDS = (VIEW, CLICK, ADD, BUY)
 class UniformScorer:
     """A ranker that gives every candidate the same probability."""
 
-    version = "sha256:uniform"
+    version, head = "sha256:uniform", "logit"
     theta: F32 = np.zeros((len(FEATURES), 1), np.float32)
 
     def phi_buffer(self, shoppers: int) -> F32 | None:
@@ -58,7 +58,7 @@ class SamplingScorer:
 
     def __init__(self, scorer: Scorer, seed: int) -> None:
         self._scorer = scorer
-        self.version, self.theta = scorer.version, scorer.theta
+        self.version, self.head, self.theta = scorer.version, scorer.head, scorer.theta
         self._rng = np.random.default_rng(seed)
 
     def phi_buffer(self, shoppers: int) -> F32 | None:
@@ -125,6 +125,8 @@ class _Worker:
         keys, values = [key for key, _ in records], [value for _, value in records]
         decoded = decode_run(values, keys, [now] * len(records), topic)
         assert not decoded.rejects, decoded.rejects[0]
+        # Exploration is seeded by the version. While versions count pages, the shipped models stay reproducible.
+        decoded = decoded._replace(timestamps=())
         offsets = np.arange(self._offset, self._offset + len(records))
         self._offset += len(records)
         self.rows.append(decoded.rows)

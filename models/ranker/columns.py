@@ -27,6 +27,7 @@ from stream.codes import (
     REASON_SEARCH,
     REASON_TOGETHER,
 )
+from stream.items.signals import SIGNALS_MEANING, HalfLives
 
 NO_REASON = -1
 
@@ -144,6 +145,12 @@ TABLE = (
 FEATURES = tuple(feature.name for feature in TABLE)
 F = len(FEATURES)
 REASON_OF = np.array([feature.reason for feature in TABLE], np.int8)  # (F,)
+
+
+def signals_hash(half_lives: HalfLives) -> str:
+    """sha256 of what the item signals mean: their half-lives, and SIGNALS_MEANING. See `manifest.FittedWith`."""
+    content = f"{SIGNALS_MEANING} {half_lives.array().tolist()}"
+    return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
 def features_hash() -> str:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from models import manifest
 from models.onnx_session import create_session
-from models.ranker.columns import FEATURES, features_hash
+from models.ranker.columns import FEATURES, features_hash, signals_hash
 from stream.items.signals import HALF_LIVES, HalfLives
 from stream.jit import njit
 from stream.page.candidates import MAX_CANDIDATES
@@ -104,6 +104,10 @@ class Scorer(Protocol):
     def version(self) -> str: ...
 
     @property
+    def head(self) -> str:
+        """Which of the version's models scores: one of `stream.settings.HEADS`."""
+
+    @property
     def theta(self) -> F32:
         """(F, 1), from which reasons are computed."""
 
@@ -121,12 +125,12 @@ class Ranker:
     """The softmax over theta . phi or over an MLP's scores, read from a folder with both and their manifest.
 
     Reasons are computed from theta in either case. `half_lives` are those that the signals must have. Raises
-    ManifestError if a file is missing or changed, if theta was fitted on other features than `FEATURES`, or if `head`
-    is "mlp" and the folder has no MLP.
+    ManifestError if a file is missing or changed, if theta was fitted on other features than `FEATURES` or on signals
+    with another meaning, or if `head` is "mlp" and the folder has no MLP.
     """
 
     def __init__(self, folder: Path, head: str = "logit") -> None:
-        self.manifest = manifest.load(folder, "ranker")
+        self.manifest, self.head = manifest.load(folder, "ranker"), head
         if self.manifest.features_hash != features_hash():
             raise manifest.ManifestError(
                 f"the ranker in {folder} was fitted on other features (hash {self.manifest.features_hash}) than this "
@@ -139,6 +143,12 @@ class Ranker:
                 "fit it again: shopwindow train ranker"
             )
         self.half_lives = _read_half_lives(folder, self.manifest.params.get("half_lives"))
+        fitted_with = self.manifest.fitted_with
+        if fitted_with is not msgspec.UNSET and fitted_with.signals != signals_hash(self.half_lives):
+            raise manifest.ManifestError(
+                f"the ranker in {folder} was fitted on item signals with another meaning (hash {fitted_with.signals}) "
+                f"than this program counts ({signals_hash(self.half_lives)}); fit it again: shopwindow train ranker"
+            )
         name, self._theta = GRAPH, self.theta
         if head == "mlp":
             if MLP_GRAPH not in self.manifest.files:

@@ -18,7 +18,7 @@ from models.train.progress import LogLine
 Arrays = dict[str, npt.NDArray[Any]]
 FOLDER = ".training"
 # Version of the stored arrays. Steps of another version are deleted, as steps of other inputs are.
-FORMAT = 2
+FORMAT = 3
 
 
 class StepCache:

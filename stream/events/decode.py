@@ -167,6 +167,7 @@ class Decoded(NamedTuple):
     ids: list[str]  # CloudEvents id
     rejects: list[Reject]
     clamped: int  # number of events whose time was clamped
+    timestamps: Sequence[float]  # of the records, s since the epoch
     lenient: int = 0  # number of events that the strict schema refuses
     ignored: Mapping[str, int] = {}  # number of records that were left out, by the entry of the ignored types
 
@@ -488,4 +489,4 @@ def decode_run(
             rows.append(_row(*head, 0, time, i, 0, 0, 0, 0.0, 0, 0, *tail))
     lenient = sum(1 for i in set(run.lenient) if shoppers[i])
     array = np.ndarray(len(rows), EVENT, bytearray(b"".join(rows)))
-    return Decoded(array, shoppers, ids, rejects, clamped, lenient, run.ignored)
+    return Decoded(array, shoppers, ids, rejects, clamped, timestamps, lenient, run.ignored)

@@ -41,6 +41,8 @@ class HalfLives(NamedTuple):
 
 
 HALF_LIVES = HalfLives()
+# Increase it if the meaning of a count changes: rankers that were fitted on the previous meaning are then refused.
+SIGNALS_MEANING = 1
 FORTNIGHT, TRANSITIONS = 2, 3  # columns of `HalfLives.array`; FORTNIGHT is the slowest of popularity
 
 # One item's signals, as stored in the table and on the changelog by position: append fields, never reorder them.

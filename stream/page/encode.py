@@ -22,6 +22,15 @@ _CARDS_JSON = _json(CHANNEL_CARDS)
 _ITEM_BYTES, _SLOT_END_BYTES, _IMPRESSION_END_BYTES = 260, 4, 20
 
 
+class Models(NamedTuple):
+    """The models that made a page."""
+
+    ranker: str  # version
+    head: str  # of the ranker, one of `stream.settings.HEADS`
+    history: str | None = None  # version; None if it was not used
+    copywriter: str | None = None  # version
+
+
 class PageHead(NamedTuple):
     """The part of a page before its slots."""
 
@@ -60,17 +69,17 @@ def encode_pages(
     slot_heads: Sequence[bytes],
     slot_of: I32,
     catalog: Catalog,
-    ranker: str,
-    history: str | None,
-    copywriter: str | None,
+    models: Models,
     rules_applied: Sequence[str],
 ) -> list[bytes]:
     """U pages as JSON of schema homepage/1.
 
     placed (U, MAX_PAGE_ITEMS) PLACED; count (U,). slot_heads are outputs of `slot_head`; slot_of (U, slots) has the
-    index into them for each slot of each page. ranker, history and copywriter are the versions of the models.
+    index into them for each slot of each page.
     """
-    models = b'"ranker":%s,"history":%s,"copywriter":%s}' % (_json(ranker), _json(history), _json(copywriter))
+    made_by = b'"ranker":%s,"head":%s,"history":%s,"copywriter":%s}' % (
+        _json(models.ranker), _json(models.head), _json(models.history), _json(models.copywriter),
+    )  # fmt: skip
     rest = b',"rules_applied":%s,"slots":[' % _json(list(rules_applied))
     texts = [
         b'{"schema":"homepage/1","page_id":"%s","user_key":%s,"version":%d,"generated_at":"%s","expires_at":"%s",'
@@ -78,7 +87,7 @@ def encode_pages(
         % (
             page_id(head.user_key, head.version).encode(), _json(head.user_key), head.version,
             rfc3339(head.generated_at).encode(), rfc3339(head.expires_at).encode(), _json(head.event_id),
-            rfc3339(head.event_time).encode(), _CARDS_JSON, head.mode.encode(), models, rest,
+            rfc3339(head.event_time).encode(), _CARDS_JSON, head.mode.encode(), made_by, rest,
         )
         for head in heads
     ]  # fmt: skip
@@ -99,14 +108,16 @@ def encode_impressions(
     heads: Sequence[PageHead],
     phi: F32,
     catalog: Catalog,
-    ranker: str,
+    models: Models,
     features_hash: str,
 ) -> list[bytes]:
     """What U pages showed, as JSON of schema impression/1.
 
     placed (U, MAX_PAGE_ITEMS) PLACED; count (U,); phi (count.sum(), F) has a row for each item shown, in page order.
     """
-    models = b'"ranker":%s,"features_hash":%s' % (_json(ranker), _json(features_hash))
+    made_by = b'"ranker":%s,"head":%s,"history":%s,"features_hash":%s' % (
+        _json(models.ranker), _json(models.head), _json(models.history), _json(features_hash),
+    )  # fmt: skip
     texts = [
         b'{"schema":"impression/1","page_id":"%s","user_key":%s,"version":%d,"time":"%s",%s,"phi":"'
         % (
@@ -114,7 +125,7 @@ def encode_impressions(
             _json(head.user_key),
             head.version,
             rfc3339(head.event_time).encode(),
-            models,
+            made_by,
         )
         for head in heads
     ]

@@ -7,6 +7,7 @@ import msgspec
 from stream.codes import MAX_PAGE_ITEMS, MODES, REASONS, SLOTS
 from stream.events.schema import event_schema
 from stream.items.catalog import Item
+from stream.settings import HEADS
 
 
 class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,9 +40,11 @@ class Trigger(msgspec.Struct, frozen=True):
 
 class Serving(msgspec.Struct, frozen=True):
     mode: Literal[MODES]  # type: ignore[valid-type]
-    ranker: str
+    ranker: str  # versions of the models, None for one that was not used
     history: str | None
     copywriter: str | None
+    # Of the ranker. Pages of earlier releases have none.
+    head: Literal[HEADS] | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type]
 
 
 class Homepage(msgspec.Struct, frozen=True):
@@ -82,6 +85,9 @@ class Impression(msgspec.Struct, frozen=True):
     features_hash: str
     phi: str
     items: list[ImpressionItem]
+    # Impressions of earlier releases lack these. `history` is the model that phi was computed with, None for none.
+    head: Literal[HEADS] | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type]
+    history: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -4,23 +4,19 @@ import asyncio
 import random
 from typing import Any
 
-import confluent_kafka
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.record.memory_records import MemoryRecords
-from faust.types import TP
 
 from stream.kafka import topics
-from stream.kafka.client.brokers import connect_client, fetch_partitions
 from stream.kafka.client.connection import client_options
 from stream.kafka.global_topics import GlobalTopics, read_table, read_topic
 from stream.kafka.group import GroupMember
 from tests.harness import worker_process
+from tests.harness.codecs import CODECS, stored_codecs
 from tests.harness.counting import counting_app, running, scenario, send, settings_for, total, until
 from tests.harness.shop import item
 from tests.harness.worker_process import assert_answered, command, mixed_clicks, until_counted, worker
 
-CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 each_codec = pytest.mark.parametrize("codec", CODECS)
 
 
@@ -28,24 +24,6 @@ def compress_topics(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     """Let `topics.create` create topics that the broker compresses."""
     compressed = tuple(topic._replace(configs={**topic.configs, "compression.type": codec}) for topic in topics.TOPICS)
     monkeypatch.setattr(topics, "TOPICS", compressed)
-
-
-async def stored_codecs(settings: Any, topic: str) -> set[int]:
-    """The codecs of the topic's record batches, as the broker stores them."""
-    client = await connect_client(settings)
-    try:
-        name, found = settings.prefix + topic, set()
-        await client.set_topics([name])
-        wanted = {TP(name, partition): 0 for partition in range(settings.partitions)}
-        (leader,) = {client.cluster.leader_for_partition(tp) for tp in wanted}
-        for partition in await fetch_partitions(client, leader, wanted, 100, settings.isolation) or ():
-            batches = MemoryRecords(partition.data)
-            while batches.has_next():
-                batch: Any = batches.next_batch()
-                found.add(batch.compression_type)
-        return found
-    finally:
-        await client.close()
 
 
 @each_codec
@@ -93,23 +71,6 @@ async def test_batches_that_aiokafka_compresses_are_read(broker: str, topic_pref
         await asyncio.gather(
             *[await producer.send(settings.prefix + "clicks", b"x" * 200, key=b"k%d" % (n % 50)) for n in range(500)]
         )
-    app, counts = counting_app(settings)
-    async with running(app):
-        await until(lambda: total(counts) == 500, "500 counted")
-    assert await stored_codecs(settings, "clicks") == {CODECS[codec]}
-
-
-@each_codec
-@scenario
-async def test_batches_that_librdkafka_compresses_are_read(broker: str, topic_prefix: str, codec: str) -> None:
-    settings = settings_for(broker, topic_prefix, partitions=1)
-    await topics.create(settings)
-    producer = confluent_kafka.Producer(
-        {"bootstrap.servers": broker, "compression.codec": codec, "partitioner": "murmur2_random", "linger.ms": 50}
-    )
-    for n in range(500):
-        producer.produce(settings.prefix + "clicks", b"x" * 200, b"k%d" % (n % 50))
-    assert await asyncio.to_thread(producer.flush, 30) == 0
     app, counts = counting_app(settings)
     async with running(app):
         await until(lambda: total(counts) == 500, "500 counted")

@@ -1,4 +1,4 @@
-"""Producers with other partitioners lead to the profiles and pages of one that uses murmur2."""
+"""Records of producers with other partitioners are forwarded to the partitions of their keys, and reported."""
 
 import asyncio
 import json
@@ -7,7 +7,6 @@ import re
 import urllib.request
 from typing import Any
 
-import pytest
 from aiokafka import AIOKafkaProducer
 
 from stream.events.decode import TOPIC_KINDS
@@ -16,9 +15,10 @@ from stream.kafka.keys.forwarding import FORWARDED
 from stream.settings import Settings
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
-from tests.harness.partitioners import assert_same_profiles, partitioners, send_by
+from tests.harness.partitioners import partitioners, send_by
 from tests.harness.worker_process import (
     Record,
+    assert_versions_rise,
     clicks,
     command,
     open_shop,
@@ -46,16 +46,6 @@ def consents(n: int) -> list[Record]:
     return [
         record("consent", f"u{k % SHOPPERS}", f"c{k}", NOW + k, consent={"personalization": True}) for k in range(n)
     ]
-
-
-async def calm_profiles(broker: str, prefix: str, sent: dict[str, list[Record]]) -> dict[str, Any]:
-    """The profiles if one producer sends everything to the right partitions."""
-    settings = settings_for(broker, prefix)
-    await open_shop(settings)
-    for topic, records in sent.items():
-        await send(settings, topic, records)
-    with worker(settings):
-        return await until_counted(settings, sum(map(len, sent.values())))
 
 
 def metrics_of(port: int) -> str:
@@ -94,9 +84,7 @@ async def assert_in_place(settings: Settings, sent: dict[str, list[Record]]) -> 
 
 
 @scenario
-async def test_producers_with_other_partitioners_give_the_profiles_of_one_with_murmur2(
-    broker: str, topic_prefix: str
-) -> None:
+async def test_records_of_other_partitioners_are_forwarded_once_and_reported(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
     by = partitioners(settings.partitions)
@@ -109,7 +97,7 @@ async def test_producers_with_other_partitioners_give_the_profiles_of_one_with_m
         await send_by(settings, "clicks", viewed[200:300], by["murmur2"])
         await send_by(settings, "clicks", viewed[300:], by["crc32"])
         await send_by(settings, "privacy", sent["privacy"], by["fnv1a"])
-        profiles = await until_counted(settings, 580)
+        await until_counted(settings, 580)
         for topic, client in (("clicks", "CRC32"), ("purchases", "no key"), ("privacy", "FNV-1a")):
             await process.wait_for_output(rf"of '{topic}' lie in a wrong partition.*seem to use {client}")
         text = metrics_of(await process.port())
@@ -129,10 +117,8 @@ async def test_producers_with_other_partitioners_give_the_profiles_of_one_with_m
     await assert_in_place(settings, sent)
     pages = await read_all(settings, "homepages")
     assert {page.partition for page in pages if page.key == b"u1"} == {partition_of(b"u1", settings.partitions)}
-    for made in pages_of(pages).values():
-        assert [page["version"] for page in made] == list(range(1, len(made) + 1))
+    assert_versions_rise(pages_of(pages))
     assert not await read_all(settings, "dead-letters")
-    assert_same_profiles(profiles, await calm_profiles(broker, topic_prefix + "calm-", sent))
 
 
 @scenario
@@ -184,24 +170,3 @@ async def test_profiles_on_a_disk_know_what_was_forwarded_to_them(
     skipped = re.search(r'shopwindow_skipped_records_total{topic="clicks"} (\S+)', text)
     assert skipped is not None and float(skipped[1]) == len(copies) > 0
     assert "shopwindow_duplicates_total 0.0" in text, "they are skipped by their origin, before the ids are compared"
-
-
-@scenario
-async def test_librdkafka_with_its_default_partitioner_gives_one_profile_for_each_shopper(
-    broker: str, topic_prefix: str
-) -> None:
-    confluent = pytest.importorskip("confluent_kafka", reason="confluent-kafka (librdkafka) is not installed")
-    settings = settings_for(broker, topic_prefix)
-    await open_shop(settings)
-    sent = {"clicks": clicks(300, SHOPPERS), "purchases": purchases(80)}
-    producer = confluent.Producer({"bootstrap.servers": broker})
-    for topic, records in sent.items():
-        for key, value in records:
-            producer.produce(settings.prefix + topic, value, key)
-    assert await asyncio.to_thread(producer.flush, 30) == 0
-    with worker(settings) as process:
-        profiles = await until_counted(settings, 380)
-        await process.wait_for_output("of 'clicks' lie in a wrong partition.*CRC32.*partitioner=murmur2_random")
-    assert len(profiles) == SHOPPERS
-    await assert_in_place(settings, sent)
-    assert_same_profiles(profiles, await calm_profiles(broker, topic_prefix + "calm-", sent))

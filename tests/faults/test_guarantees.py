@@ -3,9 +3,11 @@
 import asyncio
 import csv
 import gzip
+import itertools
 import json
 import signal
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ import numpy as np
 import pytest
 
 from stream.events.decode import BUY
+from stream.ids import key64
 from stream.kafka import topics
 from stream.page.schemas import schemas
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.shop import item
 from tests.harness.worker_process import (
+    Record,
+    assert_versions_rise,
     clicks,
     command,
     open_shop,
@@ -89,8 +94,8 @@ async def test_3_every_page_is_valid_and_shows_no_unavailable_or_hidden_item(bro
     validator = jsonschema.Draft202012Validator(schemas()["homepage/1"])
     unavailable = {"i3", "i4", "i5"}
     ids = set()
+    assert_versions_rise(pages)
     for shopper, made in pages.items():
-        assert [page["version"] for page in made] == list(range(1, len(made) + 1))
         for page in made:
             validator.validate(page)
             items = [i["item_id"] for slot in page["slots"] for i in slot["items"]]
@@ -165,35 +170,68 @@ async def test_a_purchase_counts_once_however_often_and_late_it_is_sent_again(br
     assert (headers["error"], letter.value) == ("too_late", too_late[1])
 
 
+NO, YES = {"personalization": False}, {"personalization": True}
+# What a shopper does, by seconds after NOW: topic, kind of event, data. Their newest statement is a grant or a refusal.
+GRANTED: dict[int, tuple[str, str, dict[str, Any]]] = {
+    10: ("clicks", "view_item", {"item": "i1"}),
+    20: ("privacy", "consent", {"consent": NO}),
+    30: ("clicks", "view_item", {"item": "i2"}),
+    40: ("purchases", "purchase", {"item": "i3", "transaction_id": "t", "consent": YES}),
+    50: ("clicks", "view_item", {"item": "i4"}),
+}
+REFUSED: dict[int, tuple[str, str, dict[str, Any]]] = {
+    10: ("clicks", "view_item", {"item": "i1", "consent": YES}),
+    20: ("purchases", "purchase", {"item": "i2", "transaction_id": "t"}),
+    30: ("privacy", "consent", {"consent": YES}),
+    40: ("clicks", "view_item", {"item": "i3"}),
+    50: ("clicks", "view_item", {"item": "i4", "consent": NO}),
+}
+ORDERS = list(itertools.permutations(GRANTED))  # of arrival, by event time
+
+
 @scenario
-async def test_consent_goes_by_event_time_over_three_topics(broker: str, topic_prefix: str) -> None:
+async def test_consent_has_one_outcome_in_every_order_of_arrival(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await open_shop(settings)
-    no, yes = {"personalization": False}, {"personalization": True}
-    privacy, purchases, views = [], [], []
-    for n in range(40):
-        shopper = f"u{n}"
-        refuses = n % 2 == 0
-        views.append(record("view_item", shopper, f"v{n}", NOW + 90, item="i1", consent=yes))
-        privacy.append(record("consent", shopper, f"p{n}", NOW + 100, consent=no if refuses else yes))
-        purchase = {"item": "i2", "transaction_id": f"t{n}", "consent": yes if refuses else no}
-        purchases.append(record("purchase", shopper, f"b{n}", NOW + 50, **purchase))
+    people = {f"{name}{n}": (acts, order) for name, acts in (("yes", GRANTED), ("no", REFUSED))
+              for n, order in enumerate(ORDERS)}  # fmt: skip
     with worker(settings):
-        for topic, sent in (("privacy", privacy), ("purchases", purchases), ("clicks", views)):
-            await send(settings, topic, sent)
-        await send(settings, "clicks", [record("view_homepage", f"u{n}", f"h{n}", NOW + 110) for n in range(40)])
-        while not are_all_folded(profiles := await profiles_of(settings)):
-            await asyncio.sleep(0.05)
+        # In round k each shopper's event number k arrives. The topics are read in any order, so a round waits for all.
+        for k in range(len(GRANTED)):
+            sent: dict[str, list[Record]] = {"clicks": [], "purchases": [], "privacy": []}
+            for shopper, (acts, order) in people.items():
+                for time in {order[k], order[k - 1]} if k else {order[0]}:  # the previous one is delivered again
+                    topic, kind, data = acts[time]
+                    sent[topic].append(record(kind, shopper, f"e{time}", NOW + time, **data))
+            for topic, records in sent.items():
+                await send(settings, topic, records)
+            times = {shopper: {int(NOW) + time for time in order[: k + 1]} for shopper, (_, order) in people.items()}
+            while not are_folded(profiles := await profiles_of(settings), times):
+                await asyncio.sleep(0.02)
+        await send(settings, "clicks", [record("view_homepage", shopper, "end", NOW + 60) for shopper in people])
+        while not are_folded(profiles := await profiles_of(settings), {key: {int(NOW) + 60} for key in people}):
+            await asyncio.sleep(0.02)
         pages = pages_of(await read_all(settings, "homepages"))
-    for n in range(40):
-        assert profiles[f"u{n}"]["consent"] == (-1 if n % 2 == 0 else 1)
-        assert n % 2 == 1 or pages[f"u{n}"][-1]["serving"]["mode"] == "popular"
+    for shopper, (acts, order) in people.items():
+        row, mode = profiles[shopper], pages[shopper][-1]["serving"]["mode"]
+        seen = set(row["recent_item"].tolist()) - {0}
+        if acts is REFUSED:
+            assert (row["consent"], row["consent_time"], mode) == (-1, NOW + 50, "popular"), order
+            assert not seen and not row["activity"].any() and not row["bought_item"].any(), order
+            continue
+        assert (row["consent"], mode) == (1, "cached_copy"), order
+        assert [row[f"{name}_time"] - NOW for name in ("consent", "refused", "granted")] == [40, 20, 40], order
+        # An event is lost if the refusal has arrived when it does, or afterwards, and the grant has not.
+        refusal, grant, view = (order.index(time) for time in (20, 40, 50))
+        is_lost = max(refusal, view) < grant
+        assert seen == {key64(item) for item in (("i3",) if is_lost else ("i3", "i4"))}, order
 
 
-def are_all_folded(profiles: dict[str, Any]) -> bool:
-    """True if the event ids of each of the 40 profiles have the times of all four events, whatever their order."""
-    times = {int(NOW) + age for age in (50, 90, 100, 110)}
-    return len(profiles) == 40 and all(times <= set(row["id_time"].tolist()) for row in profiles.values())
+def are_folded(profiles: dict[str, Any], times: Mapping[str, set[int]]) -> bool:
+    """True if the event ids of each profile have these times, in whole seconds."""
+    return profiles.keys() >= times.keys() and all(
+        expected <= set(profiles[shopper]["id_time"].tolist()) for shopper, expected in times.items()
+    )
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "rsc15_100k_test.tsv.gz"

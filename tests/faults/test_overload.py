@@ -12,7 +12,16 @@ from stream.kafka.global_topics import read_table
 from stream.profile.codec import owing_pages
 from stream.settings import Settings
 from tests.harness.counting import scenario, send, until
-from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, settings_for, until_counted, worker
+from tests.harness.worker_process import (
+    assert_versions_rise,
+    clicks,
+    open_shop,
+    pages_of,
+    read_all,
+    settings_for,
+    until_counted,
+    worker,
+)
 
 SHOPPERS = 40
 
@@ -67,8 +76,7 @@ async def test_7_a_backlog_degrades_pages_until_it_is_done_and_no_deferred_page_
         await run
     assert max(rungs) == PACED
     assert all(abs(b - a) <= 1 for a, b in itertools.pairwise(rungs)), "rung by rung"
-    for key, made in pages.items():
-        assert [page["version"] for page in made] == list(range(1, len(made) + 1)), key
+    assert_versions_rise(pages)
     assert any("page_every:0.4" in page["rules_applied"] for made in pages.values() for page in made)
     deferred = (metrics.REGISTRY.get_sample_value("shopwindow_deferred_pages_total") or 0.0) - deferred_before
     assert deferred > sum(map(len, pages.values())), "fewer pages than usual"
@@ -99,7 +107,4 @@ async def test_7_deferred_pages_survive_a_kill(broker: str, topic_prefix: str) -
         await until_counted(settings, events)
         pages = await pages_once_answered(settings, newest_of(events))
     assert await deferred_pages() == 0
-    for key, made in pages.items():
-        versions = [page["version"] for page in made]
-        # After a crash a page may be sent again with its version. No version is skipped, and none goes back.
-        assert versions[0] == 1 and all(0 <= b - a <= 1 for a, b in itertools.pairwise(versions)), (key, versions)
+    assert_versions_rise(pages, may_repeat=True)

@@ -10,7 +10,15 @@ from agents.worker import Worker
 from stream.page.encode import encode_pages
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
-from tests.harness.worker_process import clicks, open_shop, pages_of, read_all, settings_for, until_counted
+from tests.harness.worker_process import (
+    assert_versions_rise,
+    clicks,
+    open_shop,
+    pages_of,
+    read_all,
+    settings_for,
+    until_counted,
+)
 
 POISON = "poisonous"
 
@@ -61,8 +69,7 @@ async def process_poison_among_many(broker: str, topic_prefix: str) -> None:
         assert headers["message"] == "ArithmeticError: no page for ..."
     pages = pages_of(await read_all(settings, "homepages"))
     assert len(pages) == 300
-    for made in pages.values():
-        assert [page["version"] for page in made] == list(range(1, len(made) + 1))
+    assert_versions_rise(pages)
 
 
 @scenario

@@ -18,6 +18,10 @@ SESSIONS = [[f"i{(7 * s + k) % 60}" for k in range(4)] for s in range(80)]
 PACED = Degradation(sheds_headlines=True, sheds_exploration=True, page_interval_s=8.0)
 
 
+ARRIVED = NOW + 9999  # s, timestamp of every record
+FIRST_VERSION = int(ARRIVED * 1000)  # of a shopper's page
+
+
 def path_of(**policy: Any) -> PagePath:
     """A page path with the shipped ranker, 80 items and signals of SESSIONS."""
     catalog = catalog_of(80)
@@ -28,7 +32,7 @@ def path_of(**policy: Any) -> PagePath:
 
 def decoded(*records: tuple[bytes, bytes]) -> tuple[Decoded, np.ndarray]:
     """The records of a run as the page path takes them, and their offsets."""
-    run = decode_run([v for _, v in records], [k for k, _ in records], [NOW + 9999] * len(records), "clicks")
+    run = decode_run([v for _, v in records], [k for k, _ in records], [ARRIVED] * len(records), "clicks")
     return run, np.arange(len(records))
 
 

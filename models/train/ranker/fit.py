@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from models import manifest, parity
 from models.parity import Case
-from models.ranker.columns import FEATURES, features_hash
+from models.ranker.columns import FEATURES, features_hash, signals_hash
 from models.ranker.model import GRAPH, MLP_GRAPH, MLP_LINEAR, THETA
 from models.train.learning_curve import OnEpoch, Point, ignore_epoch
 from models.train.ranker.graph import Head, graph, head_graph
@@ -244,10 +245,12 @@ def export(
     source: manifest.Source = manifest.UNKNOWN_SOURCE,
     half_lives: HalfLives = HALF_LIVES,
     recipe: Recipe = NO_RECIPE,
+    history: str | msgspec.UnsetType | None = None,
 ) -> manifest.Manifest:
     """Write the logit, the MLP head if given, reference outputs and the manifest into `folder`, created if missing.
 
-    half_lives: of the signals that the ranker was fitted with; a worker uses the same.
+    half_lives: of the signals that the ranker was fitted with; a worker uses the same. history: version of the history
+    model that is to serve beside the ranker, None if it was fitted without one, UNSET if that is not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(graph())
@@ -265,6 +268,9 @@ def export(
         kind="ranker",
         created=created,
         features_hash=features_hash(),
+        fitted_with=manifest.UNKNOWN_FEATURES
+        if history is msgspec.UNSET
+        else manifest.FittedWith(history=history, signals=signals_hash(half_lives)),
         data=data,
         metrics={"loss": fitted.loss, "uniform": fitted.uniform, "top1": fitted.top1, **metrics},
         limits=limits,

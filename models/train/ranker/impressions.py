@@ -30,6 +30,7 @@ from stream.types import F64
 # Attributes that group choices: codes of the item's slot and of the shopper's locale; 1 if the item was explored.
 GROUP_FIELDS = np.dtype([("slot", "i1"), ("locale", "i1"), ("explored", "i1")])
 MAX_CLICKS = 200_000  # the newest are kept; each takes 5 kB
+UNKNOWN_HISTORY = "?"
 ERASED = "their shoppers asked to be erased"  # a reason why clicks are left out
 _decoder = msgspec.json.Decoder(Impression)
 _SLOT_CODES = {name: code for code, name in enumerate(SLOTS)}
@@ -52,6 +53,7 @@ class JoinedClicks(NamedTuple):
     choices: Choices
     time: F64  # (N,) seconds since the epoch, of the click
     left_out: Counter[str]  # number of other clicks on pages, by reason
+    histories: list[str]  # (N,) version of the history model of each click's page; "" none, UNKNOWN_HISTORY not stated
 
 
 class _Page(NamedTuple):
@@ -63,6 +65,7 @@ class _Page(NamedTuple):
     phi: npt.NDArray[np.float16]  # (n, F)
     slots: list[int]
     explored: list[bool]
+    history: str  # as in JoinedClicks
 
 
 class PageClicks:
@@ -143,6 +146,7 @@ def _page_of(impression: Impression) -> _Page:
         phi=phi.astype(np.float16),
         slots=[_SLOT_CODES[item.slot] for item in impression.items],
         explored=[item.explored for item in impression.items],
+        history=UNKNOWN_HISTORY if impression.history is msgspec.UNSET else impression.history or "",
     )
 
 
@@ -189,7 +193,8 @@ class ClickJoin:
                 left_out["its page does not show the item"] += 1
             else:
                 kept.append((click, page, page.items.index(click.item)))
-        return JoinedClicks(_choices_of(kept), np.array([click.time for click, _, _ in kept]), left_out)
+        times, histories = np.array([click.time for click, _, _ in kept]), [page.history for _, page, _ in kept]
+        return JoinedClicks(_choices_of(kept), times, left_out, histories)
 
     def _why_missing(self, page: str) -> str:
         other = self._other_features.get(page)

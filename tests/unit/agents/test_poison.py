@@ -26,7 +26,7 @@ from stream.page.candidates import MAX_CANDIDATES
 from stream.page.encode import encode_pages
 from stream.profile.codec import owing_pages
 from tests.harness.events import NOW, record
-from tests.harness.page_path import PACED, path_of, requests_of
+from tests.harness.page_path import FIRST_VERSION, PACED, path_of, requests_of
 from tests.harness.shopper_agent import agent_of, one_view_each, process, profile_store, run_of
 
 # The bisection.
@@ -241,7 +241,7 @@ def test_a_deferred_page_is_made_although_its_headline_refresh_is_skipped(order:
     requests = [(b"u0", DEFERRED_PAGE), (b"u0", for_headline)][::order]
     [(result, _)] = process(agent, run_of(requests, topic="refreshes"))
     [page] = result.pages
-    assert (json.loads(page.value)["version"], page.trigger.event_id) == (2, "more")
+    assert (json.loads(page.value)["version"], page.trigger.event_id) == (FIRST_VERSION + 1, "more")
     assert page.was_deferred and len(profiles.deferred) == 0
 
 

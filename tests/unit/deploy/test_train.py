@@ -12,15 +12,17 @@ import pytest
 from deploy.train.simulation import UniformScorer, simulate
 from models.data.clickstream import Clicks, Clickstreams
 from models.data.replay import OfflineShop, replay_sessions
-from models.manifest import load
+from models.manifest import FittedWith, load
 from models.parity import verify
-from models.ranker.columns import FORESEEN
+from models.ranker.columns import FORESEEN, signals_hash
+from models.ranker.model import Ranker
 from models.train.clicks import EPOCHS, train
 from models.train.history.sequences import InteractionSequences
 from models.train.step_cache import FOLDER, StepCache
 from stream.events.decode import CLICK, VIEW
 from stream.ids import key64
 from stream.items.catalog import ITEM
+from stream.items.signals import HALF_LIVES
 from tests.harness.training import ITEMS, ignore_line, needs_torch, stride_clicks, write_clickstream
 
 
@@ -148,6 +150,7 @@ def test_a_ranker_on_impressions_resumes_after_a_kill_with_the_same_result(tmp_p
     assert found.version == load(tmp_path / "whole" / "ranker", "ranker").version and not cache.exists()
     assert {"served_loss", "loss", "mlp_loss", "calibration_error", "place by score/shown_MRR"} <= set(found.metrics)
     assert found.data_hash and found.data_range and found.data_range[0].startswith("2026-01-01")
+    assert found.fitted_with == FittedWith(history=None, signals=signals_hash(HALF_LIVES))
     assert all(check.passed for check in verify(tmp_path / "cut" / "ranker"))
 
 
@@ -169,6 +172,10 @@ def test_models_trained_on_events_have_cards_with_figures_by_group(tmp_path: Pat
         assert any(name.startswith("steps before") and name.endswith("/HR@20") for name in found.metrics)
         assert "1 lines refused" in found.data and found.limits and found.data_hash
     assert "calibration_error" in made[0][0].metrics and "mlp_HR@20" in made[0][0].metrics
+    ranker, history = made[0]
+    assert ranker.fitted_with == FittedWith(
+        history=history.version, signals=signals_hash(Ranker(tmp_path / "one" / "ranker").half_lives)
+    )
 
 
 @needs_torch

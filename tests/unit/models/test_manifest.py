@@ -77,8 +77,37 @@ def test_newer_schema_is_rejected_whatever_else_differs(folder: Path, changes: d
     content = json.loads((folder / manifest.FILE).read_text())
     (folder / manifest.FILE).write_text(json.dumps({**content, "schema": manifest.SCHEMA + 1, **changes}))
     with pytest.raises(
-        ManifestError, match=r"has schema 2, this program reads up to 1: a newer version wrote it; update"
+        ManifestError, match=r"has schema 3, this program reads up to 2: a newer version wrote it; update"
     ):
+        manifest.load(folder, "ranker")
+
+
+def test_a_ranker_serves_only_beside_the_history_model_that_it_was_fitted_with(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ranker(history: str | None) -> manifest.Manifest:
+        return _write(folder, fitted_with=manifest.FittedWith(history=history, signals="sha256:s"))
+
+    history = _write(folder, kind="history", params={})
+    for one, served in ((history.version, history), (history.version, None), (None, None)):
+        manifest.check_history(ranker(one), served)
+    with pytest.raises(ManifestError, match=r"fitted with the history model sha256:other, .*SHOPWINDOW_HISTORY=false"):
+        manifest.check_history(ranker("sha256:other"), history)
+    with pytest.raises(ManifestError, match=f"without a history model, .* beside it is {history.version[:19]}"):
+        manifest.check_history(ranker(None), history)
+    assert not caplog.records
+    manifest.check_history(_write(folder), history)
+    assert "does not name the history model that it was fitted with" in caplog.text
+
+
+def test_what_a_ranker_was_fitted_with_is_sealed_and_not_part_of_its_version(folder: Path) -> None:
+    before = manifest.load(folder, "ranker")
+    fitted_with = manifest.FittedWith(history=None, signals="sha256:s")
+    assert _write(folder, fitted_with=fitted_with).version == before.version
+    assert manifest.load(folder, "ranker").fitted_with == fitted_with
+    text = (folder / manifest.FILE).read_text()
+    (folder / manifest.FILE).write_text(text.replace("sha256:s", "sha256:t"))
+    with pytest.raises(ManifestError, match="was edited"):
         manifest.load(folder, "ranker")
 
 

@@ -11,6 +11,7 @@ from models import manifest
 from models.manifest import KINDS, ManifestError
 from models.parity import FILE, verify
 from stream.settings import SHIPPED_MODELS
+from tests.harness.ranker_model import write_ranker_folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -18,7 +19,22 @@ def test_shipped_model_matches_its_reference(kind: str, capsys: pytest.CaptureFi
     checks = verify(SHIPPED_MODELS / kind)
     assert checks and all(check.passed for check in checks), checks
     assert main(["models", "verify", kind]) == 0
-    assert "matches its reference" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "matches its reference" in out and ("fitted with the history model sha256:" in out) == (kind != "copywriter")
+
+
+def test_verify_and_list_name_the_history_model_that_a_ranker_was_fitted_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ranker_folder(tmp_path)
+    monkeypatch.setenv("SHOPWINDOW_MODELS_DIR", str(tmp_path))
+    assert main(["models", "list"]) == 0 and main(["models", "show", "ranker"]) == 0
+    assert capsys.readouterr().out.count("no history model") == 2
+    assert main(["models", "verify", "ranker"]) == 0, "it serves without one"
+    shutil.copytree(SHIPPED_MODELS / "history", tmp_path / "history")
+    for model in ("ranker", "history", str(tmp_path / "ranker")):
+        assert main(["models", "verify", model]) == 1
+        assert "was fitted without a history model, but the history model beside it is" in capsys.readouterr().err
 
 
 def test_verify_finds_a_model_that_differs_from_its_reference(

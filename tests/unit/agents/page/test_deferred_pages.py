@@ -18,7 +18,7 @@ from stream.profile.codec import decode_record, owing_pages
 from stream.profile.exposure import OLD_SERVING_DTYPES, OWED_ID_BYTES, SERVING, SERVING_VERSION
 from stream.row_codec import pack, unpack
 from tests.harness.events import NOW, plain, record
-from tests.harness.page_path import PACED, decoded, path_of, requests_of, rows_of, views
+from tests.harness.page_path import FIRST_VERSION, PACED, decoded, path_of, requests_of, rows_of, views
 
 REQUEST = {b"u1": RefreshRequest("", "", 0.0)}
 
@@ -57,8 +57,8 @@ def pages(result: PageResult) -> list[dict[str, Any]]:
 
 
 def triggers(made: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
-    """(version, event id) of each page."""
-    return [(page["version"], page["trigger"]["event_id"]) for page in made]
+    """(number, event id) of each page; a shopper's first page has the number 1."""
+    return [(page["version"] - FIRST_VERSION + 1, page["trigger"]["event_id"]) for page in made]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from stream.profile.exposure import SERVING
 from stream.profile.fold import fold
 from stream.profile.row import PROFILE, blank_profiles
 from tests.harness.events import NOW, record, row, rows
-from tests.harness.page_path import SESSIONS, decoded, path_of, requests_of, rows_of, views
+from tests.harness.page_path import FIRST_VERSION, SESSIONS, decoded, path_of, requests_of, rows_of, views
 from tests.harness.shop import catalog_of, signals_of
 
 
@@ -96,7 +96,7 @@ def test_a_call_changes_nothing_in_place_and_is_repeatable() -> None:
     assert (one.changelog, one.page_records(), one.impression_records()) == (
         two.changelog, two.page_records(), two.impression_records(),
     )  # fmt: skip
-    assert [json.loads(page.value)["version"] for page in one.pages] == [2]
+    assert [json.loads(page.value)["version"] for page in one.pages] == [FIRST_VERSION + 1]
 
 
 def test_duplicates_make_no_page() -> None:
@@ -168,7 +168,8 @@ def test_a_headline_is_requested_once_and_titles_the_next_version() -> None:
     for made in again.pages:
         page = json.loads(made.value)
         slot = page["slots"][0]
-        assert (page["version"], slot["title"], slot["title_source"]) == (2, "Lamps for you", "gpt2")
+        assert page["version"] == FIRST_VERSION + 1
+        assert (slot["title"], slot["title_source"]) == ("Lamps for you", "gpt2")
         assert page["trigger"]["event_id"] == triggers[made.key]
     assert path.headlines.segment_title("en", SLOT_FOR_YOU, request.category, NOW + 61).is_missing, "it has expired"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.manifest import ManifestError
+from models.manifest import FittedWith, ManifestError, load
 from models.parity import verify
-from models.ranker.columns import FEATURES, REASON_OF, F, features_hash
+from models.ranker.columns import FEATURES, REASON_OF, F, features_hash, signals_hash
 from models.ranker.model import Ranker
 from models.ranker.reasons import largest_term
 from models.train.ranker.fit import Choices, Fit, export, fit, sample_phi
@@ -53,6 +53,15 @@ def test_ranker_fitted_on_other_features_is_rejected(tmp_path: Path, monkeypatch
         Ranker(folder)
 
 
+def test_ranker_fitted_on_signals_of_another_meaning_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_ranker_folder(tmp_path)
+    monkeypatch.setattr("models.ranker.columns.SIGNALS_MEANING", 0)
+    with pytest.raises(ManifestError, match=r"item signals with another meaning .*shopwindow train ranker"):
+        Ranker(folder)
+
+
 def test_mlp_scores_equal_numpy_and_missing_mlp_is_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
 
@@ -77,6 +86,7 @@ def test_mlp_scores_equal_numpy_and_missing_mlp_is_reported(tmp_path: Path) -> N
         score = head.score(phi[u, :n])[:, 0]
         np.testing.assert_allclose(p[u, :n], np.exp(score - score.max()) / np.exp(score - score.max()).sum(), atol=1e-5)
     assert (p != logit.score(phi, count)).any()
+    assert (mlp.head, logit.head) == ("mlp", "logit") and mlp.version == logit.version
     np.testing.assert_array_equal(mlp.theta, theta, "reasons come from the logit's theta")
     assert all(check.passed for check in verify(tmp_path / "both")) and len(verify(tmp_path / "both")) == 2
     with pytest.raises(ManifestError, match=r"has no MLP; set SHOPWINDOW_HEAD=logit"):
@@ -86,6 +96,9 @@ def test_mlp_scores_equal_numpy_and_missing_mlp_is_reported(tmp_path: Path) -> N
 def test_shipped_ranker_has_todays_features_and_beats_chance() -> None:
     ranker = Ranker(SHIPPED_MODELS / "ranker")
     assert ranker.manifest.features_hash == features_hash()
+    assert ranker.manifest.fitted_with == FittedWith(
+        history=load(SHIPPED_MODELS / "history", "history").version, signals=signals_hash(ranker.half_lives)
+    )
     assert ranker.manifest.metrics["loss"] < ranker.manifest.metrics["uniform"] - 0.3
 
 

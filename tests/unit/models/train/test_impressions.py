@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from deploy.io.files import InputError
-from deploy.train.impressions import from_files
+from deploy.train.impressions import from_files, history_of_pages
 from deploy.train.simulation import UniformScorer, simulate
 from models.evaluation.metrics import RIDGE, HeldOutChoices, fit_position_weights, next_figures, page_figures
 from models.ranker.columns import F, features_hash
 from models.train.ranker.fit import Choices, examination, fit, position_features
 from models.train.ranker.heads import fit_heads
-from models.train.ranker.impressions import ERASED, ClickJoin, PageClick, PageClicks
+from models.train.ranker.impressions import ERASED, UNKNOWN_HISTORY, ClickJoin, PageClick, PageClicks
 from models.train.step_cache import StepCache
 from stream.events.decode import FUTURE_TOLERANCE_S, Event
 from stream.events.errors import EventError
@@ -117,6 +117,25 @@ def test_clicks_without_their_page_are_counted_by_reason() -> None:
     reasons = "\n".join(sorted(joined.left_out))
     for reason in ("another shopper's", "does not show the item", "is missing", "features_hash sha256:other"):
         assert reason in reasons
+
+
+def test_a_ranker_is_fitted_with_the_history_model_of_its_pages() -> None:
+    log: list[str] = []
+    assert history_of_pages(["", "sha256:a", "", "sha256:a"], log.append) == "sha256:a", "pages under load had none"
+    assert history_of_pages(["", ""], log.append) is None
+    assert history_of_pages(["", UNKNOWN_HISTORY], log.append) is msgspec.UNSET
+    assert not log
+    assert history_of_pages(["sha256:a", "sha256:b", "sha256:b"], log.append) == "sha256:b"
+    assert "several history models: sha256:b (2 clicks), sha256:a (1 clicks)" in log[0]
+
+
+def test_impressions_of_earlier_releases_do_not_name_a_history_model() -> None:
+    clicks = [PageClick(NOW + n, f"p{n}", "u1", "i0", 0) for n in range(3)]
+    join = ClickJoin(clicks, lambda place, reason: None)
+    stated: list[dict[str, Any]] = [{}, {"history": None}, {"history": "sha256:a"}]
+    for n, more in enumerate(stated):
+        join.add(str(n), impression(f"p{n}", **more))
+    assert join.joined().histories == [UNKNOWN_HISTORY, "", "sha256:a"]
 
 
 def test_clicks_and_pages_before_an_erasure_are_not_learnt_from() -> None:

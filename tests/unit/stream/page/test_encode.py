@@ -15,13 +15,14 @@ from stream.events.decode import decode
 from stream.ids import key64
 from stream.items.catalog import Catalog, decode_item
 from stream.page.assembly import PageRules, assemble
-from stream.page.encode import PageHead, encode_impressions, encode_pages, page_id, slot_head, unpack_phi
+from stream.page.encode import Models, PageHead, encode_impressions, encode_pages, page_id, slot_head, unpack_phi
 from stream.page.json_kernels import float16_bits
-from stream.page.schemas import Homepage, Impression, schemas
+from stream.page.schemas import Homepage, Impression, Serving, schemas
 from tests.harness.events import NOW, plain
 from tests.harness.shop import candidates_of, catalog_of, shown
 
 GOLDEN = Path(__file__).parents[2] / "golden"
+MODELS = Models("sha256:r", "mlp", "sha256:h")
 
 
 def encoded_pages(seed: int = 1, n: int = 90) -> tuple[list[bytes], Any, list[PageHead], Catalog]:
@@ -34,9 +35,7 @@ def encoded_pages(seed: int = 1, n: int = 90) -> tuple[list[bytes], Any, list[Pa
     heads = [PageHead(f'u"{k}台', 40 + k, NOW + k, NOW + 3600, f"e{k}", NOW - 1.5, "full") for k in range(3)]
     slots = [slot_head(k, f'T{k} "台"', "gpt2" if k % 2 else "template") for k in range(1, len(SLOTS))]
     slot_of = np.tile(np.arange(-1, len(SLOTS) - 1, dtype=np.int32), (3, 1))
-    pages = encode_pages(
-        placements.placed, placements.count, heads, slots, slot_of, catalog, "sha256:r", None, None, ["brand_cap:2"]
-    )
+    pages = encode_pages(placements.placed, placements.count, heads, slots, slot_of, catalog, MODELS, ["brand_cap:2"])
     return pages, placements, heads, catalog
 
 
@@ -47,6 +46,7 @@ def test_encoded_pages_decode_to_the_payload_types(seed: int, n: int) -> None:
         decoded = msgspec.json.decode(page, type=Homepage)
         assert (decoded.user_key, decoded.version) == (heads[u].user_key, 40 + u)
         assert decoded.page_id == page_id(heads[u].user_key, 40 + u)
+        assert decoded.serving == Serving("full", "sha256:r", "sha256:h", None, "mlp")
         flat = [(SLOTS.index(slot.slot), i) for slot in decoded.slots for i in slot.items]
         assert len(flat) == placements.count[u]
         for (slot, got), put in zip(flat, shown(placements, u), strict=True):
@@ -65,8 +65,10 @@ def test_impressions_hold_the_items_shown_and_their_phi() -> None:
     rng = np.random.default_rng(0)
     phi = [(rng.random((c, 61)) * (rng.random((c, 61)) < 0.4)).astype(np.float32) for c in placements.count]
     joint = np.concatenate(phi)
-    for u, value in enumerate(encode_impressions(placements.placed, placements.count, heads, joint, catalog, "r", "h")):
+    values = encode_impressions(placements.placed, placements.count, heads, joint, catalog, MODELS, "h")
+    for u, value in enumerate(values):
         decoded = msgspec.json.decode(value, type=Impression)
+        assert (decoded.ranker, decoded.head, decoded.history) == ("sha256:r", "mlp", "sha256:h")
         jsonschema.validate(json.loads(value), schemas()["impression/1"])
         assert [i.item_id for i in decoded.items] == [catalog.item_id(r) for r in shown(placements, u)["row"]]
         np.testing.assert_allclose(unpack_phi(base64.b64decode(decoded.phi), 61), phi[u], atol=1e-3)

@@ -71,7 +71,7 @@ def test_the_next_page_settles_an_owed_page_and_counts_a_version() -> None:
     serving, profiles = serving_with_page(), blank_profiles(1)
     serving["version"], serving["owed_time"], serving["owed_id"] = 4, NOW, 1
     shopper = np.array([77], np.int64)
-    now, personal, locales, _ = next_page(serving, profiles, shopper, [NOW + 5], NOW + 6, 0.0, 2)
+    now, personal, locales, _ = next_page(serving, profiles, shopper, [NOW + 5], [0.0], NOW + 6, 0.0, 2)
     assert (now.tolist(), personal.tolist(), locales.tolist()) == ([NOW + 5], [False], [2])
     assert (serving["version"][0], serving["owed_time"][0], serving["paged_at"][0]) == (5, 0.0, NOW + 6)
     assert not serving["owed_id"].any()

@@ -132,10 +132,10 @@ async def watch(settings: Settings, user: str | None, as_json: bool) -> None:
     from stream.kafka.global_topics import read_table
 
     settings = require_broker(settings)
-    items = Catalog()
+    items = Catalog(settings.default_locale)
     items.apply(list((await read_table(settings, "catalog")).items()))
     async for page in follow_pages(settings, user):
-        text = json.dumps(page, ensure_ascii=False) if as_json else page_text(page, items, settings.default_locale)
+        text = json.dumps(page, ensure_ascii=False) if as_json else page_text(page, items)
         print(text, flush=True)
 
 

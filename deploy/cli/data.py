@@ -58,7 +58,8 @@ def _report_check(path: str, check: EventCheck, bad: BadEvents, sent: int) -> in
     if bad is BadEvents.SEND:
         result = "; they were sent, and become dead letters"
     elif bad is BadEvents.REFUSE and not sent:
-        result = ", so nothing was sent; --skip-bad sends the others, --force sends all"
+        others = "--skip-bad sends the others, " if check.refused < check.checked else ""
+        result = f", so nothing was sent; {others}--force sends all"
     else:
         result = "; these were not sent"
     say(f"{path}: workers refuse {check.refused:,} of {check.checked:,} events{result}")

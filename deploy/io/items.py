@@ -66,8 +66,8 @@ def _raise_if_foreign(path: str, text: str, first: bytes) -> None:
             raise InputError(f"{path} is JSON on several lines; write one item a line: jq -c . {path} > items.jsonl")
     if (found := feed_format(text[:HEAD_CHARS], document)) is not None:
         raise InputError(
-            f"{path} looks like {found.name}; `catalog load` reads JSON lines, or one JSON array, of schema item/1 "
-            f"(`shopwindow schemas` prints it), so nothing was loaded. {found.advice}"
+            f"{path} looks like {found.name}; items are read from JSON lines, or one JSON array, of schema item/1 "
+            f"(`shopwindow schemas` prints it). {found.advice}"
         )
 
 

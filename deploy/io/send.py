@@ -170,17 +170,20 @@ async def send_events(settings: Settings, path: str, bad: BadEvents) -> Sent:
     """Send the events of a file of JSON lines. `bad`: what becomes of those that workers would refuse.
 
     With REFUSE a file is checked as a whole before anything is sent. A pipe can be read only once: there each good line
-    is sent as it arrives, whatever else the pipe brings.
+    is sent as it arrives, whatever else the pipe brings. Raises InputError if the file is empty or cannot be read.
     """
     check, sent, too_large = EventCheck(settings), 0, list[str]()
-    is_checked = bad is BadEvents.REFUSE and Path(path).is_file()
+    is_file = path != "-" and Path(path).is_file()
+    is_checked = is_file and bad is BadEvents.REFUSE
     if is_checked:
         async for records in _numbered_records(path, CHECKED_TOGETHER):
             check.good(records)
+        if not check.checked:
+            raise InputError(f"{path} is empty; expected JSON lines of events")
         if check.refused:
             return Sent(0, check, [])
     async with sender(settings) as client:
-        async for records in _numbered_records(path, CHECKED_TOGETHER if is_checked else 1):
+        async for records in _numbered_records(path, CHECKED_TOGETHER if is_file else 1):
             good = records if is_checked else check.good(records)
             for line, record in records if bad is BadEvents.SEND else good:
                 if len(record.value) > MAX_RECORD_BYTES:

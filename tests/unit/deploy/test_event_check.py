@@ -83,6 +83,12 @@ def test_a_file_with_a_bad_event_is_sent_only_on_request(
     assert fake.opened == (1 if sent else 0)
 
 
+def test_an_empty_file_is_not_reported_as_sent(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("\n")
+    with pytest.raises(InputError, match=r"events\.jsonl is empty"):
+        asyncio.run(send.send_events(Settings(), str(tmp_path / "events.jsonl"), BadEvents.REFUSE))
+
+
 def test_a_good_file_of_several_chunks_is_sent_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(send, "CHECKED_TOGETHER", 3)
     fake = SentRecords(monkeypatch)

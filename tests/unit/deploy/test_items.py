@@ -101,7 +101,7 @@ def test_a_feed_of_another_system_is_named(tmp_path: Path, text: str, name: str,
     with pytest.raises(InputError) as error:
         items_of(tmp_path, text)
     message = str(error.value)
-    assert f"looks like {name}" in message and "`catalog load` reads JSON lines" in message, message
+    assert f"looks like {name}" in message and "items are read from JSON lines" in message, message
     assert advice in message, message
 
 

@@ -1,21 +1,33 @@
 """Events are checked as workers check them, and refused ones are reported by reason before anything is sent."""
 
 import asyncio
+import json
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploy.io import send
 from deploy.io.event_check import MAX_REASONS, BadEvents, EventCheck, NumberedRecord
 from deploy.io.event_log import read_log
 from deploy.io.files import InputError, Outgoing, event_records
-from deploy.io.formats import event_format, table_format
+from deploy.io.formats import event_format, feed_format, table_format
 from stream.settings import Settings
 from tests.harness.events import record
 
+FOREIGN_KEYS = (
+    "type", "event", "events", "session", "schema", "properties", "kind", "@type", "payload", "data", "id", "messageId",
+    "event_name", "event_timestamp", "userId", "variants", "handle", "products", "specversion", "data_base64",
+)  # fmt: skip
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(FOREIGN_KEYS), inner, max_size=2),
+    max_leaves=4,
+)
 GOOD = record("view_item", item="a")[1].decode()
 NO_ITEMS = record("view_item")[1].decode()
 UNKNOWN = record("foo")[1].decode()
@@ -132,6 +144,18 @@ def test_events_of_another_system_are_named(line: str, name: str, advice: str) -
 @pytest.mark.parametrize("line", ["", "hello", "{half", "{}", "null", '"text"', "7", NO_ITEMS, UNKNOWN])
 def test_other_lines_have_no_known_format(line: str) -> None:
     assert event_format(line) is None and table_format(line) is None
+
+
+@given(st.one_of(st.text(), st.dictionaries(st.sampled_from(FOREIGN_KEYS), JSON_VALUES).map(json.dumps)))
+def test_no_line_breaks_the_check_or_the_recognition_of_formats(line: str) -> None:
+    check = checked(line.replace("\n", " "))
+    assert check.checked == check.refused + check.ignored.total() <= 1
+    assert all(isinstance(sentence, str) for sentence in check.report())
+    try:
+        document = json.loads(line)
+    except ValueError:
+        document = None
+    feed_format(line, document)
 
 
 @pytest.mark.parametrize(

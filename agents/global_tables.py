@@ -26,7 +26,7 @@ class GlobalTables:
     """
 
     def __init__(self, settings: Settings, half_lives: HalfLives) -> None:
-        self.catalog = Catalog()
+        self.catalog = Catalog(settings.default_locale)
         self.signals = Signals(self.catalog, half_lives)
         self.headlines = HeadlineCache(settings.copy_items)
         self._topics = GlobalTopics(settings, TOPICS)

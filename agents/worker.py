@@ -29,7 +29,6 @@ from models.manifest import ManifestError, check_history
 from models.ranker.model import Ranker
 from stream import logs, metrics
 from stream.addresses import Address
-from stream.events.decode import LOCALES
 from stream.items.catalog import Catalog
 from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
@@ -39,6 +38,7 @@ from stream.kafka.health.watchdog import Watchdog
 from stream.kafka.keys import partitioner
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.kafka.tables.table import ExactTable
+from stream.locales import LOCALES
 from stream.page.assembly import PageRules
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings

@@ -26,6 +26,7 @@ from stream.codes import (
     SLOT_TRENDING,
     SLOTS,
 )
+from stream.locales import LOCALES, choose_locale
 from stream.page.encode import slot_head
 
 T = TypeVar("T")
@@ -51,10 +52,17 @@ TEMPLATES = {
         SLOT_BUY_AGAIN: "再次购买",
     },
 }
+
+
+def template_of(locale: str, slot: int) -> str:
+    """Template of a slot's title in the language that fits `locale`, or else in English."""
+    return TEMPLATES[choose_locale(locale, "en", TEMPLATES)][slot]
+
+
 _TEMPLATE_HEADS = {
-    (locale, slot): slot_head(slot, text, "template")
-    for locale, templates in TEMPLATES.items()
-    for slot, text in templates.items()
+    (locale, slot): slot_head(slot, template_of(locale, slot), "template")
+    for locale in LOCALES[1:]
+    for slot in range(1, len(SLOTS))
 }
 REQUEST_TIMEOUT_S = 60.0  # an unanswered headline request is sent again after this
 # A copywriter writes about 34 headlines a second. More than it can answer within the timeout are not requested.

@@ -37,6 +37,7 @@ from stream.items.activity import decode_activity, encode_activity
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
 from stream.items.trending import Trending
+from stream.locales import LOCALES
 from stream.page.assembly import PageRules, Placements, assemble
 from stream.page.candidates import Candidates, retrieve_popular
 from stream.page.encode import Models, PageHead, encode_impressions, encode_pages
@@ -349,11 +350,11 @@ class PagePath:
         heads = [
             PageHead(
                 name, version, generated_at, generated_at + policy.page_ttl, trigger.event_id, trigger.event_time,
-                _mode(shown, personal, policy.copy),
+                _mode(shown, personal, policy.copy), LOCALES[locale],
             )
-            for name, version, trigger, shown, personal in zip(
+            for name, version, trigger, shown, personal, locale in zip(
                 batch.names, batch.serving["version"].tolist(), batch.triggers, counts, batch.personal.tolist(),
-                strict=True,
+                batch.locales.tolist(), strict=True,
             )
         ]  # fmt: skip
         slot_heads, titles = making.titles.choose(placements, self._interests(batch), batch.locales)

@@ -17,8 +17,8 @@ from agents.page.headline_cache import (
     segment_of,
 )
 from stream.codes import SLOTS
-from stream.events.decode import LOCALES
 from stream.items.catalog import Catalog
+from stream.locales import LOCALES
 from stream.page.assembly import Placements, select_lead_items
 from stream.types import I8, I32
 

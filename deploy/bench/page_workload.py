@@ -14,10 +14,11 @@ import orjson
 
 from agents.page.headline_cache import CATEGORY_SLOTS, TEMPLATES, Headline, HeadlineCache, segment_of
 from stream.codes import SLOTS
-from stream.events.decode import ADD, BUY, CLICK, EVENT, HOME, KINDS, LOCALES, SEARCH, VIEW
+from stream.events.decode import ADD, BUY, CLICK, EVENT, HOME, KINDS, SEARCH, VIEW
 from stream.ids import key32, key64
 from stream.items.catalog import AVAILABLE, EN, ITEM, PRODUCT, ZH, Catalog, fragment_of
 from stream.items.signals import MAX_NEIGHBOURS, SIGNAL, Signals
+from stream.locales import LOCALES
 from stream.profile.codec import encode_records
 from stream.profile.exposure import SERVING, SHOWN_ITEMS
 from stream.profile.fold import fold

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,11 @@ from deploy.cli.command import COUNT, FILE, Command, Group, Number
 from stream.logs import say
 from stream.settings import Settings
 
+if TYPE_CHECKING:
+    from deploy.io.event_check import BadEvents, EventCheck
+
 MAX_PROBLEMS = 20  # lines about bad input that are printed
+MAX_IGNORED_TYPES = 5  # that are named
 AS_FAST_AS_POSSIBLE = float("inf")
 
 
@@ -28,43 +32,134 @@ TEXT_FILE = click.Path(allow_dash=True)
 def _report(problems: Sequence[str]) -> None:
     for problem in problems[:MAX_PROBLEMS]:
         say(problem)
+    if len(problems) > MAX_PROBLEMS:
+        say(f"and {len(problems) - MAX_PROBLEMS:,} more")
 
 
-@click.command(cls=Command, example="shopwindow send events.jsonl")
+def _bad_events_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --skip-bad and --force, which set the parameter `bad` to the name of a `BadEvents`; without them it is None.
+
+    The last one on the command line holds.
+    """
+    for option in (
+        click.option("--force", "bad", flag_value="SEND", help="Send bad events too; workers make them dead letters."),
+        click.option("--skip-bad", "bad", flag_value="SKIP", help="Send the good events even if others are bad."),
+    ):
+        command = option(command)
+    return command
+
+
+def _report_check(path: str, check: EventCheck, bad: BadEvents, sent: int) -> int:
+    """Print why events are refused, if any are, and return the exit status."""
+    from deploy.io.event_check import BadEvents
+
+    if not check.refused:
+        return 0
+    if bad is BadEvents.SEND:
+        result = "; they were sent, and become dead letters"
+    elif bad is BadEvents.REFUSE and not sent:
+        others = "--skip-bad sends the others, " if check.refused < check.checked else ""
+        result = f", so nothing was sent; {others}--force sends all"
+    else:
+        result = "; these were not sent"
+    say(f"{path}: workers refuse {check.refused:,} of {check.checked:,} events{result}")
+    _report([*check.report()])
+    return 1 if bad is BadEvents.REFUSE else 0
+
+
+def _ignored_text(check: EventCheck) -> str:
+    """End of a sentence on the events that workers ignore; empty if there are none."""
+    if not check.ignored:
+        return ""
+    names = ", ".join(f"{name} {count:,}" for name, count in check.ignored.most_common(MAX_IGNORED_TYPES))
+    return f"; workers ignore {check.ignored.total():,} of them (SHOPWINDOW_IGNORED_TYPES): {names}"
+
+
+@click.command(cls=Command, example="shopwindow send events.jsonl\ntail -f events.jsonl | shopwindow send -")
 @click.argument("file", type=TEXT_FILE)
-async def send(settings: Settings, file: str) -> int:
+@_bad_events_options
+async def send(settings: Settings, file: str, bad: str | None) -> int:
     """Send events, one JSON object per line.
 
-    The worker validates them; those that it refuses become dead letters. FILE may be gzipped; `-` reads stdin.
+    Events are checked as workers check them. If one of a file is bad, nothing is sent, and the status is 1. From a pipe
+    or stdin (`-`), good events are sent as they arrive, bad ones are left out, and the status is 1 at the end. FILE may
+    be gzipped.
     """
     from deploy.cluster import require_broker
+    from deploy.io.event_check import BadEvents
     from deploy.io.send import send_events
 
-    count, problems = await send_events(require_broker(settings), file)
-    _report(problems)
-    print(f"sent {count} events, all acknowledged")
-    return 1 if problems else 0
+    what_if_bad = BadEvents[bad or "REFUSE"]
+    sent = await send_events(require_broker(settings), file, what_if_bad)
+    status = _report_check(file, sent.check, what_if_bad, sent.events)
+    _report(sent.too_large)
+    if sent.events or not status:
+        print(f"sent {sent.events} events, all acknowledged{_ignored_text(sent.check)}")
+    return 1 if sent.too_large else status
 
 
-@click.group(cls=Group, example="shopwindow catalog load items.jsonl")
+@click.group(cls=Group, example="shopwindow catalog load items.jsonl\nshopwindow catalog delete SKU1 SKU2")
 def catalog() -> None:
-    """Publish items of the catalogue."""
+    """Publish and delete items of the catalogue."""
 
 
 @catalog.command("load", example="shopwindow catalog load items.jsonl")
 @click.argument("file", type=TEXT_FILE)
 @click.option("--skip-bad", is_flag=True, help="Load the good items even if others are bad.")
-async def load_catalog(settings: Settings, file: str, skip_bad: bool) -> None:
+async def load_catalog(settings: Settings, file: str, skip_bad: bool) -> int:
     """Publish items: JSON lines, or one JSON array, of schema item/1.
 
-    If an item is bad, nothing is loaded. FILE may be gzipped; `-` reads stdin.
+    If an item is bad, nothing is loaded. Fields that item/1 lacks are named and not read. If an id comes twice, its
+    last item counts. Items that FILE lacks stay in the catalogue: see `shopwindow catalog delete`. FILE may be gzipped;
+    `-` reads stdin.
     """
     from deploy.cluster import require_broker
-    from deploy.io.send import load_catalog
+    from deploy.io.catalog import load_items
+    from deploy.io.items import read_items
 
-    count, problems = await load_catalog(require_broker(settings), file, skip_bad)
-    _report(problems)
-    print(f"loaded {count} items" + (f", left out {len(problems)}" if problems else ""))
+    settings = require_broker(settings)
+    items = read_items(file)
+    _report([f"{file}: {sentence}" for sentence in items.unknown_fields])
+    _report([f"{file}, {problem}" for problem in items.problems])
+    if items.problems and not skip_bad:
+        say(f"{file}: {len(items.problems):,} items are bad, so nothing was loaded; --skip-bad loads the others")
+        return 1
+    await load_items(settings, items)
+    left_out = f", left out {len(items.problems)}" if items.problems else ""
+    print(f"loaded {len(items.records)} items{left_out}{_duplicates_text(items.duplicates)}")
+    return 0
+
+
+def _duplicates_text(duplicates: Sequence[str]) -> str:
+    """End of a sentence on ids that came more than once; empty if none did."""
+    if not duplicates:
+        return ""
+    count = len(duplicates)
+    return f" ({count} duplicate{'s' if count > 1 else ''}, the first {duplicates[0]}: the last of an id counts)"
+
+
+@catalog.command("delete", example="shopwindow catalog delete SKU1 SKU2\nshopwindow catalog delete --from sold-out.txt")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--from", "file", type=TEXT_FILE, metavar="FILE", help="Delete the ids in FILE too, one a line.")
+async def delete_from_catalog(settings: Settings, ids: tuple[str, ...], file: str | None) -> int:
+    """Delete items; the next page of each shopper is made without them.
+
+    Ids that the catalogue lacks are named, the others are deleted, and the status is 1. `--from -` reads stdin.
+    """
+    from deploy.cluster import require_broker
+    from deploy.io.catalog import delete_items
+    from deploy.io.files import InputError
+    from deploy.io.items import read_ids
+
+    settings = require_broker(settings)
+    wanted = [*ids, *(read_ids(file) if file is not None else ())]
+    if not wanted:
+        raise InputError("no item ids are given; name them, or a file with --from")
+    deleted = await delete_items(settings, wanted)
+    _report([f"{item_id!r} is not in the catalogue" for item_id in deleted.unknown])
+    unknown = f"; {len(deleted.unknown)} are not in the catalogue" if deleted.unknown else ""
+    print(f"deleted {deleted.items} items{unknown}")
+    return 1 if deleted.unknown else 0
 
 
 @click.command(
@@ -77,21 +172,29 @@ async def load_catalog(settings: Settings, file: str, skip_bad: bool) -> None:
 )  # fmt: skip
 @click.option("--limit", type=COUNT, metavar="N", help="Send only the first N events.")
 @click.option("--add-items", is_flag=True, help="Add items that are missing from the catalogue.")
-async def replay(settings: Settings, file: str, speed: float, limit: int | None, add_items: bool) -> None:
+@_bad_events_options
+async def replay(
+    settings: Settings, file: str, speed: float, limit: int | None, add_items: bool, bad: str | None
+) -> int:
     """Send a clickstream or a log of events.
 
     FILE is a table with the columns SessionId, ItemId and Time, separated by tabs, commas or semicolons. Its clicks are
-    sent in order of time, and each session is a shopper. Or FILE is JSON lines of events, sent in their own order. It
-    may be gzipped; `-` reads stdin.
+    sent in order of time, and each session is a shopper. Or FILE is JSON lines of events, sent in their own order. If
+    an event is bad, nothing is sent, and the status is 1. FILE may be gzipped; `-` reads stdin.
     """
     from deploy.cluster import require_broker
+    from deploy.io.event_check import BadEvents
     from deploy.io.replay import replay
 
-    done = await replay(require_broker(settings), file, speed, limit or 0, add_items)
-    print(
-        f"sent {done.events} events of {done.shoppers} shoppers in {done.seconds:.1f} s, all acknowledged; "
-        f"{done.items} items were new"
-    )
+    what_if_bad = BadEvents[bad or "REFUSE"]
+    done = await replay(require_broker(settings), file, speed, limit or 0, add_items, what_if_bad)
+    status = _report_check(file, done.check, what_if_bad, done.events)
+    if done.events or not status:
+        print(
+            f"sent {done.events} events of {done.shoppers} shoppers in {done.seconds:.1f} s, all acknowledged; "
+            f"{done.items} items were new{_ignored_text(done.check)}"
+        )
+    return status
 
 
 @click.command(
@@ -132,10 +235,10 @@ async def watch(settings: Settings, user: str | None, as_json: bool) -> None:
     from stream.kafka.global_topics import read_table
 
     settings = require_broker(settings)
-    items = Catalog()
+    items = Catalog(settings.default_locale)
     items.apply(list((await read_table(settings, "catalog")).items()))
     async for page in follow_pages(settings, user):
-        text = json.dumps(page, ensure_ascii=False) if as_json else page_text(page, items, settings.default_locale)
+        text = json.dumps(page, ensure_ascii=False) if as_json else page_text(page, items)
         print(text, flush=True)
 
 

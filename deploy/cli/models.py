@@ -119,7 +119,7 @@ def copy(
     max_length: int, samples: int, seed: int,
 ) -> None:  # fmt: skip
     """Write one headline."""
-    from agents.page.headline_cache import TEMPLATES
+    from agents.page.headline_cache import template_of
     from models.copywriter.facts import Facts
     from models.copywriter.locate import copywriter_folder_of
     from models.copywriter.model import Copywriter
@@ -136,7 +136,7 @@ def copy(
     (headline,) = writer.write([Facts(locale, slot, interest, names)], seed)
     if headline is None:
         say(f"none of {samples} samples passed the guard; this is the template that the page would show")
-    print(TEMPLATES[locale][SLOTS.index(slot)] if headline is None else headline.text)
+    print(template_of(locale, SLOTS.index(slot)) if headline is None else headline.text)
 
 
 @click.group(cls=Group, example="shopwindow models list")

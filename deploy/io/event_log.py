@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import msgspec
 
 from deploy.io.files import InputError, Outgoing, event_records, open_text
+from deploy.io.formats import event_format
 from models.data.clickstream import Click, ClickstreamError, parse_clicks
-from stream.events.lenient import read_time
+from stream.events.cloudevents import unpack
+from stream.events.errors import EventError
+from stream.events.lenient import id_text, read_time
 from stream.times import EARLIEST_S, LATEST_S
 
 
@@ -21,6 +24,7 @@ class ReplayLog(NamedTuple):
     """Events in the order in which they are sent, with their times, and the items that they name."""
 
     records: list[Outgoing]
+    lines: list[int]  # of the file, one for each record
     times: list[float]  # seconds since the epoch, one for each record
     items: list[str]
 
@@ -34,8 +38,9 @@ def read_log(path: str, limit: int) -> ReplayLog:
                 f"{path} is empty; expected a clickstream (SessionId, ItemId, Time) or JSON lines of events"
             )
         if first.lstrip().startswith("{"):
-            records = list(event_records(chain([first], lines)))[: limit or None]
-            return ReplayLog(records, _times(records), [item for r in records for item in _items_of(r.value)])
+            return _log_of_events(chain([first], lines), limit)
+        if (found := event_format(first)) is not None:
+            raise InputError(f"{path} looks like {found.name}. {found.advice}")
         try:
             clicks = parse_clicks(chain([first], lines), path)
         except ClickstreamError as error:
@@ -47,13 +52,32 @@ def read_log(path: str, limit: int) -> ReplayLog:
                 f"{_rfc3339(EARLIEST_S)} to {_rfc3339(LATEST_S)}; workers would refuse it"
             )
     clicks = clicks[: limit or None]
-    return ReplayLog([click_record(c) for c in clicks], [c.time for c in clicks], [c.item for c in clicks])
+    records = []
+    for click in clicks:
+        try:
+            records.append(click_record(click))
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{path} line {click.line} is not UTF-8: SessionId {click.session[:40]!r}, ItemId {click.item[:40]!r}. "
+                f"Convert the file, for instance from Latin-1: iconv -f LATIN1 -t UTF-8 {path}"
+            ) from None
+    return ReplayLog(records, [c.line for c in clicks], [c.time for c in clicks], [c.item for c in clicks])
+
+
+def _log_of_events(lines: Iterable[str], limit: int) -> ReplayLog:
+    """The first events of JSON lines; limit: their number, 0 for all."""
+    numbered = ((number, record) for number, line in enumerate(lines, 1) for record in event_records([line]))
+    found = list(islice(numbered, limit or None))
+    records = [record for _, record in found]
+    items = [item for record in records for item in _items_of(record.value)]
+    return ReplayLog(records, [number for number, _ in found], _times(records), items)
 
 
 def click_record(click: Click) -> Outgoing:
     """Return a click as an event: a view of the item, with the session as shopper.
 
-    The id comes from the content alone, so that a file that is sent twice counts once.
+    The id comes from the content alone, so that a file that is sent twice counts once. Raises UnicodeEncodeError if
+    the click was not UTF-8.
     """
     content = f"{click.session}\0{click.number}\0{click.item}\0{click.written_time}"
     event = {
@@ -102,6 +126,7 @@ def _time_of(value: bytes) -> float | None:
 def _items_of(value: bytes) -> list[str]:
     """Return the ids of the items that an event names; none if the record is not an event."""
     try:
-        return [str(item["item_id"]) for item in json.loads(value)["data"].get("items") or ()]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        named = unpack(value).document["data"].get("items") or ()
+        return [item_id for item in named if (item_id := id_text(item["item_id"]))]
+    except (EventError, LookupError, TypeError, AttributeError):
         return []

@@ -1,10 +1,9 @@
-"""Open the files that commands read, and turn their lines into records of events and items."""
+"""Open the files that commands read, and turn lines of events into records."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,6 @@ from typing import IO, Any, NamedTuple
 
 from stream.events.cloudevents import unpack
 from stream.events.decode import KINDS, TOPIC_KINDS, shopper_of
-from stream.items.catalog import ItemError, decode_item
 
 # The first bytes of a compressed file.
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -58,7 +56,7 @@ def open_text(path: str) -> Iterator[IO[str]]:
 
 
 def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
-    """Yield lines of JSON as records. They are not validated here; the worker does that.
+    """Yield lines of JSON as records. They are not validated here; `EventCheck` does that, and the worker.
 
     A line that cannot be parsed goes to `clicks` without a key.
     """
@@ -74,38 +72,3 @@ def event_records(lines: Iterable[str]) -> Iterator[Outgoing]:
         except (ValueError, LookupError, TypeError, AttributeError):
             pass
         yield Outgoing(topic, key, value)
-
-
-def item_records(path: str) -> tuple[list[Outgoing], list[str]]:
-    """Read the items of a file, JSON lines or one array.
-
-    Return records of the good items, and a message for each bad one. The message names its line, or its number in the
-    array, the field and the value. Raises InputError if the file cannot be read.
-    """
-    with open_text(path) as file:
-        text = file.read()
-    is_array = text.lstrip().startswith("[")
-    good, problems = [], []
-    for number, value in _array_items(path, text) if is_array else _line_items(text):
-        try:
-            good.append(Outgoing("catalog", decode_item(None, value).item_id.encode(), value))
-        except ItemError as error:
-            problems.append(f"{'item' if is_array else 'line'} {number}: {error.message}")
-    return good, problems
-
-
-def _array_items(path: str, text: str) -> Iterator[tuple[int, bytes]]:
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a valid JSON array ({error})") from None
-    for number, item in enumerate(items, 1):
-        # Anything that JSON can hold is encoded again, so that `decode_item` reports what is wrong with it.
-        yield number, json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-
-
-def _line_items(text: str) -> Iterator[tuple[int, bytes]]:
-    # Not `splitlines`: a JSON string may contain other line separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.encode("utf-8", "surrogateescape")

@@ -70,8 +70,9 @@ async def _records(settings: Settings, consumer: AIOKafkaConsumer) -> AsyncItera
                 yield record
 
 
-def page_text(page: dict[str, Any], catalog: Catalog, locale: str) -> str:
-    """Return a page as text for a terminal: a line for each slot and its headline, then its items."""
+def page_text(page: dict[str, Any], catalog: Catalog) -> str:
+    """Return a page as text for a terminal: a line for each slot and its headline, then its items in its language."""
+    locale = page.get("locale", catalog.default_locale)  # pages of earlier workers have none
     lines = [
         f"{page['user_key']}  version {page['version']}  {page['serving']['mode']}  {page['generated_at']}  "
         f"for event {page['trigger']['event_id']}"

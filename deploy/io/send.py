@@ -1,4 +1,4 @@
-"""Send events and items to the topics."""
+"""Send records to the topics, and events that were checked first."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from deploy.io.files import InputError, Outgoing, event_records, item_records, open_text
+from deploy.io.event_check import BadEvents, EventCheck, NumberedRecord
+from deploy.io.files import InputError, Outgoing, event_records, open_text
 from stream.kafka.client.connection import (
     NoBroker,
     bootstrap,
@@ -29,6 +31,7 @@ MAX_IN_FLIGHT = 5_000  # records sent and not yet acknowledged
 LINGER_MS = 5
 ACKNOWLEDGE_TIMEOUT_S = 30.0  # without any acknowledgement while records wait for one; a broker restarts in 5 to 15 s
 CHECK_INTERVAL_S = 0.5
+CHECKED_TOGETHER = 1_000  # events of a file
 
 
 class Sender:
@@ -42,8 +45,14 @@ class Sender:
     async def send(self, record: Outgoing) -> None:
         """Send a record to the partition of its key. Raises the Kafka error of an earlier send that failed."""
         partition = partition_of(record.key or b"", self._settings.partitions)
-        topic = self._settings.prefix + record.topic
-        sent = await self._producer.send(topic, record.value, key=record.key, partition=partition)
+        await self._send(record.topic, record.key, record.value, partition)
+
+    async def delete(self, topic: str, key: bytes, partition: int) -> None:
+        """Send a tombstone, which deletes a key from a partition of a compacted topic. Raises as `send` does."""
+        await self._send(topic, key, None, partition)
+
+    async def _send(self, topic: str, key: bytes | None, value: bytes | None, partition: int) -> None:
+        sent = await self._producer.send(self._settings.prefix + topic, value, key=key, partition=partition)
         self.sent += 1
         self._pending.append(sent)
         while len(self._pending) > MAX_IN_FLIGHT:
@@ -149,25 +158,56 @@ async def _check_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
             )
 
 
-async def send_events(settings: Settings, path: str) -> tuple[int, list[str]]:
-    """Send the events of a file of JSON lines.
+class Sent(NamedTuple):
+    """What `send_events` did."""
 
-    Return how many were sent and acknowledged, and a message for each line that is too large to send.
+    events: int  # that were sent and acknowledged
+    check: EventCheck
+    too_large: list[str]  # a message for each event that Kafka does not take
+
+
+async def send_events(settings: Settings, path: str, bad: BadEvents) -> Sent:
+    """Send the events of a file of JSON lines. `bad`: what becomes of those that workers would refuse.
+
+    With REFUSE a file is checked as a whole before anything is sent. A pipe can be read only once: there each good line
+    is sent as it arrives, whatever else the pipe brings. Raises InputError if the file is empty or cannot be read.
     """
-    count, number, problems = 0, 0, list[str]()
+    check, sent, too_large = EventCheck(settings), 0, list[str]()
+    is_file = path != "-" and Path(path).is_file()
+    is_checked = is_file and bad is BadEvents.REFUSE
+    if is_checked:
+        async for records in _numbered_records(path, CHECKED_TOGETHER):
+            check.good(records)
+        if not check.checked:
+            raise InputError(f"{path} is empty; expected JSON lines of events")
+        if check.refused:
+            return Sent(0, check, [])
     async with sender(settings) as client:
-        async for line in _lines(path):
-            number += 1
-            for record in event_records([line]):
+        async for records in _numbered_records(path, CHECKED_TOGETHER if is_file else 1):
+            good = records if is_checked else check.good(records)
+            for line, record in records if bad is BadEvents.SEND else good:
                 if len(record.value) > MAX_RECORD_BYTES:
-                    problems.append(
-                        f"{path}, line {number} has {len(record.value)} bytes, "
+                    too_large.append(
+                        f"{path}, line {line} has {len(record.value)} bytes, "
                         f"Kafka takes at most {MAX_RECORD_BYTES}; left out"
                     )
                     continue
                 await client.send(record)
-                count += 1
-    return count, problems
+                sent += 1
+    return Sent(sent, check, too_large)
+
+
+async def _numbered_records(path: str, size: int) -> AsyncIterator[list[NumberedRecord]]:
+    """Yield the events of a file in lists of at most `size`, with their lines."""
+    number, waiting = 0, list[NumberedRecord]()
+    async for line in _lines(path):
+        number += 1
+        waiting += (NumberedRecord(number, record) for record in event_records([line]))
+        if len(waiting) >= size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 async def _lines(path: str) -> AsyncIterator[str]:
@@ -193,19 +233,3 @@ async def _lines(path: str) -> AsyncIterator[str]:
     threading.Thread(target=read, daemon=True).start()
     while (raw := await lines.get()) is not None:
         yield raw.decode("utf-8", "surrogateescape")
-
-
-async def load_catalog(settings: Settings, path: str, skip_bad: bool) -> tuple[int, list[str]]:
-    """Publish the items of a file: JSON lines or one array.
-
-    Return how many were published, and a message for each bad item. Raises InputError if an item is bad and `skip_bad`
-    is False: then nothing is published.
-    """
-    good, problems = item_records(path)
-    if problems and not skip_bad:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(f"{path}, {problems[0]}{more}; nothing was loaded, --skip-bad loads the good ones")
-    async with sender(settings) as client:
-        for record in good:
-            await client.send(record)
-    return len(good), [f"{path}, {problem}" for problem in problems]

@@ -102,7 +102,7 @@ def replay(log: Path, models: Path, catalog: Path | None, limit: int, headlines:
     Items that the catalogue (JSON lines of schema item/1) lacks are added with their id as title. Raises InputError and
     ManifestError.
     """
-    records, times, items = read_log(str(log), limit)
+    records, _, times, items = read_log(str(log), limit)
     work = Replay(models, _catalog(catalog, items), headlines)
     now = 0.0
     for number, (topic, indices) in enumerate(_runs(records), 1):

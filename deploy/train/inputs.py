@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from deploy.io.files import InputError, event_records, item_records, open_text
+from deploy.io.files import InputError, event_records, open_text
+from deploy.io.items import read_items
 from models.data.event_log import without_duplicates, without_erased
 from models.manifest import Source
 from models.train.progress import LogLine
@@ -175,7 +176,9 @@ def read_catalog(path: Path, log: LogLine) -> Catalog:
 
     Raises InputError if there is no valid item.
     """
-    records, problems = item_records(str(path))
+    records, problems, unknown_fields, _ = read_items(str(path))
+    for sentence in unknown_fields:
+        log(f"{path}: {sentence}")
     refusals = Refusals(log)
     for problem in problems:
         refusals.add(str(path), problem)

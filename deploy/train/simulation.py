@@ -24,9 +24,10 @@ from models.train.history.sequences import InteractionSequences
 from models.train.ranker.fit import Choices
 from models.train.ranker.impressions import GROUP_FIELDS
 from stream.codes import SLOTS
-from stream.events.decode import ADD, BUY, CLICK, LOCALES, VIEW, decode_run
+from stream.events.decode import ADD, BUY, CLICK, VIEW, decode_run
 from stream.items.catalog import Catalog
 from stream.items.signals import ItemTable, Signals
+from stream.locales import LOCALES
 from stream.types import F32, I32, Rows
 
 START_S = 1_767_225_600.0  # 2026-01-01: simulated time starts here, so that the same seed gives the same events

@@ -19,6 +19,7 @@ from models.copywriter.guard import guard
 from models.copywriter.lexicon import Lexicon
 from models.copywriter.prompt import END, TOPIC, Prompt, build_prompt, fill
 from stream.ids import key64
+from stream.locales import match_locale
 
 GRAPH, TOKENIZER = "gpt2.onnx", "tokenizer.json"
 
@@ -66,17 +67,21 @@ class Copywriter:
         All headlines are sampled together. The same facts and seed give the same headline in any batch.
         """
         copies: list[Copy | None] = [None] * len(batch)
-        indices = [at for at, facts in enumerate(batch) if facts.locale in self.lexicon.names]
-        prompts = [self._prompt(batch[at]) for at in indices]
+        known = {
+            at: facts._replace(locale=locale)
+            for at, facts in enumerate(batch)
+            if (locale := match_locale(facts.locale, self.lexicon.names)) is not None
+        }
+        prompts = [self._prompt(facts) for facts in known.values()]
         samples = self._model.generate(
             [self._tokenizer.encode(prompt.text).ids for prompt in prompts],
-            [(seed & 0x7FFFFFFF, key64("|".join((*batch[at][:3], *batch[at].titles))) & 0x7FFFFFFF) for at in indices],
+            [(seed & 0x7FFFFFFF, key64("|".join((*of[:3], *of.titles))) & 0x7FFFFFFF) for of in known.values()],
             self._end_tokens,
             self._sampling,
             self._samples,
         )
-        for at, prompt, drawn in zip(indices, prompts, samples, strict=True):
-            copies[at] = self._best(batch[at], prompt, drawn)
+        for (at, facts), prompt, drawn in zip(known.items(), prompts, samples, strict=True):
+            copies[at] = self._best(facts, prompt, drawn)
         return copies
 
     def _prompt(self, facts: Facts) -> Prompt:

@@ -21,7 +21,7 @@ from models.train.ranker.fit import (
 )
 from models.train.ranker.graph import Head
 from stream.codes import MAX_PAGE_ITEMS, SLOTS
-from stream.events.decode import LOCALES
+from stream.locales import LOCALES
 from stream.types import F32, F64, I64, Bools, Rows
 
 Scores = npt.NDArray[np.floating[Any]]

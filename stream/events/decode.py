@@ -16,6 +16,7 @@ from stream.events.errors import EventError, shown
 from stream.events.ignored_types import NONE_IGNORED, IgnoredTypes
 from stream.events.lenient import LenientDecoder, id_text
 from stream.ids import key32, key64
+from stream.locales import locale_code
 from stream.times import EARLIEST_S, LATEST_S, record_seconds
 
 # The position is the code in rows and profiles: append only.
@@ -35,7 +36,6 @@ KINDS = (
     "identify",
 )
 VIEW, CLICK, HOME, SEARCH, ADD, REMOVE, HIDE, BUY, REFUND, CONSENT, ERASE, IDENTIFY = range(1, len(KINDS))
-LOCALES = ("", "en", "zh")  # "en-GB" is "en"; other locales are 0 and get the default locale
 CHANNELS = ("", "web", "app", "social")
 
 TOPIC_KINDS = {
@@ -194,7 +194,6 @@ _SAFELY_EARLIEST_S = EARLIEST_S + 86_400.0
 MAX_WORDS = 8
 
 _KIND_OF = {name: code for code, name in enumerate(KINDS) if name}
-_LOCALE_OF = {name: code for code, name in enumerate(LOCALES) if name}
 _CHANNEL_OF = {name: code for code, name in enumerate(CHANNELS) if name}
 _WITH_ITEMS = frozenset(kind for kind, fields in REQUIRED_FIELDS.items() if "data.items" in fields)
 _decoder = msgspec.json.Decoder(Event)
@@ -216,11 +215,6 @@ def words(text: str) -> list[str]:
         if len(found) >= MAX_WORDS:
             break
     return found[:MAX_WORDS]
-
-
-def locale_code(locale: str | None) -> int:
-    """1 for "en" and "en-GB", 2 for "zh" and "zh_CN", 0 for others."""
-    return _LOCALE_OF.get(locale[:2].lower(), 0) if locale and locale[2:3] in ("", "-", "_") else 0
 
 
 def shopper_key(event: Event) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from stream.events.decode import locale_code, words
+from stream.events.decode import words
 from stream.ids import IdIndex, key32, key64
 from stream.jit import njit
+from stream.locales import LOCALES, choose_locale, match_locale
 from stream.types import I32, I64, Row, Rows
 
-AVAILABLE, PRODUCT, EN, ZH = 1, 2, 4, 8  # bits of `flags`; EN, ZH: the item has a title in that locale
+AVAILABLE, PRODUCT, EN, ZH = 1, 2, 4, 8  # bits of `flags`; EN, ZH: the item has a title that fits the locale
 TITLE_WORDS = 6
 TITLE_BITS = np.array([0, EN, ZH])  # by locale code
 
@@ -124,7 +125,9 @@ def showable(item: Row, now: float, title_bit: int) -> bool:
 class Catalog:
     """The items by row. Arrays are replaced when they grow: read the attributes again for each batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, default_locale: str = "en") -> None:
+        """default_locale: the shop's; titles of items without the shopper's language are in it."""
+        self.default_locale = default_locale
         self.index = IdIndex()  # item id (key64) -> row; never changes
         self.items = np.zeros(1024, ITEM)  # (capacity,) ITEM
         self.version = 0  # incremented by every `apply` that changes an item
@@ -218,7 +221,7 @@ class Catalog:
         return self._items[row]
 
     def title(self, row: int, locale: str) -> str:
-        """Title in `locale`, otherwise in the first language that the item has."""
+        """Title that `choose_locale` finds for `locale`. Raises KeyError like `item`."""
         return self.id_and_title(row, locale)[1]
 
     def id_and_title(self, row: int, locale: str) -> tuple[str, str]:
@@ -226,7 +229,7 @@ class Catalog:
         item = self._items[row]
         title = item.title
         if not isinstance(title, str):
-            title = title.get(locale) or next(iter(title.values()))
+            title = title[choose_locale(locale, self.default_locale, title)]
         return item.item_id, title
 
     def __contains__(self, item_id: str) -> bool:
@@ -250,8 +253,9 @@ class Catalog:
         filled = self.items[row]
         titles = {"": item.title} if isinstance(item.title, str) else item.title
         flags = PRODUCT | (AVAILABLE if item.available else 0)
-        for locale in titles:
-            flags |= {0: EN | ZH if locale == "" else 0, 1: EN, 2: ZH}[locale_code(locale)]
+        for code in range(1, len(LOCALES)):
+            if match_locale(LOCALES[code], titles) is not None:
+                flags |= int(TITLE_BITS[code])
         if not flags & (EN | ZH):
             # All titles are in languages that no shopper can have: show the item in both.
             flags |= EN | ZH

@@ -41,6 +41,7 @@ class PageHead(NamedTuple):
     event_id: str  # of the event that triggered the page
     event_time: float
     mode: str
+    locale: str  # of the titles of its slots
 
 
 @lru_cache(1024)
@@ -82,12 +83,12 @@ def encode_pages(
     )  # fmt: skip
     rest = b',"rules_applied":%s,"slots":[' % _json(list(rules_applied))
     texts = [
-        b'{"schema":"homepage/1","page_id":"%s","user_key":%s,"version":%d,"generated_at":"%s","expires_at":"%s",'
-        b'"trigger":{"event_id":%s,"event_time":"%s"},"channel_cards":%s,"serving":{"mode":"%s",%s%s'
+        b'{"schema":"homepage/1","page_id":"%s","user_key":%s,"version":%d,"locale":"%s","generated_at":"%s",'
+        b'"expires_at":"%s","trigger":{"event_id":%s,"event_time":"%s"},"channel_cards":%s,"serving":{"mode":"%s",%s%s'
         % (
             page_id(head.user_key, head.version).encode(), _json(head.user_key), head.version,
-            rfc3339(head.generated_at).encode(), rfc3339(head.expires_at).encode(), _json(head.event_id),
-            rfc3339(head.event_time).encode(), _CARDS_JSON, head.mode.encode(), made_by, rest,
+            head.locale.encode(), rfc3339(head.generated_at).encode(), rfc3339(head.expires_at).encode(),
+            _json(head.event_id), rfc3339(head.event_time).encode(), _CARDS_JSON, head.mode.encode(), made_by, rest,
         )
         for head in heads
     ]  # fmt: skip

@@ -47,13 +47,17 @@ class Serving(msgspec.Struct, frozen=True):
     head: Literal[HEADS] | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type]
 
 
-class Homepage(msgspec.Struct, frozen=True):
-    """What a storefront shows a shopper, schema `homepage/1`. The page with a shopper's highest version is current."""
+class Homepage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a storefront shows a shopper, schema `homepage/1`. The page with a shopper's highest version is current.
+
+    `locale` is the language of the titles of its slots, a BCP 47 tag. Pages of earlier workers lack it.
+    """
 
     schema: Literal["homepage/1"]
     page_id: str
     user_key: str
     version: Annotated[int, msgspec.Meta(ge=1)]
+    locale: str | msgspec.UnsetType = msgspec.UNSET
     generated_at: str
     expires_at: str
     trigger: Trigger

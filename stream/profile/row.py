@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stream.events.decode import CHANNELS, KINDS, LOCALES
+from stream.events.decode import CHANNELS, KINDS
+from stream.locales import LOCALES
 from stream.types import Rows
 
 HALF_LIVES = (1800.0, 86_400.0, 2_592_000.0)  # seconds: 30 minutes, 1 day, 30 days

@@ -11,8 +11,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
+
 from deploy.broker.embedded import free_port
 from stream.kafka import topics
+from stream.kafka.client.connection import client_options, partition_of
+from stream.kafka.global_topics import read_table
 from tests.harness.counting import scenario, send
 from tests.harness.events import NOW, record
 from tests.harness.shop import item
@@ -53,7 +57,13 @@ async def test_sent_events_are_counted_watched_and_dumped_identically_twice(
         b"\n".join([*(value for _, value in clicks(200, 4) if value), b"{half an event", b"not json at all"])
     )
     assert "loaded 50 items" in (await asyncio.to_thread(command, settings, "catalog", "load", str(shop))).stdout
-    assert "sent 202 events" in (await asyncio.to_thread(command, settings, "send", str(lines))).stdout
+    refused = await asyncio.to_thread(command, settings, "send", str(lines))
+    assert refused.returncode == 1 and not refused.stdout, refused
+    assert "workers refuse 2 of 202 events, so nothing was sent" in refused.stderr
+    assert "2 not_json, first line 201: " in refused.stderr
+    assert not await read_all(settings, "clicks")
+    forced = await asyncio.to_thread(command, settings, "send", str(lines), "--force")
+    assert forced.returncode == 0 and forced.stdout == "sent 202 events, all acknowledged\n", forced
     with worker(settings):
         await until_counted(settings, 200)
         dumps = [await asyncio.to_thread(command, settings, "profiles", "--json") for _ in range(2)]
@@ -78,7 +88,7 @@ async def test_sent_events_are_counted_watched_and_dumped_identically_twice(
 
 
 @scenario
-async def test_a_live_pipe_is_sent_at_once_without_its_oversized_line(broker: str, topic_prefix: str) -> None:
+async def test_a_live_pipe_is_sent_at_once_without_its_bad_lines(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     pipe = subprocess.Popen(
@@ -86,13 +96,15 @@ async def test_a_live_pipe_is_sent_at_once_without_its_oversized_line(broker: st
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert pipe.stdin is not None
-    pipe.stdin.write(b"x" * 2_000_000 + b"\n" + record("view_item", "u1", "e", item="i")[1] + b"\n")
+    pipe.stdin.write(b"x" * 2_000_000 + b"\n{half\n" + record("view_item", "u1", "e", item="i")[1] + b"\n")
     pipe.stdin.flush()
     while not await read_all(settings, "clicks"):
         assert pipe.poll() is None
         await asyncio.sleep(0.05)
     out, err = await asyncio.to_thread(pipe.communicate)
-    assert out == b"sent 1 events, all acknowledged\n" and b"-, line 1 has 2000000 bytes" in err
+    assert pipe.returncode == 1 and out == b"sent 1 events, all acknowledged\n"
+    assert b"-: workers refuse 2 of 3 events; these were not sent" in err and b"1 too_large, first line 1: " in err
+    assert {sent.value for sent in await read_all(settings, "clicks")} == {record("view_item", "u1", "e", item="i")[1]}
 
 
 def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: str) -> None:
@@ -103,6 +115,42 @@ def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: st
     assert refused.returncode == 1 and "-, line 2: " in refused.stderr and "title" in refused.stderr
     assert "loaded 2 items, left out 1" in command(settings, "catalog", "load", "-", "--skip-bad", input=text).stdout
     assert "loaded 1 items" in command(settings, "catalog", "load", "-", input=f"[{item('d')[1].decode()}]").stdout
+
+
+@scenario
+async def test_a_deleted_item_leaves_the_pages(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    await send(settings, "catalog", [item(f"i{k}") for k in range(3)])
+    # A producer with another partitioner has written an item to a partition that does not own its key, too.
+    owner = partition_of(b"i1", settings.partitions)
+    async with AIOKafkaProducer(**client_options(settings)) as producer:
+        other = (owner + 1) % settings.partitions
+        await producer.send_and_wait(settings.prefix + "catalog", item("i1")[1], key=b"i1", partition=other)
+    await send(settings, "clicks", clicks(1, 1, items=1))
+
+    async def items_of_the_newest_page(version: int) -> set[str]:
+        while True:
+            page = json.loads((await read_table(settings, "homepages")).get(b"u0", b'{"version":0}'))
+            if page["version"] >= version:
+                return {shown["item_id"] for slot in page["slots"] for shown in slot["items"]}
+            await asyncio.sleep(0.05)
+
+    with worker(settings):
+        assert "i1" in await items_of_the_newest_page(1)
+        (tmp_path / "ids").write_text("i1\n")
+        ids = ["--from", str(tmp_path / "ids"), "unknown"]
+        deleted = await asyncio.to_thread(command, settings, "catalog", "delete", *ids)
+        assert deleted.returncode == 1 and "'unknown' is not in the catalogue" in deleted.stderr, deleted
+        assert deleted.stdout == "deleted 1 items; 1 are not in the catalogue\n"
+        tombstones = {r.partition for r in await read_all(settings, "catalog") if r.value is None and r.key == b"i1"}
+        assert tombstones == {owner, other}
+        version = 2
+        await send(settings, "clicks", clicks(1, 1, NOW + 1, items=1, first=1))
+        while "i1" in await items_of_the_newest_page(version):
+            # The worker may read the tombstone after the click.
+            version += 1
+            await send(settings, "clicks", clicks(1, 1, NOW + version, items=1, first=version))
 
 
 @scenario

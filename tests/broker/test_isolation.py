@@ -72,8 +72,8 @@ def test_commands_contact_the_broker_only(broker: str, topic_prefix: str, tmp_pa
     shop.write_bytes(b"\n".join(item(f"i{k}")[1] for k in range(20)))
     events.write_bytes(b"\n".join([*(value for _, value in clicks(50, 4) if value), b"{half an event"]))
     for arguments in (
-        ["topics", "create"], ["catalog", "load", str(shop)], ["send", str(events)], ["replay", str(events)],
-        ["profiles"], ["dead-letters", "list"], ["topics", "check"], ["status"],
+        ["topics", "create"], ["catalog", "load", str(shop)], ["send", str(events), "--force"],
+        ["replay", str(events), "--skip-bad"], ["profiles"], ["dead-letters", "list"], ["topics", "check"], ["status"],
     ):  # fmt: skip
         folder = tmp_path / "-".join(arguments[:2]).replace("/", "")
         trace = run(folder, arguments, **environ)

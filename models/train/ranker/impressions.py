@@ -22,7 +22,8 @@ import numpy.typing as npt
 from models.ranker.columns import F, features_hash
 from models.train.ranker.fit import HELD_OUT_SHARE, Choices
 from stream.codes import MAX_PAGE_ITEMS, SLOTS
-from stream.events.decode import ERASE, KINDS, NO_ARRIVAL_S, Event, event_time, locale_code, shopper_key
+from stream.events.decode import ERASE, KINDS, NO_ARRIVAL_S, Event, event_time, shopper_key
+from stream.locales import locale_code
 from stream.page.encode import unpack_phi
 from stream.page.schemas import Impression
 from stream.types import F64

@@ -157,6 +157,7 @@ def test_a_bad_setting_is_named_and_the_status_is_2(
         ["topics", "check"],
         ["replay", "x"],
         ["catalog", "load", "x"],
+        ["catalog", "delete", "x"],
         ["status"],
         ["dead-letters", "list"],
         ["dead-letters", "show", "1-2"],

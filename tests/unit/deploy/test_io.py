@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.io.event_log import read_log
-from deploy.io.files import InputError, event_records, item_records, open_text
+from deploy.io.files import InputError, event_records, open_text
 from models.data.clickstream import read_clicks
 from stream.events.decode import decode
 from tests.harness.events import record
@@ -129,6 +129,33 @@ def test_a_file_that_is_not_a_log_is_named_with_the_line(tmp_path: Path, text: s
         read_log(file_of(tmp_path, text), 0)
 
 
+def test_a_log_keeps_the_lines_of_its_events(tmp_path: Path) -> None:
+    event = record(item="a")[1].decode()
+    assert read_log(file_of(tmp_path, f"{event}\n\n{event}\n"), 0).lines == [1, 3]
+    text = "SessionId,ItemId,Time\ns1,a,1400000001\ns1,b,1400000000\n"
+    assert read_log(file_of(tmp_path, text), 0).lines == [3, 2]
+
+
+def test_a_clickstream_that_is_not_utf_8_is_named_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("SessionId,ItemId,Time\ns1,a,1400000000\ns1,caf\xe9,1400000001\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.csv line 3 is not UTF-8: .*iconv -f LATIN1"):
+        read_log(str(path), 0)
+    assert read_log(str(path), 1).items == ["a"], "only events that are sent need to be UTF-8"
+
+
+def test_items_of_events_that_are_not_text_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        b'{"id":"e","type":"view_item","data":{"user_id":"u","items":[{"item_id":"\\ud800"}]}}',
+        b'{"id":"e","type":"view_item","data":{"user_id":"u","items":[{"item_id":"caf\xe9"}]}}',
+        b'{"id":"e","type":"view_item","data":{"user_id":"u","items":[{"item_id":7},{"item_id":""},null]}}',
+        b'{"id":"e","type":"view_item","data":{"user_id":"u","items":[{"item_id":7}]}}',
+    ]
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    assert read_log(str(path), 0).items == ["7"]
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.tsv cannot be read"), open_text(str(tmp_path / "none.tsv")):
         pass
@@ -145,13 +172,3 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match="damaged gzip"), open_text(str(path)) as file:
             file.read()
-
-
-def test_bad_items_are_named_by_line_or_by_place_in_the_array(tmp_path: Path) -> None:
-    good, bad = '{"item_id":"a","title":"A"}', '{"item_id":"b"}'
-    records, problems = item_records(file_of(tmp_path, f"{good}\n\n{bad}\n"))
-    assert len(records) == 1 and problems[0].startswith("line 3: ") and "title" in problems[0]
-    records, problems = item_records(file_of(tmp_path, f"[{good},{bad}]"))
-    assert len(records) == 1 and problems[0].startswith("item 2: ")
-    with pytest.raises(InputError, match="not a valid JSON array"):
-        item_records(file_of(tmp_path, f"[{good}"))

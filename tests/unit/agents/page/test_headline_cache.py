@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.page import headline_cache
-from agents.page.headline_cache import MAX_WAIT_S, REQUEST_TIMEOUT_S, Headline, HeadlineCache, segment_of
+from agents.page.headline_cache import (
+    MAX_WAIT_S,
+    REQUEST_TIMEOUT_S,
+    Headline,
+    HeadlineCache,
+    segment_of,
+    template_of,
+)
 from stream.codes import SLOT_FOR_YOU, SLOT_TRENDING
 from tests.harness.events import NOW, record
 from tests.harness.page_path import decoded, path_of, requests_of, views
@@ -30,6 +37,13 @@ def headline(category: str, created: float = NOW, ttl: float = 60.0) -> tuple[by
 
 def has(cache: HeadlineCache, category: str, now: float = NOW) -> bool:
     return not cache.segment_title("en", SLOT_FOR_YOU, category, now).is_missing
+
+
+@pytest.mark.parametrize(
+    ("locale", "title"), [("en-GB", "Popular right now"), ("zh_TW", "大家都在看"), ("fr", "Popular right now")]
+)
+def test_a_template_is_in_the_language_of_the_locale(locale: str, title: str) -> None:
+    assert template_of(locale, SLOT_TRENDING) == title
 
 
 def test_no_more_is_requested_than_a_copywriter_can_answer() -> None:

@@ -111,6 +111,22 @@ def test_an_item_headline_names_the_leading_item_of_its_slot() -> None:
         assert title in (f"{lead} thing it is", f"{lead}物 it is")
 
 
+def test_an_item_headline_is_in_the_language_of_its_page() -> None:
+    """The titles of the items name regions, the shoppers' locales do not."""
+    path = path_of()
+    path.catalog.apply(
+        [item(f"i{k}", title={"de-DE": f"i{k} Lampe", "en-US": f"i{k} thing", "zh-CN": f"i{k}物"}) for k in range(80)]
+    )
+    stored, now = with_all_headlines(path)
+    result = path.refresh_partition(stored, *decoded(*looks(6)), now)
+    pages = [json.loads(page.value) for page in result.pages]
+    assert [page["locale"] for page in pages] == ["en", "zh"] * 3
+    for page, of in zip(pages, result.pages, strict=True):
+        named = [title for title, _, _ in titles([of]) if title.endswith(" it is")]
+        assert named and all(("thing" in title) == (page["locale"] == "en") for title in named), named
+        assert not any("Lampe" in title for title in named)
+
+
 def test_an_item_headline_ends_when_its_item_is_renamed_or_hidden() -> None:
     path = path_of(popular_share=1.0)
     stored, now = with_all_headlines(path, 1)

@@ -56,6 +56,11 @@ def test_an_unknown_language_gets_no_headline(writer: Copywriter) -> None:
     assert writer.write([Facts("de", "for_you", "kitchen")], 1) == [None]
 
 
+def test_a_locale_with_a_region_gets_the_headline_of_its_language(writer: Copywriter) -> None:
+    british, english = writer.write([Facts("en_GB", "fresh", "falconry"), Facts("en", "fresh", "falconry")], 1)
+    assert british is not None and british == english
+
+
 def test_item_names_are_shown_unchanged(writer: Copywriter) -> None:
     facts = [Facts("en", slot, "falconry", ("Hawk Glove 3",)) for slot in ("for_you", "trending", "fresh", "buy_again")]
     texts = [copy.text for seed in range(4) for copy in writer.write(facts, seed) if copy]

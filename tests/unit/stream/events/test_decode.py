@@ -15,7 +15,6 @@ from stream.events.decode import (
     decode,
     decode_run,
     encode,
-    locale_code,
     shopper_key,
     words,
 )
@@ -90,19 +89,6 @@ def test_a_search_without_words_is_one_event() -> None:
 )
 def test_english_and_chinese_texts_split_into_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
-
-
-def test_a_locale_code_depends_on_the_language_only() -> None:
-    assert [locale_code(code) for code in ("en", "en-GB", "zh_CN", "ZH", "de", "", None, "eng")] == [
-        1,
-        1,
-        2,
-        2,
-        0,
-        0,
-        0,
-        0,
-    ]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,25 @@ def test_an_item_record_fills_a_row() -> None:
     assert "SKU1" in catalog
 
 
+@pytest.mark.parametrize(
+    ("title", "flags", "english", "chinese"),
+    [
+        ({"de-DE": "Lampe 15", "en-US": "Lamp 15", "zh-CN": "灯 15"}, EN | ZH, "Lamp 15", "灯 15"),
+        ({"en_GB": "Lamp", "fr": "Lampe"}, EN, "Lamp", "Lamp"),
+        ({"": "Lampe", "zh": "灯"}, EN | ZH, "Lampe", "灯"),
+        ({"de": "Lampe", "fr": "La lampe"}, EN | ZH, "Lampe", "Lampe"),
+        ("Lamp", EN | ZH, "Lamp", "Lamp"),
+    ],
+)
+def test_flags_and_titles_use_the_same_look_up_of_languages(
+    title: object, flags: int, english: str, chinese: str
+) -> None:
+    catalog = Catalog("en")
+    catalog.apply([item("a", title=title)])
+    assert catalog.items[0]["flags"] & (EN | ZH) == flags
+    assert (catalog.title(0, "en"), catalog.title(0, "zh")) == (english, chinese)
+
+
 def test_a_null_value_deletes_the_item_but_keeps_its_row() -> None:
     catalog = catalog_of(3)
     catalog.apply([(b"i1", None), (b"unknown", None)])

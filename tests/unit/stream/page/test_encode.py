@@ -32,7 +32,7 @@ def encoded_pages(seed: int = 1, n: int = 90) -> tuple[list[bytes], Any, list[Pa
     placements.placed["weight"] = np.random.default_rng(seed).normal(0, 3, placements.placed.shape)
     placements.placed["reason_row"][:, ::3] = 7
     placements.placed["reason_row"][:, 1::3] = catalog.row(key64("known to the signals only"))
-    heads = [PageHead(f'u"{k}台', 40 + k, NOW + k, NOW + 3600, f"e{k}", NOW - 1.5, "full") for k in range(3)]
+    heads = [PageHead(f'u"{k}台', 40 + k, NOW + k, NOW + 3600, f"e{k}", NOW - 1.5, "full", "zh") for k in range(3)]
     slots = [slot_head(k, f'T{k} "台"', "gpt2" if k % 2 else "template") for k in range(1, len(SLOTS))]
     slot_of = np.tile(np.arange(-1, len(SLOTS) - 1, dtype=np.int32), (3, 1))
     pages = encode_pages(placements.placed, placements.count, heads, slots, slot_of, catalog, MODELS, ["brand_cap:2"])
@@ -45,6 +45,7 @@ def test_encoded_pages_decode_to_the_payload_types(seed: int, n: int) -> None:
     for u, page in enumerate(pages):
         decoded = msgspec.json.decode(page, type=Homepage)
         assert (decoded.user_key, decoded.version) == (heads[u].user_key, 40 + u)
+        assert decoded.locale == "zh"
         assert decoded.page_id == page_id(heads[u].user_key, 40 + u)
         assert decoded.serving == Serving("full", "sha256:r", "sha256:h", None, "mlp")
         flat = [(SLOTS.index(slot.slot), i) for slot in decoded.slots for i in slot.items]
@@ -91,14 +92,17 @@ def test_float16_conversion_equals_numpy() -> None:
     assert not len(wrong), [(hex(bits[k]), hex(found[k]), hex(expected[k])) for k in wrong[:5]]
 
 
-@pytest.mark.parametrize("name", ["homepage-1", "impression-1", "event-1", "item-1"])
+@pytest.mark.parametrize("name", ["homepage-1", "homepage-1-locale", "impression-1", "event-1", "item-1"])
 def test_stored_golden_payloads_are_still_readable(name: str) -> None:
     value = (GOLDEN / f"{name}.json").read_bytes()
-    schema = schemas()[name.replace("-", "/")]
+    schema = schemas()[name.removesuffix("-locale").replace("-", "/")]
     jsonschema.validate(json.loads(value), schema)
     match name:
         case "homepage-1":
-            assert msgspec.json.decode(value, type=Homepage).version == 42
+            page = msgspec.json.decode(value, type=Homepage)
+            assert (page.version, page.locale) == (42, msgspec.UNSET), "earlier workers wrote no locale"
+        case "homepage-1-locale":
+            assert msgspec.json.decode(value, type=Homepage).locale == "zh"
         case "impression-1":
             assert unpack_phi(base64.b64decode(msgspec.json.decode(value, type=Impression).phi), 3).shape == (1, 3)
         case "event-1":

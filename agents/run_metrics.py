@@ -15,6 +15,8 @@ from stream import metrics
 from stream.codes import MODES
 from stream.events.decode import KINDS, TOPIC_KINDS
 from stream.kafka.run import Run
+from stream.times import EARLIEST_S, LATEST_S, record_seconds
+from stream.types import Bools
 
 TOPICS = ("clicks", "purchases", "privacy", "refreshes")
 # Looking up a metric by its labels takes longer than counting, so it is done once.
@@ -25,6 +27,11 @@ _EVENTS = {
     topic: {kind: metrics.EVENTS.labels(topic, KINDS[kind]) for kind in sorted(kinds)}
     for topic, kinds in TOPIC_KINDS.items()
 }
+
+
+# An event whose record has a timestamp more than this after its time was sent late: by a phone that was offline, or by
+# an import. Its page is stale by the event's time, through no fault of the worker.
+LATE_S = 60.0
 
 
 def observe_stages(seconds: dict[str, float]) -> None:
@@ -53,11 +60,23 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
     if memory.id_window < math.inf:
         metrics.ID_WINDOW.observe(memory.id_window)
     metrics.CLAMPED.inc(decoded.clamped)
+    if late := _late_events(one, is_first_row & result.fresh):
+        metrics.LATE_EVENTS.labels(run.topic).inc(late)
     if decoded.lenient:
         metrics.LENIENT.labels(run.topic).inc(decoded.lenient)
     for entry, number in decoded.ignored.items():
         metrics.IGNORED.labels(run.topic, entry).inc(number)
     metrics.DEFERRED_PAGES.inc(len(result.changelog) - len(result.pages))
+
+
+def _late_events(one: PartitionInput, is_counted: Bools) -> int:
+    """Number of late events among the counted rows. is_counted: (n,) of the event rows."""
+    if not one.arrivals or not is_counted.any():
+        return 0
+    rows = one.decoded.rows
+    arrivals = np.array(one.arrivals)[rows["record"]]
+    is_time = (arrivals >= EARLIEST_S) & (arrivals <= LATEST_S)  # else the producer wrote another unit
+    return int(np.count_nonzero(is_counted & is_time & (arrivals - rows["time"] > LATE_S)))
 
 
 def count_published(topic: str, result: PageResult, since: float, commit: asyncio.Task[None]) -> None:
@@ -67,8 +86,12 @@ def count_published(topic: str, result: PageResult, since: float, commit: asynci
     _STAGES["publish"].observe(time.perf_counter() - since)
     now = time.time()
     for page in result.pages:
-        # A page that was only made again for its headline says nothing about the freshness of its event.
+        # A page that was only made again for its headline says nothing about how fast its event was answered.
         if page.was_deferred or topic != "refreshes":
-            metrics.FRESHNESS.observe(max(0.0, now - page.trigger.event_time))
+            trigger = page.trigger
+            metrics.FRESHNESS.observe(max(0.0, now - trigger.event_time))
+            # The row of a deferred page has no room for the timestamp of the record.
+            arrived = record_seconds(trigger.arrived) or trigger.event_time
+            metrics.LATENCY.observe(max(0.0, now - arrived))
     for mode, number in Counter(page.mode for page in result.pages).items():
         _PAGES[mode].inc(number)

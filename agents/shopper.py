@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -14,34 +15,41 @@ import numpy as np
 from agents import run_metrics
 from agents.batcher import MicroBatcher, OffLoop
 from agents.health.ranker_health import RankerHealth
+from agents.items import MAX_SIGNAL_BYTES
 from agents.page.fold_step import PartitionInput
 from agents.page.headline_cache import RefreshRequest
 from agents.page.path import PagePath, PageResult
 from agents.placement_monitor import PlacementMonitor
 from agents.poison import PoisonFilter
 from agents.profile_expiry import expire_profiles
+from agents.run_cutter import RunCutter
 from stream import metrics
 from stream.events.decode import TOO_LATE_CODE, Decoded, Reject, decode_run
 from stream.events.ignored_types import IgnoredTypes
-from stream.items.activity import encode_activity, owner_partitions, split_activity
-from stream.kafka.commit import Output, Outputs
+from stream.items.activity import ACTIVITY, encode_activity, owner_partitions, split_activity
+from stream.kafka.commit import BATCH_OVERHEAD, RECORD_OVERHEAD, Output, Outputs, changelog_bytes
 from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
 from stream.kafka.keys.forwarding import Routed, forward, route, stranded, too_large
 from stream.kafka.run import Run
 from stream.kafka.tables.disk_store import DiskProfileStore
+from stream.kafka.topics import BATCH_LIMIT
 from stream.profile.row import EVENT_IDS
-from stream.profile.store import MemoryProfileStore
+from stream.profile.store import SWEEP_ROWS, MemoryProfileStore
 from stream.row_codec import rows_at
 from stream.settings import Settings
 from stream.times import rfc3339
 
 TOPICS = run_metrics.TOPICS
-ACTIVITY_ROWS = 8192  # of one record, about
+# What a run's changelog has beside the rows of its shoppers: its watermark, the partition's clock, and tombstones of
+# expired profiles. The longest key has 1 KiB.
+CHANGELOG_ROOM_BYTES = (SWEEP_ROWS + 2) * (1024 + RECORD_OVERHEAD)
 BRIEF_RECORDS = 4  # for so few, changing threads costs more than the work
 OUT_OF_MEMORY = (
     "the memory is used up; the events wait in Kafka: give the worker more memory, or fewer partitions (start more "
     "workers), or smaller runs (SHOPWINDOW_RUN_RECORDS)"
 )
+
+log = logging.getLogger(__name__)
 
 
 class DecodedRun(NamedTuple):
@@ -63,6 +71,12 @@ class Processed(NamedTuple):
     result: PageResult
     outputs: list[Output]
 
+    @property
+    def changelog(self) -> list[tuple[bytes, bytes | None]]:
+        """The rows that the run changes, without those of expired profiles."""
+        row = self.decoded.routed.row
+        return [*self.result.changelog, row] if row else self.result.changelog
+
 
 class ShopperAgent:
     """The agent of `clicks`, `purchases`, `privacy` and `refreshes`, which share the partitions of the profiles."""
@@ -78,6 +92,7 @@ class ShopperAgent:
         self._settings, self._path, self._profiles, self._out = settings, path, profiles, out
         self._ignored_types = IgnoredTypes(settings.ignored_types.split(","))
         self._poison = PoisonFilter()
+        self._cutter = RunCutter(lambda: out.changelog_limit("profiles") - CHANGELOG_ROOM_BYTES)
         self._ranker_health = RankerHealth(settings.models_dir / "ranker")
         self._refresh = MicroBatcher(self._refresh_all, off_loop, _is_brief)
         self.placement = PlacementMonitor(settings.partitions)
@@ -97,7 +112,7 @@ class ShopperAgent:
         """Process the runs of several partitions in one call. The batcher never makes two calls at once."""
         now = time.time()
         try:
-            processed = self._process_all(runs, now)
+            processed = self._process_fitting(runs, now)
         except MemoryError:
             raise RuntimeError(OUT_OF_MEMORY) from None
         results = [one.result for one in processed]
@@ -106,6 +121,17 @@ class ShopperAgent:
         self._ranker_health.observe(results, now)
         metrics.HISTORY_UP.set(self._path.history is not None)
         return [self._apply(run, one) for run, one in zip(runs, processed, strict=True)]
+
+    def _process_fitting(self, runs: Sequence[Run], now: float) -> list[Processed]:
+        """Process the runs together, each cut to the records whose changelog fits one batch."""
+        for run in runs:
+            self._cutter.cut_to_estimate(run)
+        processed = self._process_all(runs, now)
+        while oversized := [at for at, run in enumerate(runs) if self._cutter.cut_to_fit(run, processed[at].changelog)]:
+            again = self._process_all([runs[at] for at in oversized], now)
+            for at, one in zip(oversized, again, strict=True):
+                processed[at] = one
+        return processed
 
     def _process_all(self, runs: Sequence[Run], now: float) -> list[Processed]:
         """Process the runs together, or each without its poison records if that fails."""
@@ -130,7 +156,7 @@ class ShopperAgent:
             rejects = one.rejects
             if result.memory.late_records:
                 rejects = [*rejects, *_late_rejects(one, result.memory.late_records)]
-            outputs = to_dead_letters(run, records, rejects) + self._outputs(run, result)
+            outputs = self._dead_letters(run, records, rejects) + self._outputs(run, result)
             processed.append(Processed(one, rejects, result, outputs))
         return processed
 
@@ -146,8 +172,11 @@ class ShopperAgent:
                 self._profiles.deferred.forget(run.partition, run.records[reject.record].key)
         return processed._replace(
             rejects=[*processed.rejects, *rejects],
-            outputs=[*processed.outputs, *to_dead_letters(run, run.records, rejects)],
+            outputs=[*processed.outputs, *self._dead_letters(run, run.records, rejects)],
         )
+
+    def _dead_letters(self, run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
+        return to_dead_letters(run, records, rejects, self._out.batch_limit("dead-letters"))
 
     def _decode(self, run: Run, records: Sequence[Any]) -> DecodedRun:
         stored, clock = self._profiles.rows_of(run.partition), self._profiles.clock(run.partition)
@@ -156,9 +185,10 @@ class ShopperAgent:
             return DecodedRun(PartitionInput(stored, refreshes=refreshes, clock=clock), rejects)
         routed = route(run.topic, run.partition, records, self._settings.partitions, stored)
         own = records if routed.own is None else [records[index] for index in routed.own]
-        decoded = self._decode_events(run.topic, own)
+        arrivals = [record.timestamp / 1000 for record in own]
+        decoded = self._decode_events(run.topic, own, arrivals)
         offsets = np.fromiter((record.offset for record in own), np.int64, len(own))
-        partition_input = PartitionInput(stored, decoded, offsets, clock=clock)
+        partition_input = PartitionInput(stored, decoded, offsets, clock=clock, arrivals=arrivals)
         rejects = decoded.rejects
         keyless = sum(own[reject.record].key is None for reject in rejects) if rejects else 0
         if routed.own is None:
@@ -166,21 +196,22 @@ class ShopperAgent:
         rejects = [reject._replace(record=routed.own[reject.record]) for reject in rejects]
         # A record that its owner would refuse is refused here, so that it is not read twice.
         candidates = list(routed.misplaced)
-        checked = self._decode_events(run.topic, [records[index] for index in candidates])
+        arrivals = [records[index].timestamp / 1000 for index in candidates]
+        checked = self._decode_events(run.topic, [records[index] for index in candidates], arrivals)
         rejects += [reject._replace(record=candidates[reject.record]) for reject in checked.rejects]
         valid = {index: routed.misplaced[index] for index, key in zip(candidates, checked.keys, strict=True) if key}
         rejects += stranded(run.topic, run.partition, records, routed)
-        rejects += (refused := too_large(records, valid))
+        rejects += (refused := too_large(records, valid, self._out.batch_limit(run.topic)))
         for reject in refused:
             del valid[reject.record]
         misplaced = [records[index] for index in valid]
         forwarded = forward(run.topic, run.partition, records, valid)
         return DecodedRun(partition_input, rejects, routed, misplaced, forwarded, keyless)
 
-    def _decode_events(self, topic: str, records: Sequence[Any]) -> Decoded:
+    def _decode_events(self, topic: str, records: Sequence[Any], arrivals: Sequence[float]) -> Decoded:
         return decode_run(
             [record.value for record in records], [record.key for record in records],
-            [record.timestamp / 1000 for record in records], topic, self._settings.future_tolerance,
+            arrivals, topic, self._settings.future_tolerance,
             lambda index: records[index].headers, self._ignored_types,
         )  # fmt: skip
 
@@ -188,13 +219,41 @@ class ShopperAgent:
         """Pages, impressions, headline requests and item activity of a run."""
         outputs = []
         if result.pages:
-            outputs.append(Output("homepages", run.partition, result.page_records()))
-            outputs.append(Output("impressions", run.partition, result.impression_records()))
+            for topic, records in (("homepages", result.page_records()), ("impressions", result.impression_records())):
+                outputs.append(Output(topic, run.partition, self._without_oversized(topic, run.partition, records)))
         requests = [request for page in result.pages for request in page.headline_requests]
         if requests:
             records = [(request.segment.encode(), msgspec.json.encode(request)) for request in requests]
             outputs.append(Output("copy-requests", None, records))
-        return outputs + _activity_outputs(run, result, self._settings.partitions)
+        limit = min(
+            self._out.batch_limit("item-activity") // ACTIVITY.itemsize,
+            self._out.changelog_limit("item-signals") // MAX_SIGNAL_BYTES,
+        )
+        return outputs + _activity_outputs(run, result, self._settings.partitions, limit // 2)
+
+    def _without_oversized(
+        self, topic: str, partition: int, records: list[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]]:
+        """The records that their topic takes. The others are logged and counted.
+
+        Their event counts, so they are no dead letters; the shopper keeps the previous page. The broker would refuse
+        the batch, which would stop the worker and the pages of all other shoppers.
+        """
+        limit = self._out.batch_limit(topic)
+        if max(len(key) + len(value) for key, value in records) + BATCH_OVERHEAD + RECORD_OVERHEAD <= limit:
+            return records
+        fitting = []
+        for key, value in records:
+            size = changelog_bytes([(key, value)])
+            if size <= limit:
+                fitting.append((key, value))
+                continue
+            metrics.OVERSIZED.labels(topic).inc()
+            log.error(
+                "a record of %d bytes for partition %d of '%s' is left out: the topic takes at most %d bytes; raise "
+                "its %s", size, partition, self._settings.prefix + topic, limit, BATCH_LIMIT,
+            )  # fmt: skip
+        return fitting
 
     def _apply(self, run: Run, processed: Processed) -> tuple[PageResult, list[Output]]:
         """Apply a run to the profiles in memory. Return its result and outputs, those of expired profiles included."""
@@ -203,8 +262,7 @@ class ShopperAgent:
         run_metrics.count_run(run, processed.decoded.partition_input, result)
         self._count_placement(run, processed.decoded)
         expiry = expire_profiles(self._profiles, run.partition, result, self._settings.profile_ttl)
-        row = processed.decoded.routed.row
-        result = result._replace(changelog=[*result.changelog, *expiry.changelog, *([row] if row else ())])
+        result = result._replace(changelog=[*processed.changelog, *expiry.changelog])
         self._profiles.apply(run.partition, result.changelog)
         return result, [*expiry.tombstones, *processed.outputs, *processed.decoded.forwarded]
 
@@ -238,8 +296,8 @@ def _late_rejects(one: DecodedRun, late: Sequence[int]) -> list[Reject]:
     ]  # fmt: skip
 
 
-def _activity_outputs(run: Run, result: PageResult, partitions: int) -> list[Output]:
-    """The items' activity, by the partition that owns each item's signals."""
+def _activity_outputs(run: Run, result: PageResult, partitions: int, max_rows: int) -> list[Output]:
+    """The items' activity, by the partition that owns each item's signals. A record has about `max_rows` rows."""
     if not len(result.activity):
         return []
     outputs = []
@@ -248,7 +306,7 @@ def _activity_outputs(run: Run, result: PageResult, partitions: int) -> list[Out
     ends = np.cumsum(np.bincount(owners, minlength=partitions)).tolist()
     for partition, (start, end) in enumerate(pairwise([0, *ends])):
         if start < end:
-            pieces = split_activity(by_owner[start:end], ACTIVITY_ROWS)
+            pieces = split_activity(by_owner[start:end], max_rows)
             values = [(None, encode_activity(run.topic, run.partition, rows)) for rows in pieces]
             outputs.append(Output("item-activity", partition, values))
     return outputs

@@ -18,8 +18,9 @@ from agents.batcher import single_thread_offload
 from agents.global_tables import GlobalTables
 from agents.headlines.agent import HeadlineAgent
 from agents.headlines.copywriter_process import CopywriterProcess, CopywriterUnavailable
-from agents.headlines.worker import HeadlineWorker, headline_agent_of, set_lag
+from agents.headlines.worker import HeadlineWorker, headline_agent_of, update_headline_lag
 from agents.health import http
+from agents.health.lag_gauges import LagGauges
 from agents.health.load_shedder import LoadShedder
 from agents.health.status_reporter import StatusReporter
 from agents.page.path import PagePath, Policy, warm_up
@@ -33,7 +34,8 @@ from stream.items.catalog import Catalog
 from stream.kafka.app import BatchApp, make_app, serve, tune_garbage_collection
 from stream.kafka.client import record_batch
 from stream.kafka.client.connection import bootstrap
-from stream.kafka.client.producer import SendTimedOut
+from stream.kafka.client.producer import BatchTooLarge, SendTimedOut
+from stream.kafka.health.topic_monitor import TopicMonitor
 from stream.kafka.health.watchdog import Watchdog
 from stream.kafka.keys import partitioner
 from stream.kafka.tables.disk_store import DiskProfileStore
@@ -107,6 +109,8 @@ class Worker:
             self.path.copywriter = self.copywriter.version
         self.watchdog = Watchdog(self.app)
         self.outage = self.watchdog.outage
+        self.topic_monitor = TopicMonitor(settings, self.app.fetch_metadata)
+        self._lag, self._headline_lag = LagGauges(), LagGauges()
         self._is_warm = False
         self._serving: asyncio.Future[Any] | None = None
 
@@ -119,7 +123,9 @@ class Worker:
         )  # fmt: skip
 
     def health(self) -> http.Health:
-        return http.Health(self.watchdog.problem, self.outage.note)
+        # Neither a lost broker nor a changed topic is mended by a restart of the worker.
+        notes = [note for note in (self.outage.note, self.topic_monitor.note) if note]
+        return http.Health(self.watchdog.problem, "; ".join(notes))
 
     def conditions(self) -> dict[str, bool]:
         """The conditions that must be true before the worker counts as ready."""
@@ -152,12 +158,19 @@ class Worker:
 
     async def _run_headlines(self, copywriter: CopywriterProcess, headlines: HeadlineAgent) -> None:
         """Load GPT-2 and write headlines once pages go out: loading both at once would delay the pages."""
-        ready = asyncio.Event()
-        self.app.when_ready(ready.set)
-        await ready.wait()
+        await self._first_ready()
         with suppress(CopywriterUnavailable):  # it is logged, and tried again
             await copywriter.start()
         await headlines.run_beside_pages()
+
+    async def _first_ready(self) -> None:
+        ready = asyncio.Event()
+        self.app.when_ready(ready.set)
+        await ready.wait()
+
+    async def _monitor_topics(self) -> None:
+        await self._first_ready()
+        await self.topic_monitor.run()
 
     def update_gauges(self) -> None:
         """Set the gauges that are computed only for a scrape."""
@@ -171,21 +184,17 @@ class Worker:
             self._update_lag()
             metrics.RECOVERING.set(self.app.recovery_remaining())
             metrics.FETCH_SILENCE.set(self.watchdog.longest)
-            metrics.FETCHED.set(self.app.batch_consumer.fetched_at() or 0.0)
+            fetched_at = self.app.batch_consumer.fetched_at()
+            if fetched_at is not None:  # None in a rebalance
+                metrics.FETCHED.set(fetched_at)
 
     def _update_lag(self) -> None:
-        # Clear first: a topic whose partitions have all moved to other workers must not keep its old values.
-        metrics.LAG.clear()
-        metrics.LAG_SECONDS.clear()
-        for (topic, _), records in self.app.lag().items():
-            metrics.LAG.labels(topic).inc(records)
-        oldest: dict[str, float] = {}
-        for (topic, _), age in self.app.lag_seconds(time.time()).items():
-            oldest[topic] = max(age, oldest.get(topic, 0.0))
-        for topic, age in oldest.items():
-            metrics.LAG_SECONDS.labels(topic).set(age)
+        assigned = None
+        if self.app.ready:
+            assigned = {(topic, number) for topic in self.app.read_topics() for number in self.app.partitions(topic)}
+        self._lag.update(assigned, self.app.lag(), self.app.lag_seconds(time.time()))
         if self.headlines is not None:
-            set_lag(self.headlines)
+            update_headline_lag(self._headline_lag, self.headlines)
 
     async def _warm_up(self) -> None:
         """Run all kernels once, so that the first click does not wait for the compiler."""
@@ -207,6 +216,7 @@ class Worker:
             await self._warm_up()
             follow_tables = self.tables.follow(self._off_loop, self.refresher.refresh_for_headlines)
             senders = [asyncio.create_task(follow_tables), asyncio.create_task(self.load_shedder.run())]
+            tasks.append(asyncio.create_task(self._monitor_topics()))
             address = str(Address(self.settings.web_host, endpoint.port))
             reporter = StatusReporter(
                 self.app, lambda: self.load_shedder.controller.rung, address, self.headlines, self.placement.shares
@@ -286,7 +296,7 @@ async def _run_with_broker(
 def _reason(error: BaseException, worker: Worker | HeadlineWorker | None) -> str:
     """The reason of a worker's end. An error of Kafka's is completed by the brokers, and the time without an answer."""
     text = logs.redacted(error)
-    if worker is None or not isinstance(error, KafkaError) or isinstance(error, SendTimedOut):
+    if worker is None or not isinstance(error, KafkaError) or isinstance(error, SendTimedOut | BatchTooLarge):
         return text
     silence = f", which has not answered for {worker.outage.seconds:.0f} s," if worker.outage.since is not None else ""
     return f"Kafka at {', '.join(bootstrap(worker.settings))}{silence} did not do what was asked ({text})"

@@ -52,6 +52,9 @@ FORGOTTEN_TRANSACTIONS = _counter(
     "forgotten_transactions", "Transactions dropped from profiles with the maximum number; a retry would count again"
 )
 DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
+OVERSIZED = _counter(
+    "oversized_records", "Pages and impressions left out because their topic's max.message.bytes is too small", "topic"
+)
 UNREADABLE = _counter(
     "unreadable_batches", "Record batches that could not be read: those of events are in dead-letters", "topic"
 )
@@ -73,9 +76,15 @@ IGNORED = _counter(
 PAGES = _counter("pages", "Pages published", "mode")
 FRESHNESS = _histogram(
     "homepage_freshness_seconds",
-    "Time from the newest event to the acknowledgement of its page",
+    "Time from the newest event, by its event time, to the acknowledgement of its page",
     FRESHNESS_BUCKETS_S,
 )
+LATENCY = _histogram(
+    "homepage_latency_seconds",
+    "Time from the timestamp of the newest event's record to the acknowledgement of its page; deferred: event time",
+    FRESHNESS_BUCKETS_S,
+)
+LATE_EVENTS = _counter("late_events", "Events whose record has a timestamp more than 60 s after their time", "topic")
 STAGE = _histogram("stage_seconds", "Time of a step in each stage of the page path", STAGE_BUCKETS_S, "stage")
 RUN_RECORDS = _histogram("run_records", "Records per run", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096), "topic")
 COPIES = _counter("copies", "Headlines requested from GPT-2, by result", "locale", "result")
@@ -94,6 +103,9 @@ LAG_SECONDS = _gauge(
     "consumer_lag_seconds",
     "Age of the oldest uncommitted record, in the worker's partition that is furthest behind",
     "topic",
+)
+GROWN_PARTITIONS = _gauge(
+    "grown_partitions", "Partitions of a topic beyond SHOPWINDOW_PARTITIONS; those of events are not read", "topic"
 )
 RECOVERING = _gauge("recovery_remaining_records", "Changelog records to read before events are processed")
 FETCHED = _gauge("last_fetch_timestamp_seconds", "Time of the broker's last answer to a fetch")

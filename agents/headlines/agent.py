@@ -92,7 +92,9 @@ class HeadlineAgent:
                     raise msgspec.ValidationError("an item without a title")
             except (msgspec.MsgspecError, TypeError) as error:
                 reject = Reject(0, "invalid", "value", f"not a headline request: {error}")
-                pair, headers = encode_dead_letter(TOPICS[0], record.partition, record, reject)
+                pair, headers = encode_dead_letter(
+                    TOPICS[0], record.partition, record, reject, self.group.dead_letter_limit
+                )
                 refusals.append(Output("dead-letters", None, [pair], [headers]))
                 refused.append(record)
                 continue

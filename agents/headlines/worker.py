@@ -11,6 +11,7 @@ from typing import Any
 from agents.headlines.agent import TOPICS, HeadlineAgent
 from agents.headlines.copywriter_process import CopywriterProcess, CopywriterUnavailable, SamplingSettings
 from agents.health import http
+from agents.health.lag_gauges import LagGauges
 from agents.health.status_reporter import StatusReporter
 from models.copywriter.locate import copywriter_folder_of
 from stream import metrics
@@ -33,12 +34,13 @@ def headline_agent_of(settings: Settings) -> tuple[CopywriterProcess, HeadlineAg
     return copywriter, HeadlineAgent(settings, copywriter, GroupMember(settings, TOPICS[0], copy_group(settings)))
 
 
-def set_lag(headlines: HeadlineAgent) -> None:
+def update_headline_lag(gauges: LagGauges, headlines: HeadlineAgent) -> None:
     """Set the lag gauges of the headline requests."""
-    waiting, oldest = headlines.group.lag(), headlines.group.oldest()
-    if waiting:
-        metrics.LAG.labels(TOPICS[0]).set(sum(waiting.values()))
-        metrics.LAG_SECONDS.labels(TOPICS[0]).set(0.0 if oldest is None else max(0.0, time.time() - oldest))
+    group = headlines.group
+    assigned = {(TOPICS[0], number) for number in group.partitions()} if group.joined else None
+    waiting, oldest = {(TOPICS[0], number): lag for number, lag in group.lag().items()}, group.oldest()
+    age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
+    gauges.update(assigned, waiting, dict.fromkeys(waiting, age))
 
 
 class HeadlineWorker:
@@ -53,6 +55,7 @@ class HeadlineWorker:
         self.settings = settings
         self._copywriter, self._headlines = headline_agent_of(settings)
         self.outage = Outage(settings)
+        self._lag = LagGauges()
         self.should_stop = self._is_warm = False
 
     @property
@@ -91,9 +94,7 @@ class HeadlineWorker:
         metrics.COPYWRITER_UP.set(self._copywriter.is_alive)
         metrics.READY.set(all(self.conditions().values()))
         metrics.FETCH_SILENCE.set(self.outage.seconds)
-        metrics.LAG.clear()
-        metrics.LAG_SECONDS.clear()
-        set_lag(self._headlines)
+        update_headline_lag(self._lag, self._headlines)
 
     async def run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Write headlines until `stop` is set. Raises NoBroker, WrongTopics, or a Kafka error that does not pass."""

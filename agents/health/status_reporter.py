@@ -84,7 +84,7 @@ class StatusReporter:
             self._wake.clear()
 
     async def deregister(self) -> None:
-        """Delete the worker's record, so that a worker which stops in good order is not reported as silent."""
+        """Delete the worker's record, so that a worker which stops in good order is not reported as dead."""
         self._is_deregistered = True
         if self._app.started:
             with suppress(KafkaError, TimeoutError):
@@ -105,6 +105,7 @@ class StatusReporter:
             rung=RUNGS[self._rung()], recovery_remaining=remaining,
             recovery_share=round(1 - remaining / self._most_remaining, 4) if self._most_remaining else 1.0,
             metrics=self._metrics_at, partitions=self._partitions(), role=self._app.settings.role,
+            session_timeout=self._app.settings.session_timeout,
             forwarded=self._forwarded(),
         )  # fmt: skip
 

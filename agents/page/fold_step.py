@@ -27,6 +27,7 @@ class PageTrigger(NamedTuple):
 
     event_id: str
     event_time: float  # s since the epoch
+    arrived: float = 0.0  # timestamp of the event's record, s, as its producer wrote it; 0: unknown
 
 
 class PartitionInput(NamedTuple):
@@ -37,6 +38,7 @@ class PartitionInput(NamedTuple):
     offsets: I64 = np.zeros(0, np.int64)  # (records,)
     refreshes: Mapping[bytes, RefreshRequest] = {}  # by shopper key
     clock: float = 0.0  # s, newest event time of the partition before this input
+    arrivals: Sequence[float] = ()  # timestamp of each record, s, as its producer wrote it; empty: unknown
 
 
 class MemoryReport(NamedTuple):
@@ -120,7 +122,12 @@ def _fold_events(
     newest = newest_event.tolist()
     indices = [index for index, event in enumerate(newest) if event >= 0]
     seconds = times.tolist()
-    triggers = [PageTrigger(decoded.ids[records[newest[index]]], seconds[newest[index]]) for index in indices]
+    arrivals = one.arrivals or [0.0] * len(decoded.ids)
+    triggers = []
+    for index in indices:
+        event = newest[index]
+        record = records[event]
+        triggers.append(PageTrigger(decoded.ids[record], seconds[event], arrivals[record]))
     fresh, activity, clock, memory = folded
     arrived = _arrivals(decoded, fresh, shopper_of, indices)
     shopper_keys = [keys[index] for index in indices]
@@ -229,8 +236,8 @@ def is_too_soon(
 
 def defer(serving: Rows, is_deferred: Sequence[bool], triggers: Sequence[PageTrigger]) -> None:
     """In place: record the trigger of each deferred page. An older deferred page with a newer trigger is kept."""
-    for index, (event_id, time) in enumerate(triggers):
-        if is_deferred[index] and time >= serving["owed_time"][index]:
-            serving["owed_time"][index] = time
-            name = event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID_BYTES, b"\0")
+    for index, trigger in enumerate(triggers):
+        if is_deferred[index] and trigger.event_time >= serving["owed_time"][index]:
+            serving["owed_time"][index] = trigger.event_time
+            name = trigger.event_id.encode("utf-8", "surrogatepass").ljust(OWED_ID_BYTES, b"\0")
             serving["owed_id"][index] = np.frombuffer(name, np.int32)

@@ -167,7 +167,7 @@ class PagePath:
         for result in results:
             for page in result.pages:
                 for segment in page.missing_segments:
-                    self.headlines.add_waiter(segment, page.key, page.trigger, generated_at)
+                    self.headlines.add_waiter(segment, page.key, page.trigger[:2], generated_at)
                 for request in page.headline_requests:
                     self.headlines.record_request(request.segment, generated_at, bool(request.item))
         self.headlines.evict(generated_at)

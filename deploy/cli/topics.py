@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from deploy.cli.command import Group
+from deploy.cli.command import Group, whole
 from stream.logs import say
 from stream.settings import Settings
 
@@ -15,7 +15,11 @@ def topics() -> None:
 
 
 @topics.command(example="shopwindow topics create")
-async def create(settings: Settings) -> int:
+@click.option(
+    "--max-message-bytes", type=whole(100_000, 100 << 20), metavar="N",
+    help="Maximum size of a record batch in the new topics. Default: the broker's, which suffices.",
+)  # fmt: skip
+async def create(settings: Settings, max_message_bytes: int | None) -> int:
     """Create the topics that are missing, then check all of them.
 
     The exit status is 1 if a topic has other partitions or settings.
@@ -24,7 +28,7 @@ async def create(settings: Settings) -> int:
     from stream.kafka.topics import create
 
     settings = require_broker(settings)
-    created = await create(settings)
+    created = await create(settings, max_message_bytes)
     print(f"created {', '.join(created)}" if created else "all topics were there")
     return await _report_problems(settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -24,11 +24,13 @@ from stream.kafka.client.connection import (
     partition_of,
     stop_client,
 )
+from stream.kafka.commit import changelog_bytes
+from stream.kafka.topics import BATCH_LIMIT, DEFAULT_BATCH_LIMIT, inspect
 from stream.settings import Settings
 
-MAX_RECORD_BYTES = 1_000_000  # The broker refuses 1 MiB, envelope included.
 MAX_IN_FLIGHT = 5_000  # records sent and not yet acknowledged
 LINGER_MS = 5
+MAX_REQUEST_BYTES = 64 << 20  # the topics' limits decide, not the client's
 ACKNOWLEDGE_TIMEOUT_S = 30.0  # without any acknowledgement while records wait for one; a broker restarts in 5 to 15 s
 CHECK_INTERVAL_S = 0.5
 CHECKED_TOGETHER = 1_000  # events of a file
@@ -37,13 +39,27 @@ CHECKED_TOGETHER = 1_000  # events of a file
 class Sender:
     """A producer with many sends in flight; `acknowledged` waits for all of them."""
 
-    def __init__(self, settings: Settings, producer: AIOKafkaProducer) -> None:
-        self._settings, self._producer = settings, producer
+    def __init__(self, settings: Settings, producer: AIOKafkaProducer, batch_limits: Mapping[str, int]) -> None:
+        self._settings, self._producer, self._batch_limits = settings, producer, batch_limits
         self._pending: deque[asyncio.Future[Any]] = deque()
         self.sent = 0
 
+    def refusal(self, record: Outgoing) -> str | None:
+        """Why Kafka would refuse the record for its size; None if it takes it."""
+        size = changelog_bytes([(record.key or b"", record.value)])
+        limit = self._batch_limits.get(record.topic, DEFAULT_BATCH_LIMIT)
+        if size <= limit:
+            return None
+        name = self._settings.prefix + record.topic
+        return f"has {size} bytes as a record, and topic '{name}' takes at most {limit} ({BATCH_LIMIT})"
+
     async def send(self, record: Outgoing) -> None:
-        """Send a record to the partition of its key. Raises the Kafka error of an earlier send that failed."""
+        """Send a record to the partition of its key.
+
+        Raises InputError if it is too large, and the Kafka error of an earlier send that failed.
+        """
+        if refusal := self.refusal(record):
+            raise InputError(f"the record with the key {(record.key or b'')[:80]!r} {refusal}")
         partition = partition_of(record.key or b"", self._settings.partitions)
         await self._send(record.topic, record.key, record.value, partition)
 
@@ -98,20 +114,22 @@ async def sender(settings: Settings) -> AsyncIterator[Sender]:
     Raises NoBroker, also if Kafka is lost in the block, and InputError if the topics do not fit the settings.
     """
     producer = AIOKafkaProducer(
-        **client_options(settings), linger_ms=LINGER_MS, acks="all",
+        **client_options(settings), linger_ms=LINGER_MS, acks="all", max_request_size=MAX_REQUEST_BYTES,
         request_timeout_ms=int(2 * ACKNOWLEDGE_TIMEOUT_S * 1000),  # so that ours comes first
     )  # fmt: skip
-    client = Sender(settings, producer)
+    client: Sender | None = None
     try:
         with connecting(settings):
             await producer.start()
         await _check_topics(settings, producer)
+        client = Sender(settings, producer, (await inspect(settings)).batch_limits)
         async with _ending_when_stalled(client, settings):
             yield client
             await client.acknowledged()
     except BaseException:
         # What is not acknowledged would be retried for as long as the brokers are down.
-        client.abandon()
+        if client is not None:
+            client.abandon()
         raise
     finally:
         await stop_client(producer)
@@ -146,12 +164,13 @@ def _lost(client: Sender, settings: Settings, problem: str) -> str:
 
 async def _check_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
     metadata = await producer.client.fetch_all_metadata()
-    for topic in ("clicks", "catalog"):
+    for topic in ("clicks", "catalog", "profiles"):
         name = settings.prefix + topic
         count = len(metadata.partitions_for_topic(name) or ())
         if count == 0:
             raise InputError(f"topic '{name}' is missing; create the topics: shopwindow topics create")
-        if count != settings.partitions:
+        # The topics of events may have grown; workers read the first partitions, as many as `profiles` has.
+        if count < settings.partitions or (topic == "profiles" and count > settings.partitions):
             raise InputError(
                 f"topic '{name}' has {count} partitions, SHOPWINDOW_PARTITIONS is {settings.partitions}; "
                 f"set it to {count}"
@@ -186,11 +205,8 @@ async def send_events(settings: Settings, path: str, bad: BadEvents) -> Sent:
         async for records in _numbered_records(path, CHECKED_TOGETHER if is_file else 1):
             good = records if is_checked else check.good(records)
             for line, record in records if bad is BadEvents.SEND else good:
-                if len(record.value) > MAX_RECORD_BYTES:
-                    too_large.append(
-                        f"{path}, line {line} has {len(record.value)} bytes, "
-                        f"Kafka takes at most {MAX_RECORD_BYTES}; left out"
-                    )
+                if refusal := client.refusal(record):
+                    too_large.append(f"{path}, line {line} {refusal}; left out")
                     continue
                 await client.send(record)
                 sent += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -15,14 +17,13 @@ from stream.kafka.client.connection import bootstrap, client_options, connecting
 from stream.kafka.global_topics import assign, connect_reader, read_topic
 from stream.kafka.health.worker_status import (
     FORGOTTEN_AFTER_S,
-    SILENT_AFTER_S,
     TOPIC,
     ForwardedShare,
     WorkerStatus,
     decode,
     total_shares,
 )
-from stream.kafka.topics import copy_group
+from stream.kafka.topics import copy_group, grown_topic
 from stream.settings import Settings
 
 # The topics that workers commit.
@@ -53,7 +54,7 @@ async def cluster_status(settings: Settings) -> dict[str, Any]:
             reported[name] = record.timestamp / 1000, status
     workers: list[dict[str, Any]] = [
         {
-            "worker": status.worker, "state": "silent" if now - at > SILENT_AFTER_S else status.state,
+            "worker": status.worker, "state": "dead" if status.is_dead(now - at) else status.state,
             "told_seconds_ago": round(max(0.0, now - at), 1), "events_per_s": status.events_per_s, "rung": status.rung,
             "recovery_remaining": status.recovery_remaining, "recovery_share": status.recovery_share,
             "metrics": status.metrics, "partitions": status.partitions, "role": status.role,
@@ -61,17 +62,18 @@ async def cluster_status(settings: Settings) -> dict[str, Any]:
         }
         for at, status in sorted(reported.values(), key=lambda entry: entry[1].worker)
     ]  # fmt: skip
-    shares = [status.forwarded for at, status in reported.values() if now - at <= SILENT_AFTER_S]
+    shares = [status.forwarded for at, status in reported.values() if not status.is_dead(now - at)]
     owners = {
         (topic, number): worker["worker"]
         for worker in workers
-        if worker["state"] != "silent"
+        if worker["state"] != "dead"
         for topic, numbers in worker["partitions"].items()
         for number in numbers
     }
+    lags = await partition_lags(settings)
     partitions = [
         {"topic": topic, "partition": number, "worker": owners.get((topic, number)), **lag}
-        for (topic, number), lag in (await partition_lags(settings)).items()
+        for (topic, number), lag in lags.items()
     ]
     return {
         "app_id": settings.app_id,
@@ -79,7 +81,15 @@ async def cluster_status(settings: Settings) -> dict[str, Any]:
         "workers": workers,
         "partitions": partitions,
         "forwarded": {topic: share_fields(share) for topic, share in total_shares(shares).items()},
+        "problems": grown_topics(settings, lags),
     }
+
+
+def grown_topics(settings: Settings, partitions: Iterable[tuple[str, int]]) -> list[str]:
+    """The problems of topics with more partitions than workers read. `partitions`: (logical topic, number)."""
+    counts = Counter(topic for topic, _ in partitions)
+    problems = [grown_topic(settings, topic, count) for topic, count in counts.items()]
+    return [problem for problem in problems if problem]
 
 
 def share_fields(share: ForwardedShare) -> dict[str, Any]:
@@ -164,6 +174,8 @@ def format_status(status: Mapping[str, Any]) -> str:
             "no worker makes pages: start one with `shopwindow worker`. If one runs, check",
             "that its SHOPWINDOW_APP_ID and SHOPWINDOW_PREFIX are those of this command.",
         ]
+    for problem in status["problems"]:
+        lines += ["", *textwrap.wrap(problem, 80, break_long_words=False)]
     lines += _forwarded_lines(status["forwarded"])
     lines += _lag_lines(status["partitions"])
     return "\n".join(line.rstrip() for line in lines)
@@ -174,8 +186,8 @@ def _worker_lines(workers: Sequence[Mapping[str, Any]]) -> list[str]:
     if workers:
         lines += ["", f"{'WORKER':{NAME_WIDTH}} {'STATE':17} {'EVENTS/S':>9}  {'RUNG':15} PARTITIONS"]
     for worker in workers:
-        if worker["state"] == "silent":
-            lines.append(f"{_short_name(worker['worker'])} silent for {worker['told_seconds_ago']:.0f} s")
+        if worker["state"] == "dead":
+            lines.append(f"{_short_name(worker['worker'])} dead: no report for {worker['told_seconds_ago']:.0f} s")
             continue
         state = worker["state"]
         if worker["recovery_remaining"]:
@@ -214,7 +226,7 @@ def _lag_lines(partitions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def has_page_worker(status: Mapping[str, Any]) -> bool:
     """Return whether a worker that makes pages is alive; one that only writes headlines does not count."""
-    return any(worker["state"] != "silent" and worker["role"] != "copy" for worker in status["workers"])
+    return any(worker["state"] != "dead" and worker["role"] != "copy" for worker in status["workers"])
 
 
 def _short_name(worker: str) -> str:

@@ -12,7 +12,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
+from aiokafka.cluster import ClusterMetadata
+
 from stream.kafka.agent import AgentApp, AgentBody, AgentPartitions
+from stream.kafka.assignor import FixedAssignor
 from stream.kafka.client.connection import bootstrap, faust_credentials
 from stream.kafka.client.consumer_records import report_unreadable
 from stream.kafka.client.producer import BatchProducer
@@ -22,7 +25,7 @@ from stream.kafka.consumer import BatchConsumer, BatchTransport
 from stream.kafka.dead_letters import count_dead_letters, unreadable_letter
 from stream.kafka.run import PartitionLost, Run
 from stream.kafka.tables.recovery import BatchRecovery, BatchTableManager
-from stream.kafka.topics import CHANGELOG_BYTES, WrongTopics, check
+from stream.kafka.topics import MAX_CHANGELOG_BYTES, WrongTopics, inspect
 
 if TYPE_CHECKING:
     from stream.kafka.tables.table import ExactTable
@@ -119,7 +122,7 @@ class BatchApp(AgentApp):
 
     async def _reject_batch(self, run: Run, batch: UnreadableBatch) -> None:
         """Send a batch that cannot be read to `dead-letters` as raw bytes, and commit it as a run of its own."""
-        letters = [unreadable_letter(run.topic, run.partition, batch)]
+        letters = [unreadable_letter(run.topic, run.partition, batch, self.outputs.batch_limit("dead-letters"))]
         await self.outputs.commit_run(run, letters)
         count_dead_letters(letters)
         report_unreadable(run.topic, run.partition, batch, "its bytes were sent to dead-letters")
@@ -171,6 +174,10 @@ class BatchApp(AgentApp):
         """Send a record to `topic` (logical name) and wait for its acknowledgement."""
         await self.outputs.send(topic, None, [record])
 
+    async def fetch_metadata(self) -> ClusterMetadata:
+        """Ask the cluster for all of its topics."""
+        return await cast(BatchProducer, self.producer).client.fetch_all_metadata()
+
     def partitions(self, topic: str) -> set[int]:
         """Partitions of `topic` (logical name) that are assigned to this worker."""
         name = self.settings.prefix + topic
@@ -218,6 +225,7 @@ def make_app(settings: Settings) -> BatchApp:
         broker_credentials=faust_credentials(settings),
         store="memory://",
         TableManager=BatchTableManager,
+        PartitionAssignor=FixedAssignor,
         table_standby_replicas=settings.standbys,
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,
@@ -235,7 +243,7 @@ def make_app(settings: Settings) -> BatchApp:
         broker_commit_interval=1.0,
         producer_linger=0.0,
         producer_max_batch_size=BATCH_BYTES,
-        producer_max_request_size=2 * CHANGELOG_BYTES,
+        producer_max_request_size=2 * MAX_CHANGELOG_BYTES,
         producer_request_timeout=SEND_TIMEOUT_S,
     )
 
@@ -258,9 +266,10 @@ async def serve(app: BatchApp, stop: asyncio.Event) -> None:
     Raises whatever crashed the app, NoBroker if no broker answers, and WrongTopics if `topics.check` finds a problem.
     Faust would wait silently for a missing topic.
     """
-    problems = await check(app.settings)
-    if problems:
-        raise WrongTopics("\n".join(problems))
+    found = await inspect(app.settings)
+    if found.problems:
+        raise WrongTopics("\n".join(found.problems))
+    app.outputs.batch_limits = found.batch_limits  # topics that have grown are reported by `health/topic_monitor.py`
     await app.start()
     waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(app._crashed.wait())]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,16 +15,17 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from stream.kafka.client.connection import partition_of
 from stream.kafka.client.producer import BatchSender
-from stream.kafka.topics import CHANGELOG_BYTES
+from stream.kafka.topics import BATCH_LIMIT, DEFAULT_BATCH_LIMIT, MAX_CHANGELOG_BYTES
 from stream.profile.store import META_PREFIX
 
 if TYPE_CHECKING:
     from stream.kafka.run import Run
     from stream.settings import Settings
 
-# Maximum size of one record batch of output: the broker's message.max.bytes (1 MiB) less room for the batch header.
+# Maximum bytes of one record batch of output. The limit of its topic may be lower.
 BATCH_BYTES = 900_000
-
+# Upper bounds of what a batch, and each record in it, has beside keys and values.
+BATCH_OVERHEAD, RECORD_OVERHEAD = 61, 32
 
 Pair = tuple[bytes | None, bytes | None]  # key, value
 Headers = list[tuple[str, bytes]]
@@ -72,6 +73,16 @@ class Batch(BatchBuilder):  # type: ignore[misc]  # aiokafka has no types
                 count += 1
         self._relative_offset = count
         return start + count - first
+
+
+def changelog_bytes(records: Sequence[tuple[bytes, bytes | None]]) -> int:
+    """Upper bound of the bytes of a record batch with these keys and values, without headers."""
+    content = sum([len(key) + (0 if value is None else len(value)) for key, value in records])
+    return BATCH_OVERHEAD + RECORD_OVERHEAD * len(records) + content
+
+
+class ChangelogTooLarge(RuntimeError):
+    """The changelog of a run does not fit one record batch; the message names topic, size and setting."""
 
 
 class _PendingSend:
@@ -134,9 +145,18 @@ class Outputs:
         on_commit_end: Callable[[Run, asyncio.Task[None]], None],
     ) -> None:
         self._settings, self._sender, self._on_commit_end = settings, sender, on_commit_end
+        self.batch_limits: Mapping[str, int] = {}  # max.message.bytes by logical topic, as read at the start
         self._waiting: dict[tuple[str, int], list[tuple[_RecordGroup, _PendingSend]]] = {}
         self._in_flight: Counter[tuple[str, int]] = Counter()  # batches of each partition
         self._flush_is_scheduled = False
+
+    def batch_limit(self, topic: str) -> int:
+        """Maximum bytes of a record batch of `topic` (logical name)."""
+        return self.batch_limits.get(topic, DEFAULT_BATCH_LIMIT)
+
+    def changelog_limit(self, topic: str) -> int:
+        """Maximum bytes of a changelog batch of `topic` (logical name)."""
+        return min(self.batch_limit(topic), MAX_CHANGELOG_BYTES)
 
     async def send(self, topic: str, partition: int | None, records: Sequence[Pair]) -> None:
         """Send all records in as few batches as possible, and wait for their acknowledgement.
@@ -177,7 +197,8 @@ class Outputs:
     def _flush(self) -> None:
         self._flush_is_scheduled = False
         for place in self._waiting.keys() - self._in_flight.keys():
-            for batch, senders in _fill_batches(self._waiting.pop(place)):
+            size = min(BATCH_BYTES, self.batch_limit(place[0].removeprefix(self._settings.prefix)))
+            for batch, senders in _fill_batches(self._waiting.pop(place), size):
                 self._in_flight[place] += 1
                 self._sender().send(batch, *place).add_done_callback(partial(self._settle, place, senders))
 
@@ -210,8 +231,8 @@ class Outputs:
         After step 2 the records are below the watermark and never reach an agent again.
 
         Raises PartitionLost if the partition has, or may have, another owner. Nothing more is then written, and the
-        partition's state is dropped. Raises ValueError if the changelog exceeds one batch, or the Kafka error of a
-        failed send. Both stop the worker, and the run is repeated after a restart.
+        partition's state is dropped. Raises ChangelogTooLarge if the changelog exceeds one batch, or the Kafka error
+        of a failed send. Both stop the worker, and the run is repeated after a restart.
         """
         await self._commit(run, outputs, changelog, self._enqueue(outputs))
 
@@ -258,12 +279,14 @@ class Outputs:
     async def _write_changelog(self, run: Run, changelog: Sequence[tuple[bytes, bytes | None]]) -> None:
         table = run.table
         assert table is not None
-        batch = Batch(CHANGELOG_BYTES)
+        limit = self.changelog_limit(table.name)
+        batch = Batch(limit)
         records = [*changelog, table.watermark_record(run.topic, run.partition, run.last + 1)]
-        if batch.extend(records) < len(records) or batch.size() > CHANGELOG_BYTES:
-            raise ValueError(
-                f"the changelog of a run of {len(run.records)} records ({len(changelog)} keys) exceeds one batch "
-                f"of {CHANGELOG_BYTES} bytes; smaller runs fit (SHOPWINDOW_RUN_RECORDS)"
+        if batch.extend(records) < len(records) or batch.size() > limit:
+            raise ChangelogTooLarge(
+                f"the changelog of a run of {len(run.records)} records has {len(changelog)} rows of together "
+                f"{changelog_bytes(changelog)} bytes; it must be one record batch, and topic "
+                f"'{table.changelog_name()}' takes at most {limit} bytes: raise its {BATCH_LIMIT}"
             )
         # The last check before the write. One race remains, while the batch is on its way: a worker is cut off from
         # the group for longer than its session, yet its batch still reaches the partition's leader, after the next
@@ -280,16 +303,18 @@ async def _wait_committed(run: Run | None) -> None:
         await asyncio.shield(run.commit_task)
 
 
-def _fill_batches(groups: Sequence[tuple[_RecordGroup, _PendingSend]]) -> list[tuple[Batch, list[_PendingSend]]]:
-    """Put all records into batches, in order. Return each batch with the sends that wait for it."""
-    batch = Batch(BATCH_BYTES)
+def _fill_batches(
+    groups: Sequence[tuple[_RecordGroup, _PendingSend]], size: int
+) -> list[tuple[Batch, list[_PendingSend]]]:
+    """Put all records into batches of at most `size` bytes, in order. Return each with the sends that wait for it."""
+    batch = Batch(size)
     filled: list[tuple[Batch, list[_PendingSend]]] = [(batch, [])]
     for (records, headers, timestamps), pending in groups:
         filled[-1][1].append(pending)
         done = batch.extend(records, headers, timestamps=timestamps)
         while done < len(records):
             # An empty batch takes a record of any size: whether that is too large is for the broker to decide.
-            batch = Batch(BATCH_BYTES)
+            batch = Batch(size)
             filled.append((batch, [pending]))
             pending.open_batches += 1
             done = batch.extend(records, headers, done, timestamps)

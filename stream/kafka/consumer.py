@@ -8,7 +8,7 @@ Partitions are processed concurrently. A partition's records pass these stages:
               1            2       3        4           5             6
 
     1  Fetched, but in no run yet. The next run forms here. Fetching pauses while PREFETCH_RUNS runs wait.
-    2  In `in_flight`, held by the agent: one run per partition.
+    2  In `in_flight`, held by the agent: one run per partition. It may leave its last records to the next run.
     3  The agent's step, together with runs of other partitions. Then the next run may be delivered.
     4  Pages and all other outputs, sent and acknowledged. The next run's outputs may follow if it changes other rows.
     5  The changed rows and the run's end offset, in one batch, in order. From now on the run counts, exactly once.
@@ -199,8 +199,15 @@ class BatchConsumer(driver.Consumer):
     def release_next(self, run: Run) -> None:
         """Note that the run has finished its step, and deliver the next run of its partition."""
         if self._is_in_flight(run):
+            self._take_back(run)
             self._delivered.pop(run.tp, None)
             self._deliver_next(run.tp)
+
+    def _take_back(self, run: Run) -> None:
+        """Put the records that the run has left over before those that wait."""
+        if run.left_over and run.epoch == self.epoch:
+            self._backlog[run.tp] = [*run.left_over, *self._backlog.get(run.tp, ())]
+        run.left_over = ()
 
     def acknowledge(self, tp: TP, next_offset: int, run: Run | None) -> None:
         """Note that every record below `next_offset` is done. Ignored if a rebalance has abandoned `run`.
@@ -210,6 +217,7 @@ class BatchConsumer(driver.Consumer):
         if run is not None and not self._is_in_flight(run):
             return
         if run is not None:
+            self._take_back(run)
             self.remove_run(run)
         if run is None or run.commit_task is None:  # otherwise the next run may have been delivered already
             self._delivered.pop(tp, None)

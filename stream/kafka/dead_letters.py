@@ -14,9 +14,9 @@ import msgspec
 
 from stream import metrics
 from stream.events.decode import Reject
-from stream.kafka.commit import Headers, Output, Pair
+from stream.kafka.commit import BATCH_OVERHEAD, RECORD_OVERHEAD, Headers, Output, Pair
 from stream.kafka.keys.forwarding import FORWARDED, origin_of
-from stream.kafka.topics import DEAD_LETTER_BYTES
+from stream.kafka.topics import DEFAULT_BATCH_LIMIT
 
 if TYPE_CHECKING:
     from stream.kafka.client.record_batch import UnreadableBatch
@@ -29,12 +29,10 @@ REDRIVEN = "shopwindow-redriven"
 CUT = "cut_from"
 # Header of the dead letter of a record batch: the offset of its last record. The header "offset" has that of its first.
 LAST_OFFSET = "last_offset"
+LAST_OFFSET_BYTES = 64  # upper bound of this header
 UNREADABLE = "unreadable"  # error of such a dead letter
-# A dead letter keeps this many bytes: more than the largest record of a cluster with Kafka's default limit. The broker
-# would refuse a larger one, and that would stop the worker.
-KEPT_BYTES = DEAD_LETTER_BYTES // 2 + (256 << 10)
 CUT_KEY_BYTES = 1024  # of a cut dead letter
-HEADER_ROOM_BYTES = 2048  # that the value of a cut dead letter leaves for key and headers
+HEADER_BYTES = 12  # upper bound of what a header has beside its name and value
 log = logging.getLogger(__name__)
 _HEADER_NAMES = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 
@@ -68,28 +66,35 @@ class DeadLetter(NamedTuple):
     last_offset: int = -1  # of a record batch that could not be read, else -1
 
 
-def dead_letters(run: Run, rejects: Sequence[Reject]) -> list[Output]:
+def dead_letters(run: Run, rejects: Sequence[Reject], batch_limit: int = DEFAULT_BATCH_LIMIT) -> list[Output]:
     """Return the dead letters of a run's rejects, and count them. Empty if there are no rejects."""
-    outputs = to_dead_letters(run, run.records, rejects)
+    outputs = to_dead_letters(run, run.records, rejects, batch_limit)
     count_dead_letters(outputs)
     return outputs
 
 
-def to_dead_letters(run: Run, records: Sequence[Any], rejects: Sequence[Reject]) -> list[Output]:
+def to_dead_letters(
+    run: Run, records: Sequence[Any], rejects: Sequence[Reject], batch_limit: int = DEFAULT_BATCH_LIMIT
+) -> list[Output]:
     """Return the dead letters of some records of a run. `rejects` refer to indices of `records`.
 
     They are not counted, because this may be a trial.
     """
-    encoded = [encode_dead_letter(run.topic, run.partition, records[reject.record], reject) for reject in rejects]
+    encoded = [
+        encode_dead_letter(run.topic, run.partition, records[reject.record], reject, batch_limit) for reject in rejects
+    ]
     if not encoded:
         return []
     return [Output("dead-letters", None, [pair for pair, _ in encoded], [headers for _, headers in encoded])]
 
 
-def unreadable_letter(topic: str, partition: int, batch: UnreadableBatch) -> Output:
+def unreadable_letter(
+    topic: str, partition: int, batch: UnreadableBatch, batch_limit: int = DEFAULT_BATCH_LIMIT
+) -> Output:
     """Return the dead letter of a batch that cannot be read; `topic` is the logical name. It is not counted."""
     reject = Reject(0, UNREADABLE, "batch", batch.describe())
-    pair, headers = encode_dead_letter(topic, partition, batch._replace(offset=batch.base_offset), reject)
+    record = batch._replace(offset=batch.base_offset)
+    pair, headers = encode_dead_letter(topic, partition, record, reject, batch_limit - LAST_OFFSET_BYTES)
     return Output("dead-letters", None, [pair], [[*headers, (LAST_OFFSET, b"%d" % batch.offset)]])
 
 
@@ -109,12 +114,14 @@ def count_dead_letters(outputs: Sequence[Output]) -> None:
                 log.warning("a record is refused, %s in %s", found["error"], found["field"], extra=place)
 
 
-def encode_dead_letter(topic: str, partition: int, record: Any, reject: Reject) -> tuple[Pair, Headers]:
+def encode_dead_letter(
+    topic: str, partition: int, record: Any, reject: Reject, batch_limit: int = DEFAULT_BATCH_LIMIT
+) -> tuple[Pair, Headers]:
     """Return the key, value and headers of the dead letter of an aiokafka record; `topic` is the logical name.
 
-    The record's own headers follow ours. A forwarded record is named by its origin. A record larger than KEPT_BYTES,
-    which exists only in a cluster with a raised message.max.bytes, is cut and loses its own headers; the header
-    `cut_from` then gives the size of its value.
+    The record's own headers follow ours. A forwarded record is named by its origin. If the dead letter is larger than
+    `batch_limit` (max.message.bytes of `dead-letters`), the broker would refuse it, and that would stop the worker. So
+    the record is cut and loses its own headers; the header `cut_from` then gives the size of its value.
     """
     offset, attempts = record.offset, 1
     forwarded_from = origin_of(record.headers, topic) if record.headers else None
@@ -128,12 +135,17 @@ def encode_dead_letter(topic: str, partition: int, record: Any, reject: Reject) 
     # Without FORWARDED: a redriven record is a new one, and must not be skipped as a repetition of this one.
     own_headers = [header for header in record.headers if header[0] not in (REDRIVEN, FORWARDED)]
     key, value = record.key or b"", record.value or b""  # for their sizes
-    if len(key) + len(value) + sum(len(name) + len(content or b"") for name, content in own_headers) > KEPT_BYTES:
-        return (record.key and key[:CUT_KEY_BYTES], value[: KEPT_BYTES - HEADER_ROOM_BYTES]), [
-            *headers,
-            (CUT, b"%d" % len(value)),
-        ]
-    return (record.key, record.value), [*headers, *own_headers]
+    room = batch_limit - BATCH_OVERHEAD - RECORD_OVERHEAD - _headers_bytes(headers)
+    if len(key) + len(value) + _headers_bytes(own_headers) <= room:
+        return (record.key, record.value), [*headers, *own_headers]
+    cut = (CUT, b"%d" % len(value))
+    room -= CUT_KEY_BYTES + _headers_bytes([cut])
+    return (record.key and key[:CUT_KEY_BYTES], value[: max(0, room)]), [*headers, cut]
+
+
+def _headers_bytes(headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """Upper bound of the bytes of headers in a record batch."""
+    return sum(HEADER_BYTES + len(name.encode()) + len(content or b"") for name, content in headers)
 
 
 def redrive_origin(headers: Any) -> RedriveOrigin | None:

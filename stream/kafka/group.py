@@ -22,7 +22,7 @@ from stream.kafka.client.consumer_records import UnreadableRecord, reader_option
 from stream.kafka.commit import Output, Pair
 from stream.kafka.dead_letters import count_dead_letters, unreadable_letter
 from stream.kafka.health.outage import Outage
-from stream.kafka.topics import DEAD_LETTER_BYTES
+from stream.kafka.topics import DEFAULT_BATCH_LIMIT, MAX_CHANGELOG_BYTES, inspect
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -41,6 +41,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._settings, self._topic, self._name = settings, topic, name
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
+        self.dead_letter_limit = DEFAULT_BATCH_LIMIT  # bytes of a record batch of `dead-letters`
         self._joined = asyncio.Event()
         # By partition: offset -> timestamp (s) of the records that are taken and not done, in order.
         self._taken: dict[TopicPartition, dict[int, float]] = {}
@@ -49,7 +50,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def __aenter__(self) -> Self:
         options = client_options(self._settings)
-        self._producer = AIOKafkaProducer(**options, acks="all", max_request_size=2 * DEAD_LETTER_BYTES)
+        self._producer = AIOKafkaProducer(**options, acks="all", max_request_size=MAX_CHANGELOG_BYTES)
         self._consumer = AIOKafkaConsumer(
             **reader_options(self._settings), group_id=self._name, enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -59,6 +60,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         try:
             with connecting(self._settings):
                 await self._producer.start()
+                limits = (await inspect(self._settings)).batch_limits
+                self.dead_letter_limit = limits.get("dead-letters", DEFAULT_BATCH_LIMIT)
                 self._consumer.subscribe([self._settings.prefix + self._topic], listener=self)
                 await self._consumer.start()
         except BaseException:
@@ -105,7 +108,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def _reject_batch(self, record: UnreadableRecord) -> None:
         """Send a batch that cannot be read to `dead-letters` as raw bytes, and mark it as done."""
-        letters = [unreadable_letter(self._topic, record.partition, record.batch)]
+        letters = [unreadable_letter(self._topic, record.partition, record.batch, self.dead_letter_limit)]
         await self.done([record], letters)
         count_dead_letters(letters)
         report_unreadable(self._topic, record.partition, record.batch, "its bytes were sent to dead-letters")

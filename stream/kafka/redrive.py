@@ -28,7 +28,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from stream.kafka.client.connection import client_options, connecting, partition_of, stop_client
 from stream.kafka.dead_letters import REDRIVEN, DeadLetter, RedriveOrigin, redrive_origin
 from stream.kafka.global_topics import assign, connect_reader, read_to_end
-from stream.kafka.topics import DEAD_LETTER_BYTES
+from stream.kafka.topics import MAX_CHANGELOG_BYTES
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -134,7 +134,7 @@ async def redrive(settings: Settings, letters: Sequence[DeadLetter], log: Redriv
     result = RedriveResult([], [], [])
     reader = await connect_reader(settings, ISOLATION)
     producer = AIOKafkaProducer(
-        **client_options(settings), enable_idempotence=True, acks="all", max_request_size=DEAD_LETTER_BYTES,
+        **client_options(settings), enable_idempotence=True, acks="all", max_request_size=MAX_CHANGELOG_BYTES,
         request_timeout_ms=int(SEND_TIMEOUT_S / 2 * 1000),
     )  # fmt: skip
     try:

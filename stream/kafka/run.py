@@ -21,7 +21,7 @@ class RunOwner(Protocol):
         """Record that every record below `next_offset` is done."""
 
     def release_next(self, run: Run) -> None:
-        """Allow the next run of the partition to be delivered."""
+        """Allow the next run of the partition to be delivered, which gets the records that `run` has left over."""
 
     def remove_run(self, run: Run) -> None:
         """Remove the run from those in flight, without an acknowledgement."""
@@ -67,8 +67,8 @@ class Run:
     """A contiguous stretch of records of one partition; the agent's table has counted none of them yet."""
 
     __slots__ = (
-        "_ended", "_owner", "changed_keys", "commit_task", "epoch", "generation", "is_committed", "partition",
-        "previous", "records", "sent", "skipped", "table", "topic", "tp",
+        "_ended", "_owner", "changed_keys", "commit_task", "epoch", "generation", "is_committed", "left_over",
+        "partition", "previous", "records", "sent", "skipped", "table", "topic", "tp",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Run:
         self.topic = topic  # logical: without the prefix
         self.partition = message.partition
         self.records = records  # aiokafka's: .key .value .timestamp (ms) .offset .headers
+        self.left_over: Sequence[Any] = ()  # records after `records`, which the next run gets
         self.skipped = len(message.records) - len(records)  # delivered again, below the table's watermark
         self.table = table
         self.tp: TP = message.tp
@@ -105,6 +106,13 @@ class Run:
     def last(self) -> int:
         """Offset of the last record."""
         return int(self.records[-1].offset)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` records, and leave the others to the partition's next run.
+
+        May be called in a thread, before the run is committed.
+        """
+        self.records, self.left_over = self.records[:count], [*self.records[count:], *self.left_over]
 
     @property
     def outputs_sent(self) -> bool:

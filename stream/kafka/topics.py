@@ -20,10 +20,13 @@ DAY_MS = 86_400_000
 CREATE_TIMEOUT_S = 30.0
 POLL_S = 0.02
 
-# Maximum of a changelog batch. It carries a whole run and is never split: it must be appended whole or not at all.
-CHANGELOG_BYTES = 16 << 20
-# Maximum of a dead letter: the original record (at most 1 MiB by default) plus headers.
-DEAD_LETTER_BYTES = 2 << 20
+BATCH_LIMIT = "max.message.bytes"  # the config of a topic that limits the bytes of a record batch
+DEFAULT_BATCH_LIMIT = 1_048_588  # Kafka's default, for clusters that do not tell the configs of a topic
+# Runs are split until their batches fit, but one record must fit: the page and the profile of a shopper with the
+# longest ids, or the signals of the items of a purchase.
+MIN_BATCH_LIMIT = 100_000
+# A larger batch would only cost memory.
+MAX_CHANGELOG_BYTES = 16 << 20
 
 
 class WrongTopics(RuntimeError):
@@ -59,12 +62,12 @@ TOPICS = (
     Topic("purchases", _retained(30), True),
     Topic("privacy", _retained(30), True),
     Topic("refreshes", _retained(1), True),
-    Topic("profiles", _compacted(max_message_bytes=str(CHANGELOG_BYTES)), True),
+    Topic("profiles", _compacted(), True),
     Topic("homepages", {**_compacted(), "cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)}, True),
     Topic("impressions", _retained(30), False),
     Topic("catalog", _compacted(), False),
     Topic("item-activity", _retained(1), False),
-    Topic("item-signals", _compacted(max_message_bytes=str(CHANGELOG_BYTES)), False),
+    Topic("item-signals", _compacted(), False),
     Topic("copy-requests", _retained(1), False),
     # A headline is valid for an hour by default. Headlines that name items are many, and are requested again as needed.
     Topic(
@@ -73,7 +76,7 @@ TOPICS = (
         False,
         frozenset(("compact",)),
     ),
-    Topic("dead-letters", {**_retained(30), "max.message.bytes": str(DEAD_LETTER_BYTES)}, False),
+    Topic("dead-letters", _retained(30), False),
     # Dated by the broker; see worker_status.py. The record of a killed worker is deleted after a day.
     Topic(
         "worker-status",
@@ -90,25 +93,31 @@ TOPICS = (
 )
 
 
+PRODUCED = ("clicks", "purchases", "privacy")  # topics of events, which producers write to
+
+
 def copy_group(settings: Settings) -> str:
     """Name of the consumer group of the headline workers. The page workers' group has the name of the app id."""
     return f"{settings.app_id}-copy"
 
 
-async def create(settings: Settings) -> list[str]:
+async def create(settings: Settings, batch_limit: int | None = None) -> list[str]:
     """Create the missing topics and return their names. Existing topics are left unchanged.
 
-    Returns when every partition has a leader: the controller answers before the brokers know. Raises NoBroker,
-    TimeoutError after CREATE_TIMEOUT_S, or the Kafka error if the cluster refuses.
+    batch_limit: max.message.bytes of the new topics; None: the broker's default. Returns when every partition has a
+    leader: the controller answers before the brokers know. Raises NoBroker, TimeoutError after CREATE_TIMEOUT_S, or the
+    Kafka error if the cluster refuses.
     """
     # Three replicas survive the loss of one only if a write must reach two before it is acknowledged.
-    replicas = {"min.insync.replicas": "2"} if settings.replication >= 3 else {}
+    more = {"min.insync.replicas": "2"} if settings.replication >= 3 else {}
+    if batch_limit is not None:
+        more[BATCH_LIMIT] = str(batch_limit)
     wanted = [
         NewTopic(
             name=settings.prefix + topic.name,
             num_partitions=settings.partitions,
             replication_factor=settings.replication,
-            topic_configs={**topic.configs, **replicas},
+            topic_configs={**topic.configs, **more},
         )
         for topic in TOPICS
     ]
@@ -128,8 +137,38 @@ async def create(settings: Settings) -> list[str]:
     return created
 
 
+class Inspection(NamedTuple):
+    """What `inspect` has found."""
+
+    problems: list[str]  # why no worker may start, one or two sentences each
+    grown: list[str]  # problems of topics that have got more partitions; workers can work all the same
+    batch_limits: dict[str, int]  # maximum bytes of a record batch, by logical topic
+
+
 async def check(settings: Settings) -> list[str]:
     """Return the problems of the cluster's topics, one or two sentences each. Empty if there are none."""
+    found = await inspect(settings)
+    return found.problems + found.grown
+
+
+def grown_topic(settings: Settings, topic: str, count: int) -> str | None:
+    """The problem of a topic (logical name) that has `count` partitions; None if it has not grown, or no harm came.
+
+    Only workers write to the other topics, and they use the first SHOPWINDOW_PARTITIONS. The catalogue is read in full.
+    """
+    partitions = settings.partitions
+    if count <= partitions or topic not in PRODUCED:
+        return None
+    return (
+        f"topic '{settings.prefix}{topic}' has {count} partitions, SHOPWINDOW_PARTITIONS is {partitions}: workers do "
+        f"not read the new ones. Let producers place records as for {partitions} partitions, and send what the new "
+        "ones hold again with `shopwindow send`; or move to new topics with another SHOPWINDOW_PREFIX "
+        "(deploy/README.md, Grown topics)"
+    )
+
+
+async def inspect(settings: Settings) -> Inspection:
+    """Read the partitions and configs of the product's topics."""
     names = {settings.prefix + topic.name: topic for topic in TOPICS}
     async with _admin(settings) as admin:
         counts = {name: len(leaders) for name, leaders in (await _partition_leaders(admin)).items()}
@@ -147,9 +186,15 @@ async def check(settings: Settings) -> list[str]:
             f"{_quote_names(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
             "`shopwindow topics create` creates what is missing."
         )
+    # Topics may only grow, so a topic with more partitions than `profiles` had fewer before.
+    may_have_grown = counts.get(settings.prefix + "profiles") == settings.partitions
+    grown = []
     for name in existing:
         topic = names[name]
-        if counts[name] != settings.partitions and topic.is_copartitioned:
+        if counts[name] > settings.partitions and may_have_grown:
+            problem = grown_topic(settings, topic.name, counts[name])
+            grown += [problem] if problem else []
+        elif counts[name] != settings.partitions and topic.is_copartitioned:
             problems.append(
                 f"topic '{name}' has {counts[name]} partitions, the settings say {settings.partitions}; "
                 "a shopper's events, profile and page must live in the same partition. Recreate it with "
@@ -161,7 +206,8 @@ async def check(settings: Settings) -> list[str]:
                 "the owner of a key is computed from that count. Recreate it, or set SHOPWINDOW_PARTITIONS to match."
             )
         problems.extend(_config_problems(name, topic, configs.get(name, {})))
-    return problems
+    limits = {names[name].name: int(configs.get(name, {}).get(BATCH_LIMIT) or DEFAULT_BATCH_LIMIT) for name in existing}
+    return Inspection(problems, grown, limits)
 
 
 async def _partition_leaders(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:
@@ -187,11 +233,10 @@ def _config_problems(name: str, topic: Topic, found: Mapping[str, str]) -> list[
             f"topic '{name}' has cleanup.policy={','.join(sorted(policy))}, it needs delete; "
             "compaction would drop events of a key before they are read. Alter the topic."
         )
-    needed = int(topic.configs.get("max.message.bytes", 0))
-    if int(found.get("max.message.bytes", needed)) < needed:
+    if int(found.get(BATCH_LIMIT) or DEFAULT_BATCH_LIMIT) < MIN_BATCH_LIMIT:
         problems.append(
-            f"topic '{name}' has max.message.bytes={found['max.message.bytes']}, it needs {needed}; "
-            "a large batch would be refused and the worker would stop. Alter the topic."
+            f"topic '{name}' has {BATCH_LIMIT}={found[BATCH_LIMIT]}, it needs at least {MIN_BATCH_LIMIT}; "
+            "a single record may have that many bytes, and the worker would stop. Alter the topic."
         )
     return problems
 

@@ -9,16 +9,14 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from stream.deferred import DeferredPages
-from stream.events.decode import TOPIC_KINDS
 from stream.profile.codec import owing_pages, touched_at
 
 # Prefix of changelog keys that are not rows; no shopper key starts with it and every reader skips such keys.
 # META_PREFIX + topic:partition holds the watermark of a source partition (`tables/table.py`).
 META_PREFIX = b"\x00wm:"
-# Keys of the store's own rows, without a colon. They are changed and recovered like the rows of shoppers.
+# Keys of the store's own rows have no colon after it. They are changed and recovered like the rows of shoppers.
 CLOCK_KEY = META_PREFIX + b"clock"  # holds the partition's newest event time
 _FORWARDED_PREFIX = META_PREFIX + b"forwarded-"
-OWN_KEYS = (CLOCK_KEY, *(_FORWARDED_PREFIX + topic.encode() for topic in TOPIC_KINDS))
 SWEEP_ROWS = 32  # rows that each run checks for expiry
 _SCAN_ROWS = 4096  # rows read at once when a partition is taken over: they may be on a disk
 Rows = TypeVar("Rows", bound=Mapping[bytes, bytes])
@@ -29,12 +27,36 @@ def forwarded_key(topic: str) -> bytes:
     return _FORWARDED_PREFIX + topic.encode()
 
 
+class Tally:
+    """Number and packed bytes of the profiles of one partition."""
+
+    def __init__(self) -> None:
+        self.profiles = self.bytes = 0
+
+    def add(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Count rows that are new."""
+        for key, row in rows:
+            if not key.startswith(META_PREFIX):
+                self.profiles += 1
+                self.bytes += len(row)
+
+    def change(self, rows: Mapping[bytes, bytes], records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Count what `records` are about to change in `rows`."""
+        for key, row in dict(records).items():
+            if key.startswith(META_PREFIX):
+                continue
+            previous = rows.get(key)
+            self.profiles += (row is not None) - (previous is not None)
+            self.bytes += len(row or b"") - len(previous or b"")
+
+
 class ProfileStore(ABC, Generic[Rows]):
     """Rows of several partitions. This worker serves the active ones; the others are standby copies."""
 
     def __init__(self) -> None:
         self.partitions: dict[int, Rows] = {}
         self.active: set[int] = set()
+        self._tallies: dict[int, Tally] = {}  # of the active partitions
         self.deferred = DeferredPages(owing_pages)
 
     def serve(self, partitions: Iterable[int], now: float) -> None:
@@ -42,16 +64,20 @@ class ProfileStore(ABC, Generic[Rows]):
         assigned = set(partitions)
         for partition in self.active - assigned:
             self.deferred.drop(partition)
+            self._tallies.pop(partition, None)
         for partition in assigned - self.active:
+            tally = self._tallies[partition] = Tally()
             rows = iter(self.partitions[partition].items() if partition in self.partitions else ())
             while batch := list(islice(rows, _SCAN_ROWS)):
                 self.deferred.note(partition, batch, now)
+                tally.add(batch)
         self.active = assigned
 
     def forget(self, partition: int) -> Rows | None:
         """Remove a partition that has another owner or will be read again. Return its rows."""
         self.active.discard(partition)
         self.deferred.drop(partition)
+        self._tallies.pop(partition, None)
         return self.partitions.pop(partition, None)
 
     def owned(self, shoppers: Mapping[bytes, Any]) -> list[bytes]:
@@ -61,7 +87,17 @@ class ProfileStore(ABC, Generic[Rows]):
 
     def count(self) -> int:
         """Number of profiles that this worker serves."""
-        return sum(len(rows) - sum(key in rows for key in OWN_KEYS) for rows in self.served())
+        return sum(tally.profiles for tally in list(self._tallies.values()))
+
+    def size(self) -> int:
+        """Packed bytes of the profiles that this worker serves."""
+        return sum(tally.bytes for tally in list(self._tallies.values()))
+
+    def _note(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Note the rows that are about to change, if the partition is active."""
+        if partition in self.active:
+            self.deferred.note(partition, records, monotonic())
+            self._tallies[partition].change(self.rows_of(partition), records)
 
     @abstractmethod
     def rows_of(self, partition: int) -> Rows:
@@ -98,8 +134,7 @@ class MemoryProfileStore(ProfileStore[dict[bytes, bytes]]):
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Set rows in order; None deletes."""
-        if partition in self.active:
-            self.deferred.note(partition, records, monotonic())
+        self._note(partition, records)
         rows = self.partitions.setdefault(partition, {})
         for key, value in records:
             if value is None:
@@ -126,7 +161,3 @@ class MemoryProfileStore(ProfileStore[dict[bytes, bytes]]):
 
     def close(self) -> None:
         """Nothing to close."""
-
-    def size(self) -> int:
-        """Packed bytes of the profiles that this worker serves."""
-        return sum(sum(map(len, list(rows.values()))) for rows in self.served())

@@ -33,12 +33,14 @@ async def test_rows_and_watermark_of_a_run_are_one_append(broker: str, topic_pre
 async def test_a_changelog_larger_than_its_batch_is_refused(
     broker: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "CHANGELOG_BYTES", 1000)
+    monkeypatch.setattr(commit, "MAX_CHANGELOG_BYTES", 1000)
     settings = settings_for(broker, topic_prefix)
     await topics.create(settings)
     await send(settings, "clicks", [(b"k%d" % i, b"x") for i in range(2000)])
     app, _ = counting_app(settings)
-    with pytest.raises(ValueError, match="exceeds one batch of 1000 bytes"):
+    with pytest.raises(
+        commit.ChangelogTooLarge, match=r"profiles' takes at most 1000 bytes: raise its max\.message\.bytes"
+    ):
         async with running(app) as worker:
             await until(worker.done, "stopped")
 
@@ -46,7 +48,7 @@ async def test_a_changelog_larger_than_its_batch_is_refused(
 @scenario
 async def test_a_large_changelog_batch_is_accepted_and_read_back(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix, partitions=1)
-    await topics.create(settings)
+    await topics.create(settings, 16 << 20)
     await send(settings, "clicks", [(b"k", b"x")])
     rows = [(b"row%d" % i, bytes(4096)) for i in range(2000)]  # 8 MB: eight times Kafka's default limit
     app = make_app(settings)

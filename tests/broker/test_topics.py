@@ -41,19 +41,35 @@ async def test_missing_topics_are_one_sentence(broker: str, topic_prefix: str) -
 @scenario
 async def test_a_wrong_partition_count_is_named_with_both_solutions(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
-    await create_topic(settings, "purchases", 6)
+    await create_topic(settings, "purchases", 3)
     await topics.create(settings)
     (problem,) = await topics.check(settings)
     assert problem == (
-        f"topic '{topic_prefix}purchases' has 6 partitions, the settings say 4; a shopper's events, profile and page "
-        "must live in the same partition. Recreate it with 4, or set SHOPWINDOW_PARTITIONS=6 for all of them."
+        f"topic '{topic_prefix}purchases' has 3 partitions, the settings say 4; a shopper's events, profile and page "
+        "must live in the same partition. Recreate it with 4, or set SHOPWINDOW_PARTITIONS=3 for all of them."
     )
+
+
+@scenario
+async def test_topics_with_more_partitions_than_the_profiles_do_not_stop_workers(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    for name in ("purchases", "homepages", "catalog"):
+        await create_topic(settings, name, 6)
+    await topics.create(settings)
+    found = await topics.inspect(settings)
+    [problem] = found.grown
+    assert found.problems == [] and await topics.check(settings) == [problem]
+    assert problem.startswith(f"topic '{topic_prefix}purchases' has 6 partitions, SHOPWINDOW_PARTITIONS is 4: workers ")
+    settings.partitions = 5
+    assert (await topics.inspect(settings)).problems, "the profiles have 4 partitions"
 
 
 @scenario
 async def test_a_wrong_cleanup_policy_is_a_problem(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
-    await create_topic(settings, "profiles", 4, cleanup_policy="delete", max_message_bytes=str(16 << 20))
+    await create_topic(settings, "profiles", 4, cleanup_policy="delete")
     await create_topic(settings, "clicks", 4, cleanup_policy="compact")
     await topics.create(settings)
     clicks, profiles = await topics.check(settings)
@@ -72,10 +88,20 @@ async def test_the_legacy_cleanup_policy_of_headlines_is_accepted(broker: str, t
 @scenario
 async def test_a_topic_too_small_for_its_batches_is_a_problem(broker: str, topic_prefix: str) -> None:
     settings = settings_for(broker, topic_prefix)
-    await create_topic(settings, "dead-letters", 4)
+    await create_topic(settings, "dead-letters", 4, max_message_bytes="50000")
     await topics.create(settings)
     (problem,) = await topics.check(settings)
-    assert f"'{topic_prefix}dead-letters' has max.message.bytes=1048588, it needs 2097152" in problem
+    assert f"'{topic_prefix}dead-letters' has max.message.bytes=50000, it needs at least 100000" in problem
+
+
+@scenario
+async def test_new_topics_have_the_brokers_limit_unless_another_is_asked_for(broker: str, topic_prefix: str) -> None:
+    for number, limit in ((1, None), (2, 4_000_000)):
+        settings = settings_for(broker, f"{topic_prefix}{number}-")
+        await topics.create(settings, limit)
+        found = await topics.inspect(settings)
+        assert found.problems == [] and set(found.batch_limits.values()) == {limit or topics.DEFAULT_BATCH_LIMIT}
+        assert found.batch_limits.keys() == {topic.name for topic in topics.TOPICS}
 
 
 @pytest.mark.parametrize("call", [topics.create, topics.check])

@@ -146,7 +146,7 @@ async def test_an_unreadable_batch_larger_than_a_dead_letter_is_cut(
         await until(lambda: app.lag() == {("clicks", 0): 0}, "done")
     [letter] = await letters(settings)
     assert letter.cut_from == len(broken) and letter.value and broken.startswith(letter.value) and not counts.rows[0]
-    assert len(letter.value) > 1 << 20 and (letter.offset, letter.last_offset, letter.key) == (0, 0, None)
+    assert len(letter.value) > 1_000_000 and (letter.offset, letter.last_offset, letter.key) == (0, 0, None)
 
 
 @scenario

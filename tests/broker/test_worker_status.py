@@ -54,7 +54,7 @@ async def test_status_shows_workers_and_lag_also_after_workers_ended(broker: str
     await send(settings, "clicks", clicks(8, 8, start=2e9))
     while True:
         code, seen = await status(settings)
-        if seen["workers"][0]["state"] == "silent":
+        if seen["workers"][0]["state"] == "dead":
             break
         await asyncio.sleep(0.5)
     assert code == 1 and lag(seen, "clicks") == 8

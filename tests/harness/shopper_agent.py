@@ -8,7 +8,8 @@ from typing import Any
 
 from agents.page.path import PagePath, PageResult
 from agents.shopper import ShopperAgent
-from stream.kafka.commit import Output
+from stream.kafka.commit import Output, Outputs
+from stream.kafka.run import Run
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
 from tests.harness.events import NOW, record
@@ -29,7 +30,21 @@ def run_of(
                         headers=tuple(headers[at]) if headers else ())
         for at, (key, value) in enumerate(records)
     ]  # fmt: skip
-    return SimpleNamespace(topic=topic, partition=partition, records=made, skipped=0)
+    return LooseRun(topic=topic, partition=partition, records=made, left_over=(), skipped=0)
+
+
+class LooseRun(SimpleNamespace):
+    """A run without a consumer that takes back what it leaves over."""
+
+    cut = Run.cut
+
+
+def outputs_with(**batch_limits: int) -> Outputs:
+    """Outputs without a producer. batch_limits: max.message.bytes of topics, with "_" for "-"."""
+    no_kafka: Any = None
+    outputs = Outputs(Settings(), no_kafka, no_kafka)
+    outputs.batch_limits = {name.replace("_", "-"): limit for name, limit in batch_limits.items()}
+    return outputs
 
 
 def profile_store() -> MemoryProfileStore:
@@ -44,11 +59,11 @@ def agent_of(
     profiles: MemoryProfileStore | None = None,
     settings: Settings | None = None,
     partitions: int = 1,
+    out: Outputs | None = None,
 ) -> ShopperAgent:
     """An agent over topics with this number of partitions; with one, every key belongs to partition 0."""
-    no_kafka: Any = None
     settings = dataclasses.replace(settings or Settings(), partitions=partitions)
-    return ShopperAgent(settings, path, profiles or profile_store(), no_kafka, on_loop)
+    return ShopperAgent(settings, path, profiles or profile_store(), out or outputs_with(), on_loop)
 
 
 def process(agent: ShopperAgent, *runs: Any) -> list[tuple[PageResult, list[Output]]]:

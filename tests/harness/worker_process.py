@@ -26,6 +26,7 @@ from stream.kafka.client.connection import client_options
 from stream.kafka.global_topics import read_table, read_topic
 from stream.profile.codec import decode_record, owing_pages
 from stream.profile.row import PROFILE, PROFILE_VERSION
+from stream.profile.store import META_PREFIX
 from stream.row_codec import unpack
 from stream.settings import Settings, to_environ
 from tests.harness.counting import send
@@ -200,11 +201,12 @@ def resident(pid: int | str = "self") -> float:
 
 async def profiles_of(settings: Settings) -> dict[str, Any]:
     """The profile of each shopper, read from the changelog."""
-    return _profiles(await read_table(settings, "profiles"))
+    return decoded_profiles(await read_table(settings, "profiles"))
 
 
-def _profiles(table: Mapping[bytes, bytes]) -> dict[str, Any]:
-    keys = sorted(table)
+def decoded_profiles(table: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The profile of each shopper in the rows of a changelog."""
+    keys = sorted(key for key in table if not key.startswith(META_PREFIX))
     rows = unpack([decode_record(table[key])[0] for key in keys], PROFILE, PROFILE_VERSION)
     return {key.decode(): row for key, row in zip(keys, rows, strict=True)}
 
@@ -219,7 +221,7 @@ async def until_counted(settings: Settings, events: int, deadline: float = 60.0)
         async with asyncio.timeout(deadline):
             while True:
                 table = await read_table(settings, "profiles")
-                profiles, deferred = _profiles(table), len(owing_pages(table))
+                profiles, deferred = decoded_profiles(table), len(owing_pages(table))
                 counted = sum(int(row["events"]) for row in profiles.values())
                 if counted >= events:
                     assert counted == events, f"{counted} events counted, {events} were sent"

@@ -20,6 +20,7 @@ from aiokafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     LeaderNotAvailableError,
+    MessageSizeTooLargeError,
     ProducerClosed,
     UnknownError,
     for_code,
@@ -39,6 +40,13 @@ RETRY_S = 0.1
 
 class SendTimedOut(KafkaTimeoutError):  # type: ignore[misc]  # aiokafka has no types
     """Kafka did not accept a batch in time; the message names its brokers, the partition and the time."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BatchTooLarge(MessageSizeTooLargeError):  # type: ignore[misc]  # aiokafka has no types
+    """Kafka refuses a batch for its size; the message names the topic, the size and the setting."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -120,6 +128,8 @@ class BatchSender:
                     retries.add(tp)
                     continue
                 outcome = self._timed_out(tp, queued, outcome)
+            elif isinstance(outcome, MessageSizeTooLargeError):
+                outcome = _too_large(tp, queued.batch)
             _settle(queued, outcome)
             self._queues[tp].popleft()
             while isinstance(outcome, Exception) and self._queues[tp]:
@@ -169,6 +179,14 @@ class BatchSender:
         return outcomes
 
 
+def _too_large(tp: TP, batch: BatchBuilder) -> BatchTooLarge:
+    return BatchTooLarge(
+        f"Kafka refuses a batch of {batch.size()} bytes ({batch.record_count()} records) for '{tp.topic}' "
+        f"{tp.partition}: it exceeds the topic's max.message.bytes; if that was lowered, restart the worker, which "
+        "reads it at its start; otherwise raise it"
+    )
+
+
 def _settle(queued: _QueuedBatch, outcome: int | Exception) -> None:
     if queued.acknowledged.done():  # the caller was cancelled
         return
@@ -182,10 +200,12 @@ class BatchProducer(Producer):
     """Faust's producer, for its client and its place in the app. Batches are sent through `sender`."""
 
     sender: BatchSender
+    client: AIOKafkaClient
 
     async def on_start(self) -> None:
         await super().on_start()
-        self.sender = BatchSender(self._ensure_producer().client, self.request_timeout)
+        self.client = self._ensure_producer().client
+        self.sender = BatchSender(self.client, self.request_timeout)
 
     async def on_stop(self) -> None:
         await self.sender.close()

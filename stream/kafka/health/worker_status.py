@@ -1,8 +1,8 @@
 """The status that each worker publishes every STATUS_INTERVAL_S seconds in the compacted topic `worker-status`.
 
 Why a topic: whoever can reach Kafka can read it from anywhere, without knowing the workers' hosts and without access to
-their ports. It outlives the worker, so a killed worker shows as silent. It costs one record per worker. The broker
-dates the records. A worker that stops in good order removes its record.
+their ports. It outlives the worker, so a killed worker shows as dead. It costs one record per worker. The broker dates
+the records. A worker that stops in good order removes its record.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import msgspec
 
 TOPIC = "worker-status"
 STATUS_INTERVAL_S = 2.0
-SILENT_AFTER_S = 5 * STATUS_INTERVAL_S
-FORGOTTEN_AFTER_S = 3600.0  # a record that was never removed is no longer shown after this time
+FORGOTTEN_AFTER_S = 60.0  # a dead worker is no longer shown after this time without a report
 
 
 class ForwardedShare(msgspec.Struct, frozen=True):
@@ -38,7 +37,15 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     metrics: str  # host:port of the worker's HTTP endpoints
     partitions: dict[str, list[int]]  # topic (logical name) -> partitions of this worker
     role: str = "all"  # as in SHOPWINDOW_ROLE
+    session_timeout: float = 6.0  # s, as in SHOPWINDOW_SESSION_TIMEOUT
     forwarded: dict[str, ForwardedShare] = {}  # topic (logical name) -> share, if there is one
+
+    def is_dead(self, age: float) -> bool:
+        """True if a worker whose last report is `age` seconds old has lost its partitions by now.
+
+        One late report does not count, should the session be shorter than the interval of reports.
+        """
+        return age > max(self.session_timeout, 2 * STATUS_INTERVAL_S)
 
 
 def encode(status: WorkerStatus) -> bytes:

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stream.events.decode import Reject
-from stream.kafka.commit import BATCH_BYTES, Headers, Output
+from stream.kafka.commit import Headers, Output
 from stream.kafka.keys.partitioner import find_misplaced
+from stream.kafka.topics import BATCH_LIMIT
 from stream.profile.store import forwarded_key
 from stream.types import I64
 
 # Header of a forwarded record: "topic/partition/offset" of its origin, with the logical name of the topic.
 FORWARDED = "shopwindow-forwarded"
-# A larger record is refused: with our header it may exceed the broker's limit, which would stop the worker.
-MAX_FORWARDED_BYTES = BATCH_BYTES - 1024
+HEADER_ROOM_BYTES = 1024  # of a record batch, for its head and our header
 # A row of next offsets starts with these bytes. Workers of earlier versions take it for a row of a shopper that is cut
 # short, which they skip.
 _ROW_PREFIX = b"\xff\xff"
@@ -120,15 +120,18 @@ def stranded(topic: str, partition: int, records: Sequence[Any], routed: Routed)
     return rejects
 
 
-def too_large(records: Sequence[Any], misplaced: Mapping[int, int]) -> list[Reject]:
-    """The rejects of misplaced records that have too many bytes to be forwarded."""
-    rejects = []
+def too_large(records: Sequence[Any], misplaced: Mapping[int, int], batch_limit: int) -> list[Reject]:
+    """The rejects of misplaced records that are too large to be forwarded: the refusal would stop the worker.
+
+    batch_limit: max.message.bytes of their topic.
+    """
+    rejects, most = [], batch_limit - HEADER_ROOM_BYTES
     for index in misplaced:
         size = _size(records[index])
-        if size > MAX_FORWARDED_BYTES:
+        if size > most:
             message = (
                 f"the record has {size} bytes with its headers, and lies in a wrong partition; records of at most "
-                f"{MAX_FORWARDED_BYTES} bytes are forwarded"
+                f"{most} bytes are forwarded, because the topic's {BATCH_LIMIT} is {batch_limit}"
             )
             rejects.append(Reject(index, "too_large", "headers", message))
     return rejects

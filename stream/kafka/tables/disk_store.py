@@ -100,11 +100,6 @@ class DiskPartition(Mapping[bytes, bytes]):
         """The approximate number of rows, as RocksDB estimates it."""
         return max(0, (self.db.property_int_value("rocksdb.estimate-num-keys") or 0) - (self.state is not None))
 
-    def size(self) -> int:
-        """Approximate bytes on the disk and in its buffer."""
-        live = self.db.property_int_value("rocksdb.estimate-live-data-size") or 0
-        return live + (self.db.property_int_value("rocksdb.cur-size-all-mem-tables") or 0)
-
 
 class DiskProfileStore(ProfileStore[DiskPartition]):
     """Profiles at rest by partition, each partition in its own files under `folder`.
@@ -134,13 +129,8 @@ class DiskProfileStore(ProfileStore[DiskPartition]):
 
     def apply(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Stage rows that a run has folded. Reads see them from now on; `persist` writes them to the disk."""
-        if partition in self.active:
-            self.deferred.note(partition, records, time.monotonic())
+        self._note(partition, records)
         self.partitions[partition].staged.update(records)
-
-    def size(self) -> int:
-        """Approximate bytes of the profiles that this worker serves."""
-        return sum(rows.size() for rows in self.served())
 
     def rows_of(self, partition: int) -> DiskPartition:
         return self.partitions[partition]

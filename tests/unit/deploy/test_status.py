@@ -5,12 +5,15 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from agents import items, shopper
 from agents.headlines import agent as copy
 from agents.health.status_reporter import StatusReporter
-from deploy.operate.status import SOURCES, format_status, share_fields
+from deploy.operate.status import SOURCES, format_status, grown_topics, share_fields
 from stream import metrics
 from stream.kafka.health.worker_status import ForwardedShare, WorkerStatus, decode, encode, total_shares
+from stream.settings import Settings
 
 
 def worker(**more: Any) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def status_of(workers: list[dict[str, Any]], partitions: list[dict[str, Any]]) -
         "workers": workers,
         "partitions": partitions,
         "forwarded": {},
+        "problems": [],
     }
 
 
@@ -70,11 +74,30 @@ def test_the_forwarded_share_of_all_workers_is_shown_with_the_partitioner() -> N
     assert "FORWARDED" not in format_status(status_of([worker()], [partition(0)]))
 
 
-def test_silent_workers_are_shown_with_advice_to_start_one() -> None:
-    text = format_status(status_of([worker(state="silent", told_seconds_ago=73.2)], [partition(0)]))
-    assert "silent for 73 s" in text and "start one with `shopwindow worker`" in text
+def test_dead_workers_are_shown_with_advice_to_start_one() -> None:
+    text = format_status(status_of([worker(state="dead", told_seconds_ago=13.2)], [partition(0)]))
+    assert "dead: no report for 13 s" in text and "start one with `shopwindow worker`" in text
     assert "start one" not in format_status(status_of([worker()], []))
     assert "start one" in format_status(status_of([], []))
+
+
+def test_a_worker_is_dead_once_its_session_has_ended() -> None:
+    def reported(session_timeout: float) -> WorkerStatus:
+        return msgspec.convert({**worker(), "app_id": "shop", "session_timeout": session_timeout}, WorkerStatus)
+
+    assert [reported(6.0).is_dead(age) for age in (0.0, 5.9, 6.1)] == [False, False, True]
+    assert [reported(1.0).is_dead(age) for age in (2.5, 4.1)] == [False, True], "one late report is no death"
+
+
+def test_a_topic_with_more_partitions_is_shown_with_what_to_do() -> None:
+    settings = Settings(prefix="p-", partitions=2)
+    lags = [("clicks", 0), ("clicks", 1), ("clicks", 2), ("purchases", 0), ("purchases", 1)]
+    [problem] = grown_topics(settings, lags)
+    assert problem.startswith("topic 'p-clicks' has 3 partitions, SHOPWINDOW_PARTITIONS is 2: workers do not")
+    status = status_of([worker()], [partition(0)])
+    status["problems"] = [problem]
+    text = format_status(status)
+    assert "topic 'p-clicks' has 3 partitions" in text and max(map(len, text.splitlines())) <= 80, text
 
 
 def test_a_headline_worker_does_not_count_as_a_page_worker() -> None:
@@ -88,7 +111,7 @@ class App:
     """The parts of an app that `StatusReporter` reads."""
 
     ready, rebalancing, started, should_stop = False, False, True, False
-    settings = SimpleNamespace(prefix="p-", app_id="shop", role="pages")
+    settings = SimpleNamespace(prefix="p-", app_id="shop", role="pages", session_timeout=6.0)
     left = 200
 
     def __init__(self) -> None:

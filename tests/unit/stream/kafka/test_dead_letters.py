@@ -15,7 +15,6 @@ from deploy.operate.dead_letters import (
 )
 from stream.events.decode import Reject
 from stream.kafka.dead_letters import (
-    KEPT_BYTES,
     REDRIVEN,
     DeadLetter,
     decode_dead_letter,
@@ -23,6 +22,7 @@ from stream.kafka.dead_letters import (
     redrive_origin,
 )
 from stream.kafka.redrive import redrive_headers, source_partition
+from stream.kafka.topics import DEFAULT_BATCH_LIMIT
 from tests.harness.events import NOW, record
 from tests.harness.kafka_parts import consumed
 
@@ -114,8 +114,12 @@ def test_a_redrive_reports_what_was_sent_and_what_was_left() -> None:
 
 
 def test_a_record_too_large_for_the_topic_cannot_be_redriven() -> None:
-    whole = letter_of(consumed(b"u1", b"x" * (KEPT_BYTES - 100), [("trace", b"t")]))
+    whole = letter_of(consumed(b"u1", b"x" * (DEFAULT_BATCH_LIMIT - 1000), [("trace", b"t")]))
     assert whole.cut_from == 0 and whole.headers == (("trace", b"t"),)
     cut = letter_of(consumed(b"u1" * 2000, b"x" * 3_000_000, [("trace", b"t")]))
-    assert cut.cut_from == 3_000_000 and cut.value is not None and len(cut.key or b"") + len(cut.value) < KEPT_BYTES
+    assert (
+        cut.cut_from == 3_000_000
+        and cut.value is not None
+        and len(cut.key or b"") + len(cut.value) < DEFAULT_BATCH_LIMIT
+    )
     assert cut.headers == () and "3000000 bytes were too many" in refusal_reason(cut, force=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream.kafka.tables.disk_store import DiskError, DiskProfileStore
+from stream.profile.store import CLOCK_KEY, MemoryProfileStore
 
 ROOT = Path(__file__).parents[4]
 
@@ -39,6 +40,32 @@ def test_staged_rows_are_readable_and_reach_the_disk_with_their_offset(tmp_path:
     state = store.open(3)
     assert state is not None and (state.offset, state.watermarks) == (45, {("clicks", 3): 12, ("purchases", 3): 1})
     assert dict(store.partitions[3]) == {b"u1": b"more", b"u3": b"new"}
+    store.close()
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+def test_profiles_and_their_bytes_are_counted_exactly(is_on_disk: bool, tmp_path: Path) -> None:
+    store = DiskProfileStore(tmp_path) if is_on_disk else MemoryProfileStore()
+    if isinstance(store, DiskProfileStore):
+        store.open(0)
+    store.apply(0, [(b"u1", b"12345"), (b"u2", b"123"), (CLOCK_KEY, b"1.0")])
+    assert (store.count(), store.size()) == (0, 0), "a standby copy is not served"
+    store.serve([0], 0.0)
+    assert (store.count(), store.size()) == (2, 8)
+    for number in range(50):  # RocksDB's estimate counts each write
+        changes = [(b"u1", b"x" * number), (CLOCK_KEY, b"%d" % number), (b"u1", b"y" * (1 + number)), (b"gone", None)]
+        store.apply(0, changes)
+        if isinstance(store, DiskProfileStore):
+            store.persist(0, changes, {}, number)
+        assert (store.count(), store.size()) == (2, 4 + number)
+    store.apply(0, [(b"u2", None), (b"u3", b"")])
+    assert (store.count(), store.size()) == (2, 50)
+    store.serve([], 0.0)
+    assert (store.count(), store.size()) == (0, 0)
+    store.serve([0], 0.0)
+    assert (store.count(), store.size()) == (2, 50)
+    store.drop(0)
+    assert (store.count(), store.size()) == (0, 0)
     store.close()
 
 

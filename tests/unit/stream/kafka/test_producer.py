@@ -1,6 +1,7 @@
 """Batches are sent to their leaders in shared requests, one per partition in flight, each with its own outcome."""
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -95,8 +96,11 @@ def test_a_refused_batch_fails_only_the_batches_behind_it() -> None:
         sender: Any = BatchSender(client, 10.0)
         refused, taken, behind = (sender.send(batch(b"x"), "t", p) for p in (0, 1, 0))
         for lost in (refused, behind):
-            with pytest.raises(MessageSizeTooLargeError):
+            with pytest.raises(MessageSizeTooLargeError) as too_large:
                 await lost
+            assert re.match(
+                r"Kafka refuses a batch of \d+ bytes \(1 records\) for 't' 0: .*max.message.bytes", str(too_large.value)
+            )
         assert (await taken, await sender.send(batch(b"x"), "t", 0)) == (100, 200)
         assert partitions_asked(client) == [(0, [0, 1]), (0, [0])], "the batch behind it was not sent"
 

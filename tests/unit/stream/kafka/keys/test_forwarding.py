@@ -12,7 +12,6 @@ from stream.kafka.commit import Batch, Output, _RecordGroup
 from stream.kafka.dead_letters import decode_dead_letter, encode_dead_letter
 from stream.kafka.keys.forwarding import (
     FORWARDED,
-    MAX_FORWARDED_BYTES,
     Origin,
     forward,
     origin_of,
@@ -97,9 +96,11 @@ def test_a_forwarded_record_in_a_wrong_partition_is_refused_and_may_be_redriven(
 
 
 def test_a_record_that_is_too_large_for_our_header_is_refused() -> None:
-    records = [consumed(KEYS[1][0], b"x", [("h", bytes(size))]) for size in (MAX_FORWARDED_BYTES, 100)]
-    [reject] = too_large(records, {0: 1, 1: 1})
-    assert reject == Reject(0, "too_large", "headers", reject.message) and str(MAX_FORWARDED_BYTES) in reject.message
+    records = [consumed(KEYS[1][0], b"x", [("h", bytes(size))]) for size in (199_000, 100)]
+    [reject] = too_large(records, {0: 1, 1: 1}, 200_000)
+    assert reject == Reject(0, "too_large", "headers", reject.message)
+    assert "records of at most 198976 bytes are forwarded" in reject.message
+    assert "max.message.bytes is 200000" in reject.message
 
 
 def test_the_rows_of_next_offsets_are_no_profiles() -> None:

@@ -1,0 +1,109 @@
+"""Topics with small limits for record batches, and topics that grow under a running worker."""
+
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+
+from agents.run_cutter import RunCutter
+from stream.kafka import topics
+from stream.kafka.app import BatchApp, make_app
+from stream.kafka.client.connection import client_options, partition_of
+from stream.kafka.commit import Output
+from stream.kafka.global_topics import read_table, read_topic
+from stream.kafka.health.topic_monitor import TopicMonitor
+from stream.kafka.tables.table import ExactTable
+from stream.kafka.topics import MIN_BATCH_LIMIT
+from tests.harness import worker_process
+from tests.harness.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
+from tests.harness.events import NOW, record
+from tests.harness.page_path import path_of
+from tests.harness.profiles import assert_equal_profiles
+from tests.harness.shopper_agent import agent_of, process, run_of
+from tests.harness.worker_process import decoded_profiles, open_shop, profiles_of, read_all, until_counted, worker
+
+ROW_BYTES = 5000  # about the size of a full profile
+
+
+def heavy_app(settings: Any) -> tuple[BatchApp, Counts, list[int]]:
+    """`counting_app` with rows of ROW_BYTES; and the number of records of each of its runs."""
+    app, counts, sizes = make_app(settings), Counts(), list[int]()
+    cutter = RunCutter(lambda: app.outputs.changelog_limit("profiles") - 200)
+
+    async def count(runs: Any) -> None:
+        async for run in runs:
+            rows = counts.rows[run.partition]
+            cutter.cut_to_estimate(run)
+            while True:
+                touched: dict[bytes, int] = {}
+                for one in run.records:
+                    touched[one.key] = touched.get(one.key, rows.get(one.key, 0)) + 1
+                changelog = [(key, (b"%d" % number).rjust(ROW_BYTES)) for key, number in touched.items()]
+                if not cutter.cut_to_fit(run, changelog):
+                    break
+            rows.update(touched)
+            sizes.append(len(run.records))
+            seen = [(one.key, b"%s %d %d" % (run.topic.encode(), run.partition, one.offset)) for one in run.records]
+            app.outputs.commit_in_background(run, [Output("impressions", run.partition, seen)], changelog)
+
+    app.listen(("clicks", "purchases"), count, ExactTable(app, "profiles", counts))
+    return app, counts, sizes
+
+
+@scenario
+async def test_runs_are_split_to_the_limit_and_each_record_counts_once(broker: str, topic_prefix: str) -> None:
+    settings = settings_for(broker, topic_prefix, partitions=2, run_records=4096)
+    await topics.create(settings, MIN_BATCH_LIMIT)
+    keys = [b"k%d" % (number % 300) for number in range(1500)]
+    for topic in ("clicks", "purchases"):
+        await send(settings, topic, [(key, b"x") for key in keys])
+    app, counts, sizes = heavy_app(settings)
+    async with running(app):
+        await until(lambda: app.lag() and sum(app.lag().values()) == 0, "all acknowledged", 60.0)
+        assert total(counts) == 3000 and sum(sizes) == 3000 and max(sizes) < 100
+        assert app.outputs.batch_limit("profiles") == MIN_BATCH_LIMIT
+    table = await read_table(settings, "profiles")
+    assert {key: int(value) for key, value in table.items()} == {b"k%d" % number: 10 for number in range(300)}
+    seen = [one.value async for one in read_topic(settings, "impressions")]
+    assert len(seen) == len(set(seen)) == 3000
+
+
+@scenario
+async def test_a_worker_with_small_topics_gives_the_same_profiles(broker: str, topic_prefix: str) -> None:
+    settings = worker_process.settings_for(broker, topic_prefix, partitions=1, run_records=4096)
+    await topics.create(settings, MIN_BATCH_LIMIT)
+    await open_shop(settings)
+    sent = [record("view_item", f"u{k % 500}", f"e{k}", NOW + k, item=f"i{k * 7 % 50}") for k in range(1000)]
+    await send(settings, "clicks", sent)
+    with worker(settings):
+        await until_counted(settings, 1000)
+        profiles = await profiles_of(settings)
+        assert await read_all(settings, "dead-letters") == []
+    [(result, _)] = process(agent_of(path_of()), run_of(sent))
+    expected = decoded_profiles({key: row for key, row in result.changelog if row is not None})
+    assert profiles.keys() == expected.keys() and len(profiles) == 500
+    for shopper, profile in expected.items():
+        assert_equal_profiles(profile, profiles[shopper])
+
+
+@scenario
+async def test_a_topic_that_grows_is_noticed_and_its_first_partitions_are_read_on(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = settings_for(broker, topic_prefix)
+    await topics.create(settings)
+    app, counts = counting_app(settings)
+    async with running(app):
+        monitor = TopicMonitor(settings, app.fetch_metadata)
+        await monitor.check()
+        assert monitor.problems == []
+        admin = AIOKafkaAdminClient(**client_options(settings))
+        await admin.start()
+        await admin.create_partitions({topic_prefix + "clicks": NewPartitions(6)})
+        await admin.close()
+        while not monitor.problems:
+            await monitor.check()
+        [problem] = monitor.problems
+        assert f"topic '{topic_prefix}clicks' has 6 partitions, SHOPWINDOW_PARTITIONS is 4" in problem
+        await send(settings, "clicks", [(b"k%d" % number, b"x") for number in range(40)])
+        await until(lambda: total(counts) == 40, "counted")
+        assert all(partition_of(key, 4) == number for number, rows in counts.rows.items() for key in rows)

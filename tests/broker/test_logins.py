@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
 
 from deploy.broker.embedded import Broker, free_port
@@ -55,6 +56,7 @@ def configuration(folder: Path, ports: dict[str, int]) -> str:
 
 
 class Kafka(NamedTuple):
+    plain: str  # host:port of the listener without a login
     folder: Path  # of the certificates
     ports: dict[str, int]  # by listener
 
@@ -83,8 +85,8 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     for name in ("client", "stranger"):
         authority(folder, name)
         encrypted(folder / f"{name}.key", KEY_PASSWORD)
-    with Broker(extra=configuration(folder, ports)):
-        yield Kafka(folder, ports)
+    with Broker(extra=configuration(folder, ports)) as broker:
+        yield Kafka(broker.bootstrap, folder, ports)
 
 
 @pytest.fixture
@@ -98,16 +100,23 @@ async def test_a_worker_counts_each_event_once_while_its_logins_end_again_and_ag
     kafka: Kafka, endpoint: TokenEndpoint
 ) -> None:
     endpoint.lifetime = SESSION_S
-    settings = kafka.with_tokens(endpoint, "SHORT", oauth_scope="kafka", oauth_audience="brokers")
-    await topics.create(settings)
+    settings = kafka.with_tokens(
+        endpoint, "SHORT", oauth_scope="kafka", oauth_audience="brokers", web_host="::1", oauth_extensions="trace=1"
+    )
+    here = dataclasses.replace(settings, broker=f"kafka://{kafka.plain}", security_protocol="PLAINTEXT")
+    await topics.create(here)
     with worker(settings) as running:
         await running.ready()
-        assert "kafka://" not in running.output() or "[::1]" in running.output()
         logins, counted = len(endpoint.forms), 0
-        while counted < 400 or len(endpoint.forms) < logins + 4:
-            await send(settings, "clicks", clicks(20, 5, first=counted))
+        # The worker asks for a token when a session has ended, and its last token too.
+        while len(endpoint.forms) < logins + 3:
+            await send(here, "clicks", clicks(20, 5, first=counted))
             counted += 20
-            await until_counted(settings, counted)
+            await until_counted(here, counted)
+        found = await running.wait_for_output(r"metrics at (http://\[::1\]:\d+)/metrics")
+        async with aiohttp.ClientSession(found[1]) as session, session.get("/readyz") as answer:
+            assert answer.status == 200, await answer.text()
+    assert running.output().count("shopwindow: ready") == 1, "the end of a session is no rebalance"
     assert endpoint.forms[-1] == {"grant_type": "client_credentials", "scope": "kafka", "audience": "brokers"}
 
 

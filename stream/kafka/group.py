@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -165,7 +166,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             if self._consumer is None:
                 continue
             try:
-                await asyncio.wait_for(self._consumer._client.fetch_all_metadata(), PING_TIMEOUT_S)
+                await asyncio.wait_for(_ping(self._consumer), PING_TIMEOUT_S)
             except (KafkaError, TimeoutError) as error:
                 if outage.since is None:
                     outage.begin(answered_at, error)
@@ -203,3 +204,12 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def on_partitions_assigned(self, assigned: object) -> None:
         self._joined.set()
+
+
+async def _ping(consumer: AIOKafkaConsumer) -> None:
+    """Return once Kafka has answered. Raises KafkaError if it does not."""
+    with suppress(KafkaError):
+        await consumer._client.fetch_all_metadata()
+        return
+    # A broker closes a connection at the first request after its login has ended. The second opens another.
+    await consumer._client.fetch_all_metadata()

@@ -131,7 +131,8 @@ def _ssl_context(settings: Settings) -> ssl.SSLContext:
             if is_encrypted:
                 problem = "does not decrypt it" if settings.ssl_key_password else "is not set"
                 raise NoBroker(
-                    f"the key in '{key or certificate}' is encrypted, and SHOPWINDOW_SSL_KEY_PASSWORD {problem}"
+                    f"the key in '{key or certificate}' is encrypted, and SHOPWINDOW_SSL_KEY_PASSWORD {problem}; set "
+                    "its password there, or name a file with it in SHOPWINDOW_SSL_KEY_PASSWORD_FILE"
                 ) from error
             raise NoBroker(
                 f"SHOPWINDOW_SSL_CERT_FILE '{certificate}' and SHOPWINDOW_SSL_KEY_FILE '{key or certificate}' hold no "
@@ -226,9 +227,12 @@ def _explain(settings: Settings, host: str, error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"{host} does not answer in time; check its load, the network and SHOPWINDOW_BROKER"
     if isinstance(error, (KafkaConnectionError, ConnectionError, asyncio.IncompleteReadError)):
+        # The alert about a certificate may get lost when the broker closes the connection.
+        certificate = "whether it requires or refuses the client certificate (SHOPWINDOW_SSL_CERT_FILE), "
         return (
             f"{host} closes the connection; check that it speaks {settings.security_protocol} "
-            "(SHOPWINDOW_SECURITY_PROTOCOL) there, and SHOPWINDOW_BROKER"
+            f"(SHOPWINDOW_SECURITY_PROTOCOL) there, {certificate if settings.security_protocol.endswith('SSL') else ''}"
+            "and SHOPWINDOW_BROKER"
         )
     return f"{error or type(error).__name__}; check SHOPWINDOW_BROKER"
 
@@ -255,8 +259,8 @@ def _explain_tls(settings: Settings, host: str, error: ssl.SSLError) -> str:
 def _explain_login(settings: Settings, host: str, error: KafkaError) -> str:
     if settings.sasl_mechanism == "GSSAPI":
         return (
-            f"there is no Kerberos login for {settings.kerberos_service}@{host} ({error}); get a ticket with kinit, or "
-            "check KRB5_CLIENT_KTNAME, KRB5_CONFIG and SHOPWINDOW_KERBEROS_SERVICE"
+            f"there is no Kerberos login for the service '{settings.kerberos_service}' of {host} ({error}); get a "
+            "ticket with kinit, or check KRB5_CLIENT_KTNAME, KRB5_CONFIG and SHOPWINDOW_KERBEROS_SERVICE"
         )
     if settings.sasl_mechanism == "AWS_MSK_IAM":
         return (

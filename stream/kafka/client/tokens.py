@@ -15,9 +15,9 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from http.client import HTTPException
-from json import JSONDecodeError, loads
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote_plus, urlencode
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
+import msgspec
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
@@ -163,24 +164,37 @@ def request_token(credentials: ClientCredentials) -> Token:
     if status != 200:
         raise TokenUnavailable(_refusal(credentials, status, body))
     try:
-        answer = loads(body)
-        value, kind = answer["access_token"], answer.get("token_type", "Bearer")
-    except (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        answer = msgspec.json.decode(body, type=_Answer)
+    except (msgspec.MsgspecError, RecursionError):
         raise TokenUnavailable(
             f"the answer of the token endpoint {credentials.url} has no access_token; check SHOPWINDOW_OAUTH_TOKEN_URL"
         ) from None
-    if not isinstance(value, str) or not BEARER_TOKEN.fullmatch(value) or str(kind).lower() != "bearer":
+    if not BEARER_TOKEN.fullmatch(answer.access_token) or answer.token_type.lower() != "bearer":
         raise TokenUnavailable(
             f"the token endpoint {credentials.url} gave something that is no bearer token; check its client's settings"
         )
-    return Token(value, _lifetime(answer.get("expires_in")))
+    return Token(answer.access_token, _lifetime(answer.expires_in))
 
 
-def _lifetime(expires_in: Any) -> float:
-    """Seconds of an answer's `expires_in`, which is optional and by some providers a string; 0 if it is no number."""
+class _Answer(msgspec.Struct):
+    """RFC 6749, section 5.1."""
+
+    access_token: str
+    token_type: str = "Bearer"
+    expires_in: float | str | None = None  # some providers write a string
+
+
+class _Refusal(msgspec.Struct):
+    """RFC 6749, section 5.2."""
+
+    error: str = ""
+
+
+def _lifetime(expires_in: float | str | None) -> float:
+    """Seconds of an answer's `expires_in`; 0 if it is no positive number."""
     try:
-        seconds = float(expires_in)
-    except (TypeError, ValueError):
+        seconds = float(expires_in or 0)
+    except ValueError:
         return 0.0
     return seconds if 0 < seconds < float("inf") else 0.0
 
@@ -236,10 +250,9 @@ def _explain(url: str, error: Exception) -> str:
 
 def _refusal(credentials: ClientCredentials, status: int, body: bytes) -> str:
     """Why there is no token, and what to do. Of the body, only a known form of error code is shown."""
-    try:
-        code = str(loads(body)["error"])
-    except (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
-        code = ""
+    code = ""
+    with suppress(msgspec.MsgspecError, RecursionError):
+        code = msgspec.json.decode(body, type=_Refusal).error
     reason = f"{status}, {code}" if ERROR_CODE.fullmatch(code) else str(status)
     url = credentials.url
     if status == 401 or code in ("invalid_client", "unauthorized_client"):

@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaError, NotCoordinatorForGroupError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    CommitFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    TopicAuthorizationFailedError,
+)
 
 from stream.kafka.commit import Output
 from stream.kafka.group import GroupMember
+from stream.kafka.health.outage import Outage
 from stream.settings import Settings
 from tests.harness.events import NOW
 
@@ -144,3 +151,32 @@ def test_a_rebalance_commits_finished_records_and_releases_the_others() -> None:
         assert len(kafka.commits) == 1, "its new owner commits it"
 
     run(played())
+
+
+@pytest.mark.parametrize(("failures", "is_outage"), [(1, False), (2, True)])
+def test_one_closed_connection_is_no_outage(failures: int, is_outage: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker closes a connection whose login has ended."""
+    monkeypatch.setattr("stream.kafka.group.PING_INTERVAL_S", 0.0)
+    settings, asked = Settings(broker="kafka://b:1"), 0
+    outage, began = Outage(settings), asyncio.Event()
+    monkeypatch.setattr(outage, "begin", lambda *_: began.set())
+
+    async def fetch_all_metadata() -> None:
+        nonlocal asked
+        asked += 1
+        if asked <= failures:
+            raise KafkaConnectionError("Connection at b:1 closed")
+        if asked > failures + 1:
+            await asyncio.Event().wait()
+
+    async def watch() -> None:
+        member = GroupMember(settings, TOPIC, "group")
+        member._consumer = SimpleNamespace(_client=SimpleNamespace(fetch_all_metadata=fetch_all_metadata))
+        watching = asyncio.create_task(member.watch(outage))
+        async with asyncio.timeout(10):
+            while asked < failures + 2:
+                await asyncio.sleep(0)
+        watching.cancel()
+        assert began.is_set() is is_outage
+
+    asyncio.run(watch())

@@ -78,7 +78,10 @@ def test_an_encrypted_key_without_its_password_is_reported_without_a_prompt(
     with pytest.raises(NoBroker) as raised:
         client_options(with_key(keys, "client.encrypted", password))
     key = keys / "client.encrypted"
-    assert str(raised.value) == f"the key in '{key}' is encrypted, and SHOPWINDOW_SSL_KEY_PASSWORD {problem}"
+    assert str(raised.value) == (
+        f"the key in '{key}' is encrypted, and SHOPWINDOW_SSL_KEY_PASSWORD {problem}; set its password there, or name "
+        "a file with it in SHOPWINDOW_SSL_KEY_PASSWORD_FILE"
+    )
 
 
 @needs_openssl

@@ -137,7 +137,7 @@ GIVEN = b'{"access_token": "abc.def-_~+/==", "token_type": "bearer", "expires_in
 
 @pytest.mark.parametrize(
     ("expires_in", "lifetime"),
-    [(b"3600", 3600.0), (b'"300"', 300.0), (b"null", 0.0), (b'"soon"', 0.0), (b"-5", 0.0), (b"1e999", 0.0)],
+    [(b"3600", 3600.0), (b'"300"', 300.0), (b"null", 0.0), (b'"soon"', 0.0), (b"-5", 0.0), (b'"inf"', 0.0)],
 )
 def test_a_lifetime_is_a_number_or_unknown(endpoint: TokenEndpoint, expires_in: bytes, lifetime: float) -> None:
     endpoint.answer = 200, GIVEN % expires_in
@@ -154,6 +154,7 @@ REFUSALS = {
     "too many requests": (429, b"null", r"is out of order \(429\)"),
     "an answer without a token": (200, b'{"id_token": "secretly"}', r"has no access_token; check SHOPWINDOW_OAUTH_TO"),
     "an answer that is no JSON": (200, b"\xff secretly", r"has no access_token"),
+    "an answer that is deeply nested": (200, b'{"x": ' + b"[" * 100_000, r"has no access_token"),
     "an answer that is no object": (200, b'["secretly"]', r"has no access_token"),
     "a token of another type": (200, b'{"access_token": "secretly", "token_type": "mac"}', r"is no bearer token"),
     "a token with control characters": (200, b'{"access_token": "secretly\\u0001auth=x"}', r"is no bearer token"),

@@ -138,11 +138,11 @@ def _arrivals(decoded: Decoded, fresh: Bools, shopper_of: I32, indices: Sequence
     events = np.flatnonzero(fresh)[::-1]
     first_of = np.empty(shopper_of.max(initial=0) + 1, np.int64)
     first_of[shopper_of[events]] = events  # of several values for one place, NumPy keeps the last
-    arrived = []
-    for event in first_of[indices].tolist():
-        row = decoded.rows[event]
-        arrived.append(record_seconds(decoded.timestamps[row["record"]]) or float(row["time"]))
-    return arrived
+    first = decoded.rows[first_of[indices]]
+    return [
+        record_seconds(decoded.timestamps[record]) or time
+        for record, time in zip(first["record"].tolist(), first["time"].tolist(), strict=True)
+    ]
 
 
 def _fold_rows(

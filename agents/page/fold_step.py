@@ -133,9 +133,8 @@ def _arrivals(
 ) -> list[float]:  # fmt: skip
     """When the first fresh event of each shopper arrived: see `FoldedPartition.arrived`.
 
-    timestamps: of the records, s. records, seconds, fresh and shopper_of (n,): record, time and shopper of each event, and
-    whether it is new.
-    indices: of the shoppers who get a page.
+    timestamps: of the records, s. records, seconds, fresh and shopper_of (n,): record and time of each event, whether
+    it is new, and its shopper. indices: of the shoppers who get a page.
 
     Of two timestamps within a run the first one counts, because a run that is repeated after a crash starts with the
     same record, but may end with another. Without timestamps the result is 0, so that versions count pages.

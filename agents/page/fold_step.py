@@ -129,27 +129,31 @@ def _fold_events(
         record = records[event]
         triggers.append(PageTrigger(decoded.ids[record], seconds[event], arrivals[record]))
     fresh, activity, clock, memory = folded
-    arrived = _arrivals(decoded, fresh, shopper_of, indices)
+    arrived = _arrivals(decoded.timestamps, records, seconds, fresh, shopper_of, indices)
     shopper_keys = [keys[index] for index in indices]
     return FoldedPartition(shopper_keys, indices, triggers, arrived, fresh, activity, clock, expired_keys, memory)
 
 
-def _arrivals(decoded: Decoded, fresh: Bools, shopper_of: I32, indices: Sequence[int]) -> list[float]:
-    """When the first fresh event of each shopper arrived: see `FoldedPartition.arrived`. indices: of the shoppers.
+def _arrivals(
+    timestamps: Sequence[float], records: Sequence[int], seconds: Sequence[float], fresh: Bools, shopper_of: I32,
+    indices: Sequence[int],
+) -> list[float]:  # fmt: skip
+    """When the first fresh event of each shopper arrived: see `FoldedPartition.arrived`.
+
+    timestamps: of the records, s. records, seconds, fresh and shopper_of (n,): record and time of each event, whether
+    it is new, and its shopper. indices: of the shoppers who get a page.
 
     Of two timestamps within a run the first one counts, because a run that is repeated after a crash starts with the
     same record, but may end with another. Without timestamps the result is 0, so that versions count pages.
     """
-    if not decoded.timestamps:
+    if not timestamps:
         return [0.0] * len(indices)
-    events = np.flatnonzero(fresh)[::-1]
-    first_of = np.empty(shopper_of.max(initial=0) + 1, np.int64)
-    first_of[shopper_of[events]] = events  # of several values for one place, NumPy keeps the last
-    arrived = []
-    for event in first_of[indices].tolist():
-        row = decoded.rows[event]
-        arrived.append(record_seconds(decoded.timestamps[row["record"]]) or float(row["time"]))
-    return arrived
+    first_of: dict[int, int] = {}  # faster than NumPy for the short runs that are usual
+    for event, (shopper, is_fresh) in enumerate(zip(shopper_of.tolist(), fresh.tolist(), strict=True)):
+        if is_fresh:
+            first_of.setdefault(shopper, event)
+    first = [first_of[index] for index in indices]
+    return [record_seconds(timestamps[records[event]]) or seconds[event] for event in first]
 
 
 def _fold_rows(

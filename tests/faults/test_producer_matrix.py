@@ -83,7 +83,9 @@ class Producer:
     def __init__(self, settings: Settings, name: str, options: dict[str, Any], is_transactional: bool = False) -> None:
         self._prefix, self._name, self._is_transactional = settings.prefix, name, is_transactional
         broker = str(settings.broker).removeprefix("kafka://")
-        self._producer = confluent_kafka.Producer({"bootstrap.servers": broker, "linger.ms": 20, **options})
+        # A producer logs each lost connection, also when the broker of the tests has stopped.
+        quiet = {"log_level": 2}
+        self._producer = confluent_kafka.Producer({"bootstrap.servers": broker, "linger.ms": 20, **quiet, **options})
         self._aborted = 0
         if is_transactional:
             self._producer.init_transactions(FLUSH_S)
@@ -140,7 +142,7 @@ async def test_every_kind_of_producer_gives_the_same_profiles_despite_a_kill(bro
         await sending
     with worker(settings):
         await send_all(1)
-        profiles = await until_counted(settings, len(NAMES) * SHOPPERS * PER_SHOPPER)
+        profiles = await until_counted(settings, len(NAMES) * SHOPPERS * PER_SHOPPER, 120.0)
         pages = await read_all(settings, "homepages")
     assert len(profiles) == len(NAMES) * SHOPPERS
     for name in NAMES:

@@ -151,6 +151,7 @@ def assert_reproduced(kind: str, folder: Path, metric: str) -> None:
     again = load(folder, kind)
     if stored["processor"] == processor():
         assert again.version == manifest.version, f"the shipped {kind} is not what its recipe gives; {MODELS}"
+        assert again.fitted_with == manifest.fitted_with
     assert again.metrics[metric] == pytest.approx(manifest.metrics[metric], abs=LOSS_TOLERANCE[kind])
 
 

@@ -50,10 +50,12 @@ def _bad_events_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _report_check(path: str, check: EventCheck, bad: BadEvents, sent: int) -> int:
-    """Print why events are refused, if any are, and return the exit status."""
+    """Print why events are refused, if any are, and fields that are not read. Return the exit status."""
     from deploy.io.event_check import BadEvents
 
+    sentences = [*check.report()]
     if not check.refused:
+        _report([f"{path}: {sentence}" for sentence in sentences])
         return 0
     if bad is BadEvents.SEND:
         result = "; they were sent, and become dead letters"
@@ -63,7 +65,7 @@ def _report_check(path: str, check: EventCheck, bad: BadEvents, sent: int) -> in
     else:
         result = "; these were not sent"
     say(f"{path}: workers refuse {check.refused:,} of {check.checked:,} events{result}")
-    _report([*check.report()])
+    _report(sentences)
     return 1 if bad is BadEvents.REFUSE else 0
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from deploy.io.files import Outgoing
 from deploy.io.formats import event_format, table_format
+from deploy.io.misspelt_fields import MisspeltFields
 from stream.events import cloudevents
 from stream.events.decode import Reject, decode_run
 from stream.events.errors import EventError, shown
@@ -49,7 +50,8 @@ class EventCheck:
         self._future_tolerance = settings.future_tolerance
         self._ignored_types = IgnoredTypes(settings.ignored_types.split(","))
         self._reasons: dict[str, _Reason] = {}
-        self._first: str | None = None  # the first line, if it is refused
+        self._first = ""  # the first event, if it is refused
+        self._misspelt = MisspeltFields()
         self.checked = self.refused = 0
         self.ignored: Counter[str] = Counter()
 
@@ -58,6 +60,7 @@ class EventCheck:
         by_topic = defaultdict(list)
         for at, (_, record) in enumerate(records):
             by_topic[record.topic].append(at)
+            self._misspelt.add(record.value)
         refused: list[tuple[int, Reject]] = []
         for topic, places in by_topic.items():
             values, keys = [records[at].record.value for at in places], [records[at].record.key for at in places]
@@ -87,12 +90,16 @@ class EventCheck:
         reason.count += 1
 
     def report(self) -> Iterator[str]:
-        """Yield a sentence for each reason, the most frequent first, and one on the format if it is a known one."""
+        """Yield sentences: one for each reason, the most frequent first, then those on the format of the file.
+
+        These name a known format of another system, or else fields that are probably misspelt.
+        """
         for label, reason in sorted(self._reasons.items(), key=lambda one: -one[1].count):
             yield f"{reason.count:,} {label}, first line {reason.line}: {reason.message}"
-        first = self._first or ""
-        if (found := event_format(first) or table_format(first)) is not None:
+        if (found := event_format(self._first) or table_format(self._first)) is not None:
             yield f"this looks like {found.name}. {found.advice}"
+        else:
+            yield from self._misspelt.report()
 
 
 def _label(value: bytes, reject: Reject) -> str:

@@ -59,7 +59,7 @@ def feed_format(head: str, document: Any) -> Format | None:
     if isinstance(document, dict):
         return _feed_of_json(document)
     first, separator, columns = _table(start)
-    if separator is None:
+    if separator is None or "\n{" in head:  # a bad line before JSON lines is no table
         return None
     return Format(
         f"{_feed_of_table(first, separator, columns)}, separated by {SEPARATORS[separator]}", _rename(columns)

@@ -19,6 +19,7 @@ from deploy.io.formats import event_format, feed_format, table_format
 from stream.settings import Settings
 from tests.harness.events import record
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 FOREIGN_KEYS = (
     "type", "event", "events", "session", "schema", "properties", "kind", "@type", "payload", "data", "id", "messageId",
     "event_name", "event_timestamp", "userId", "variants", "handle", "products", "specversion", "data_base64",
@@ -47,6 +48,31 @@ def test_refused_events_are_counted_by_reason_with_their_first_line() -> None:
     assert first.startswith("2 missing data.items, first line 3: view_item needs data.items")
     assert others[0].startswith("1 unknown_type 'foo', first line 2: ")
     assert others[1].startswith("1 not_json, first line 4: ")
+
+
+def test_misspelt_fields_are_named_and_fields_of_others_are_not() -> None:
+    event = json.loads(GOOD)
+    event["data"] |= {"chanel": "web", "sessionId": "s", "consent": {"personalisation": True}, "coupon": "x"}
+    event["data"]["items"] = [
+        {"item_id": "a", "itemCategory": "c", "item_name": "A", "item_category2": "d", "item_list_name": "l"},
+        {"item_id": "b", "item_category": "c", "itemCategory": "c"},
+    ]
+    assert [*checked(GOOD, json.dumps(event), json.dumps(event | {"id": "e2"})).report()] == [
+        f"'data.{wrong}' in 2 of 3 events is not a field of event/1 and is not read; did you mean 'data.{right}'?"
+        for wrong, right in (
+            ("chanel", "channel"),
+            ("consent.personalisation", "consent.personalization"),
+            ("items.itemCategory", "items.item_category"),
+            ("sessionId", "session_id"),
+        )
+    ]
+    event["data"]["channel"] = "web"
+    assert not any("chanel" in sentence for sentence in checked(json.dumps(event)).report())
+
+
+def test_every_field_of_an_event_is_known() -> None:
+    event = json.loads((GOLDEN / "event-1.json").read_text())
+    assert not [*checked(json.dumps(event)).report()]
 
 
 def test_many_unknown_types_make_a_short_report() -> None:

@@ -116,6 +116,12 @@ def test_json_on_several_lines_is_named(tmp_path: Path) -> None:
         items_of(tmp_path, '{\n "item_id": "a",\n "title": "A"\n}\n')
 
 
+@pytest.mark.parametrize("first", ['{"item_id":"x","variants":[{"id":1}],"@type":"Product"}', "id, title", "{half"])
+def test_a_bad_first_line_is_one_problem_among_good_items(tmp_path: Path, first: str) -> None:
+    found = items_of(tmp_path, f"{first}\n{GOOD}\n")
+    assert len(found.problems) == 1 and len(found.records) == 1
+
+
 def test_a_bad_first_item_does_not_make_a_file_foreign(tmp_path: Path) -> None:
     found = items_of(tmp_path, f'{{"id":"x","title":"X"}}\n{GOOD}\n')
     assert len(found.problems) == 1 and len(found.records) == 1

@@ -27,7 +27,7 @@ from stream import metrics
 from stream.events.decode import TOO_LATE_CODE, Decoded, Reject, decode_run
 from stream.events.ignored_types import IgnoredTypes
 from stream.items.activity import ACTIVITY, encode_activity, owner_partitions, split_activity
-from stream.kafka.commit import BATCH_OVERHEAD, RECORD_OVERHEAD, Output, Outputs, changelog_bytes
+from stream.kafka.commit import BATCH_OVERHEAD, RECORD_OVERHEAD, Output, Outputs
 from stream.kafka.dead_letters import count_dead_letters, to_dead_letters
 from stream.kafka.keys.forwarding import Routed, forward, route, stranded, too_large
 from stream.kafka.run import Run
@@ -219,8 +219,8 @@ class ShopperAgent:
         """Pages, impressions, headline requests and item activity of a run."""
         outputs = []
         if result.pages:
-            for topic, records in (("homepages", result.page_records()), ("impressions", result.impression_records())):
-                outputs.append(Output(topic, run.partition, self._without_oversized(topic, run.partition, records)))
+            outputs.append(Output("homepages", run.partition, result.page_records()))
+            outputs.append(Output("impressions", run.partition, result.impression_records()))
         requests = [request for page in result.pages for request in page.headline_requests]
         if requests:
             records = [(request.segment.encode(), msgspec.json.encode(request)) for request in requests]
@@ -231,29 +231,27 @@ class ShopperAgent:
         )
         return outputs + _activity_outputs(run, result, self._settings.partitions, limit // 2)
 
-    def _without_oversized(
-        self, topic: str, partition: int, records: list[tuple[bytes, bytes]]
-    ) -> list[tuple[bytes, bytes]]:
-        """The records that their topic takes. The others are logged and counted.
+    def _without_oversized(self, output: Output) -> Output:
+        """Pages or impressions, without those that are too large for their topic, which are logged and counted.
 
-        Their event counts, so they are no dead letters; the shopper keeps the previous page. The broker would refuse
-        the batch, which would stop the worker and the pages of all other shoppers.
+        Their events count, so they are no dead letters; the shopper keeps the previous page. Kafka would refuse the
+        whole batch, which would stop the worker and the pages of all other shoppers.
         """
-        limit = self._out.batch_limit(topic)
-        if max(len(key) + len(value) for key, value in records) + BATCH_OVERHEAD + RECORD_OVERHEAD <= limit:
-            return records
-        fitting = []
-        for key, value in records:
-            size = changelog_bytes([(key, value)])
-            if size <= limit:
-                fitting.append((key, value))
-                continue
-            metrics.OVERSIZED.labels(topic).inc()
-            log.error(
-                "a record of %d bytes for partition %d of '%s' is left out: the topic takes at most %d bytes; raise "
-                "its %s", size, partition, self._settings.prefix + topic, limit, BATCH_LIMIT,
-            )  # fmt: skip
-        return fitting
+        limit = self._out.batch_limit(output.topic)
+        sizes = [
+            len(key or b"") + len(value or b"") + BATCH_OVERHEAD + RECORD_OVERHEAD for key, value in output.records
+        ]
+        if max(sizes) <= limit:
+            return output
+        for size in sizes:
+            if size > limit:
+                metrics.OVERSIZED.labels(output.topic).inc()
+                log.error(
+                    "a record of %d bytes for '%s' %s is left out: the topic takes at most %d bytes; raise its %s",
+                    size, self._settings.prefix + output.topic, output.partition, limit, BATCH_LIMIT,
+                )  # fmt: skip
+        fitting = [record for record, size in zip(output.records, sizes, strict=True) if size <= limit]
+        return output._replace(records=fitting)
 
     def _apply(self, run: Run, processed: Processed) -> tuple[PageResult, list[Output]]:
         """Apply a run to the profiles in memory. Return its result and outputs, those of expired profiles included."""
@@ -264,7 +262,11 @@ class ShopperAgent:
         expiry = expire_profiles(self._profiles, run.partition, result, self._settings.profile_ttl)
         result = result._replace(changelog=[*processed.changelog, *expiry.changelog])
         self._profiles.apply(run.partition, result.changelog)
-        return result, [*expiry.tombstones, *processed.outputs, *processed.decoded.forwarded]
+        outputs = [
+            self._without_oversized(output) if output.topic in ("homepages", "impressions") else output
+            for output in processed.outputs
+        ]
+        return result, [*expiry.tombstones, *outputs, *processed.decoded.forwarded]
 
     def _count_placement(self, run: Run, decoded: DecodedRun) -> None:
         """Count the records that are forwarded, and repetitions of those that were forwarded to this partition."""

@@ -1,52 +1,21 @@
 """Topics with small limits for record batches, and topics that grow under a running worker."""
 
-from typing import Any
+import asyncio
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from agents.run_cutter import RunCutter
 from stream.kafka import topics
-from stream.kafka.app import BatchApp, make_app
 from stream.kafka.client.connection import client_options, partition_of
-from stream.kafka.commit import Output
 from stream.kafka.global_topics import read_table, read_topic
 from stream.kafka.health.topic_monitor import TopicMonitor
-from stream.kafka.tables.table import ExactTable
 from stream.kafka.topics import MIN_BATCH_LIMIT
 from tests.harness import worker_process
-from tests.harness.counting import Counts, counting_app, running, scenario, send, settings_for, total, until
+from tests.harness.counting import FULL_ROW_BYTES, counting_app, running, scenario, send, settings_for, total, until
 from tests.harness.events import NOW, record
 from tests.harness.page_path import path_of
 from tests.harness.profiles import assert_equal_profiles
 from tests.harness.shopper_agent import agent_of, process, run_of
 from tests.harness.worker_process import decoded_profiles, open_shop, profiles_of, read_all, until_counted, worker
-
-ROW_BYTES = 5000  # about the size of a full profile
-
-
-def heavy_app(settings: Any) -> tuple[BatchApp, Counts, list[int]]:
-    """`counting_app` with rows of ROW_BYTES; and the number of records of each of its runs."""
-    app, counts, sizes = make_app(settings), Counts(), list[int]()
-    cutter = RunCutter(lambda: app.outputs.changelog_limit("profiles") - 200)
-
-    async def count(runs: Any) -> None:
-        async for run in runs:
-            rows = counts.rows[run.partition]
-            cutter.cut_to_estimate(run)
-            while True:
-                touched: dict[bytes, int] = {}
-                for one in run.records:
-                    touched[one.key] = touched.get(one.key, rows.get(one.key, 0)) + 1
-                changelog = [(key, (b"%d" % number).rjust(ROW_BYTES)) for key, number in touched.items()]
-                if not cutter.cut_to_fit(run, changelog):
-                    break
-            rows.update(touched)
-            sizes.append(len(run.records))
-            seen = [(one.key, b"%s %d %d" % (run.topic.encode(), run.partition, one.offset)) for one in run.records]
-            app.outputs.commit_in_background(run, [Output("impressions", run.partition, seen)], changelog)
-
-    app.listen(("clicks", "purchases"), count, ExactTable(app, "profiles", counts))
-    return app, counts, sizes
 
 
 @scenario
@@ -56,11 +25,10 @@ async def test_runs_are_split_to_the_limit_and_each_record_counts_once(broker: s
     keys = [b"k%d" % (number % 300) for number in range(1500)]
     for topic in ("clicks", "purchases"):
         await send(settings, topic, [(key, b"x") for key in keys])
-    app, counts, sizes = heavy_app(settings)
+    app, counts = counting_app(settings, ("clicks", "purchases"), behind=True, row_bytes=FULL_ROW_BYTES)
     async with running(app):
         await until(lambda: app.lag() and sum(app.lag().values()) == 0, "all acknowledged", 60.0)
-        assert total(counts) == 3000 and sum(sizes) == 3000 and max(sizes) < 100
-        assert app.outputs.batch_limit("profiles") == MIN_BATCH_LIMIT
+        assert total(counts) == 3000 and app.outputs.batch_limit("profiles") == MIN_BATCH_LIMIT
     table = await read_table(settings, "profiles")
     assert {key: int(value) for key, value in table.items()} == {b"k%d" % number: 10 for number in range(300)}
     seen = [one.value async for one in read_topic(settings, "impressions")]
@@ -78,7 +46,7 @@ async def test_a_worker_with_small_topics_gives_the_same_profiles(broker: str, t
         await until_counted(settings, 1000)
         profiles = await profiles_of(settings)
         assert await read_all(settings, "dead-letters") == []
-    [(result, _)] = process(agent_of(path_of()), run_of(sent))
+    [(result, _)] = await asyncio.to_thread(process, agent_of(path_of()), run_of(sent))
     expected = decoded_profiles({key: row for key, row in result.changelog if row is not None})
     assert profiles.keys() == expected.keys() and len(profiles) == 500
     for shopper, profile in expected.items():

@@ -55,7 +55,7 @@ async def test_topics_with_more_partitions_than_the_profiles_do_not_stop_workers
     broker: str, topic_prefix: str
 ) -> None:
     settings = settings_for(broker, topic_prefix)
-    for name in ("purchases", "homepages", "catalog"):
+    for name in ("purchases", "impressions", "item-activity"):
         await create_topic(settings, name, 6)
     await topics.create(settings)
     found = await topics.inspect(settings)

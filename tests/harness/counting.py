@@ -14,6 +14,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from agents.run_cutter import RunCutter
 from stream.kafka.app import BatchApp, make_app, serve
 from stream.kafka.client.connection import client_options, partition_of
 from stream.kafka.commit import Output
@@ -52,26 +53,33 @@ class Counts:
 
 
 def counting_app(
-    settings: Any, topics: Sequence[str] = ("clicks",), pause: float = 0.0, behind: bool = False
+    settings: Any, topics: Sequence[str] = ("clicks",), pause: float = 0.0, behind: bool = False, row_bytes: int = 0
 ) -> tuple[BatchApp, Counts]:
     """An app that counts by key in 'profiles', and writes the origin of each record to 'impressions'.
 
-    `pause`: seconds that each run takes. `behind`: commit each run in the background.
+    `pause`: seconds that each run takes. `behind`: commit each run in the background. `row_bytes`: least size of a row;
+    runs are cut so that their changelog fits.
     """
     app = make_app(settings)
     counts = Counts()
     table = ExactTable(app, "profiles", counts)
+    cutter = RunCutter(lambda: app.outputs.changelog_limit("profiles") - 200)
 
     async def count(runs: Any) -> None:
         async for run in runs:
             rows = counts.rows[run.partition]
-            touched = {}
-            for record in run.records:
-                rows[record.key] = touched[record.key] = rows.get(record.key, 0) + 1
+            cutter.cut_to_estimate(run)
+            while True:
+                touched: dict[bytes, int] = {}
+                for record in run.records:
+                    touched[record.key] = touched.get(record.key, rows.get(record.key, 0)) + 1
+                changelog = [(key, (b"%d" % count).rjust(row_bytes)) for key, count in touched.items()]
+                if not row_bytes or not cutter.cut_to_fit(run, changelog):
+                    break
+            rows.update(touched)
             if pause:
                 await asyncio.sleep(pause)
             seen = [(r.key, b"%s %d %d" % (run.topic.encode(), run.partition, r.offset)) for r in run.records]
-            changelog = [(key, b"%d" % count) for key, count in touched.items()]
             outputs = [Output("impressions", run.partition, seen)]
             if behind:
                 app.outputs.commit_in_background(run, outputs, changelog)
@@ -82,6 +90,7 @@ def counting_app(
     return app, counts
 
 
+FULL_ROW_BYTES = 5000  # about the size of a full profile
 Scenario = Callable[..., Coroutine[Any, Any, None]]
 
 
@@ -169,7 +178,10 @@ def run_worker(app: BatchApp) -> int:
 
 if __name__ == "__main__":
     broker, prefix, pause, behind, *death = sys.argv[1:]
-    worker, _ = counting_app(settings_for(broker, prefix), ("clicks", "purchases"), float(pause), behind == "behind")
+    worker, _ = counting_app(
+        settings_for(broker, prefix), ("clicks", "purchases"), float(pause), behind != "before",
+        FULL_ROW_BYTES if behind == "split" else 0,
+    )  # fmt: skip
     if death:
         worker.when_ready(lambda: die_at(worker, death[0], 5))
     sys.exit(run_worker(worker))

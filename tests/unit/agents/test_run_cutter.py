@@ -119,7 +119,7 @@ def test_a_page_larger_than_its_topic_allows_is_left_out_alone(caplog: pytest.Lo
     assert published["homepages"] == [(page.key, page.value) for page in fitting] and len(fitting) < len(result.pages)
     assert len(published["impressions"]) == len(result.pages) == 30, "the events count all the same"
     assert oversized("homepages") - before == len(result.pages) - len(fitting)
-    assert f"of 'homepages' is left out: the topic takes at most {limit} bytes" in caplog.text
+    assert f"for 'homepages' 0 is left out: the topic takes at most {limit} bytes" in caplog.text
 
 
 def page_result(out: Outputs) -> tuple[Any, list[Output]]:

@@ -17,6 +17,7 @@ from models.copywriter.model import Copy
 from stream import metrics
 from stream.codes import SLOT_TRENDING
 from stream.kafka.client.connection import NoBroker
+from stream.kafka.topics import DEFAULT_BATCH_LIMIT
 from stream.settings import Settings
 from tests.harness.events import NOW
 
@@ -27,6 +28,7 @@ class Desk:
     """A copywriter and a consumer group that record their calls."""
 
     version = "sha256:desk"
+    dead_letter_limit = DEFAULT_BATCH_LIMIT
     line = "Lamps for you"
 
     def __init__(self) -> None:

@@ -46,12 +46,14 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
     for kind, number in enumerate(number_of[len(KINDS) :]):
         if number:
             _EVENTS[run.topic][kind].inc(number)
-    memory = result.memory
-    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]) - len(memory.late_records))
-    if memory.forgotten_transactions:
-        metrics.FORGOTTEN_TRANSACTIONS.inc(memory.forgotten_transactions)
-    if memory.id_window < math.inf:
-        metrics.ID_WINDOW.observe(memory.id_window)
+    report = result.report
+    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]) - len(report.late_records))
+    if report.forgotten_transactions:
+        metrics.FORGOTTEN_TRANSACTIONS.inc(report.forgotten_transactions)
+    if report.id_window < math.inf:
+        metrics.ID_WINDOW.observe(report.id_window)
+    for reason, number in report.without_activity.items():
+        metrics.WITHOUT_ACTIVITY.labels(reason).inc(number)
     metrics.CLAMPED.inc(decoded.clamped)
     if decoded.lenient:
         metrics.LENIENT.labels(run.topic).inc(decoded.lenient)

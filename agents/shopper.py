@@ -128,8 +128,8 @@ class ShopperAgent:
         processed = []
         for (run, records), one, result in zip(selected, decoded, results, strict=True):
             rejects = one.rejects
-            if result.memory.late_records:
-                rejects = [*rejects, *_late_rejects(one, result.memory.late_records)]
+            if result.report.late_records:
+                rejects = [*rejects, *_late_rejects(one, result.report.late_records)]
             outputs = to_dead_letters(run, records, rejects) + self._outputs(run, result)
             processed.append(Processed(one, rejects, result, outputs))
         return processed

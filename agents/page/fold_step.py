@@ -10,7 +10,8 @@ import numpy as np
 from agents.page.headline_cache import RefreshRequest
 from stream.degradation import Degradation
 from stream.events.decode import EVENT, Decoded
-from stream.items.activity import ACTIVITY, fold_with_activity
+from stream.items.activity import ACTIVITY, ROBOT_EVENTS_PER_MINUTE, WITHOUT_ACTIVITY, fold_with_activity
+from stream.name_patterns import NO_NAMES, NamePatterns
 from stream.profile.codec import decode_records
 from stream.profile.exposure import OWED_ID_BYTES, SERVING, apply_feedback, expired, touch
 from stream.profile.fold import FOLDED, TOO_LATE, TRANSACTION_FORGOTTEN, shortest_id_window
@@ -38,12 +39,22 @@ class PartitionInput(NamedTuple):
     clock: float = 0.0  # s, newest event time of the partition before this input
 
 
-class MemoryReport(NamedTuple):
-    """What the bounded memory of ids and transactions meant for a partition's input."""
+class FoldRules(NamedTuple):
+    """Settings that affect the fold."""
+
+    profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
+    refuses_late: bool = True  # events that cannot be distinguished from redeliveries
+    robot_events: int = ROBOT_EVENTS_PER_MINUTE  # more in a minute mean a robot; 0: no limit
+    excluded_shoppers: NamePatterns = NO_NAMES  # cause no activity of items
+
+
+class FoldReport(NamedTuple):
+    """What the fold of a partition's input left out."""
 
     late_records: Sequence[int] = ()  # indices of the records refused as too late
     forgotten_transactions: int = 0
     id_window: float = np.inf  # s, the shortest window of a full ring of ids
+    without_activity: Mapping[str, int] = {}  # interactions that change no signals, by reason
 
 
 class FoldedPartition(NamedTuple):
@@ -56,17 +67,17 @@ class FoldedPartition(NamedTuple):
     activity: Rows  # (m,) ACTIVITY
     clock: float  # s, newest event time of the partition, this input included
     expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
-    memory: MemoryReport = MemoryReport()
+    report: FoldReport = FoldReport()
 
 
 def fold_partitions(
-    inputs: Sequence[PartitionInput], degradation: Degradation, profile_ttl: float, refuses_late: bool
+    inputs: Sequence[PartitionInput], degradation: Degradation, rules: FoldRules
 ) -> tuple[list[FoldedPartition], Rows, Rows]:
     """Fold the events of each partition, and return who gets a page, with their profile and exposure rows.
 
     Returns the folded partitions, and for all of their shoppers, partition after partition, profiles (S,) PROFILE and
     serving (S,) SERVING. The rows of all partitions share one array from the start, because concatenating such arrays
-    costs more than folding. refuses_late: whether events older than a full ring of ids are refused.
+    costs more than folding.
     """
     keys = [_shoppers_of(one) for one in inputs]
     profiles, serving = decode_records(
@@ -78,9 +89,9 @@ def fold_partitions(
     for one, shoppers in zip(inputs, keys, strict=True):
         own = slice(start, start + len(shoppers))
         if one.refreshes:
-            partition = _select_refreshes(one, shoppers, serving[own], degradation, profile_ttl)
+            partition = _select_refreshes(one, shoppers, serving[own], degradation, rules.profile_ttl)
         else:
-            partition = _fold_events(one, shoppers, profiles[own], serving[own], profile_ttl, refuses_late)
+            partition = _fold_events(one, shoppers, profiles[own], serving[own], rules)
         folded.append(partition)
         indices.extend(start + index for index in partition.indices)
         start = own.stop
@@ -97,52 +108,68 @@ def _shoppers_of(one: PartitionInput) -> list[bytes]:
 
 
 def _fold_events(
-    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, profile_ttl: float, refuses_late: bool
+    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, rules: FoldRules
 ) -> FoldedPartition:
     """Fold the events of a partition into its rows, in place."""
     decoded, events = one.decoded, one.decoded.rows
     index_of = {key: index for index, key in enumerate(keys)}
     records, times = events["record"].tolist(), events["time"]
     shopper_of = np.array([index_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
+    is_excluded = _are_excluded(keys, rules.excluded_shoppers)[shopper_of]  # (n,)
     expired_keys: list[bytes] = []
-    if profile_ttl:
-        first_after_expiry = expired(serving["touched"], shopper_of, times, one.clock, profile_ttl)
+    if rules.profile_ttl:
+        first_after_expiry = expired(serving["touched"], shopper_of, times, one.clock, rules.profile_ttl)
         expired_keys = [key for key, event in zip(keys, first_after_expiry.tolist(), strict=True) if event >= 0]
     newest_event = np.empty(len(keys), np.int64)
     if expired_keys:
         both, both_serving, shopper_of = _split_expired(profiles, serving, shopper_of, first_after_expiry)
-        folded = _fold_rows(both, both_serving, shopper_of, one, newest_event, refuses_late)
+        folded = _fold_rows(both, both_serving, shopper_of, one, newest_event, is_excluded, rules)
         profiles[:], serving[:] = both[: len(keys)], both_serving[: len(keys)]
     else:
-        folded = _fold_rows(profiles, serving, shopper_of, one, newest_event, refuses_late)
+        folded = _fold_rows(profiles, serving, shopper_of, one, newest_event, is_excluded, rules)
     newest = newest_event.tolist()
     indices = [index for index, event in enumerate(newest) if event >= 0]
     seconds = times.tolist()
     triggers = [PageTrigger(decoded.ids[records[newest[index]]], seconds[newest[index]]) for index in indices]
-    fresh, activity, clock, memory = folded
+    fresh, activity, clock, report = folded
     shopper_keys = [keys[index] for index in indices]
-    return FoldedPartition(shopper_keys, indices, triggers, fresh, activity, clock, expired_keys, memory)
+    return FoldedPartition(shopper_keys, indices, triggers, fresh, activity, clock, expired_keys, report)
+
+
+def _are_excluded(keys: Sequence[bytes], patterns: NamePatterns) -> Bools:
+    """(S,) True for the shoppers whose key matches a pattern."""
+    if not patterns:
+        return np.zeros(len(keys), np.bool_)
+    return np.array([patterns.match(key.decode("utf-8", "surrogatepass")) is not None for key in keys], np.bool_)
 
 
 def _fold_rows(
-    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64, refuses_late: bool
-) -> tuple[Bools, Rows, float, MemoryReport]:
+    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64, is_excluded: Bools,
+    rules: FoldRules,
+) -> tuple[Bools, Rows, float, FoldReport]:  # fmt: skip
     """Fold in place. Return which events were fresh, the items' activity, the partition's clock, and the report.
 
     `touch` fills `newest_event`.
     """
     events = one.decoded.rows
-    outcomes, activity = fold_with_activity(profiles, shopper_of, events, one.offsets, refuses_late)
+    outcomes, activity = fold_with_activity(
+        profiles, shopper_of, events, one.offsets, rules.refuses_late, rules.robot_events, is_excluded
+    )
     fresh = (outcomes & FOLDED).astype(np.bool_)
-    late: Sequence[int] = ()
-    forgotten = 0
+    report = FoldReport(id_window=shortest_id_window(profiles))
     if outcomes.max(initial=0) > FOLDED:
-        late = events["record"][(outcomes == TOO_LATE) & (events["part"] == 0)].tolist()
-        forgotten = int(np.count_nonzero(outcomes & TRANSACTION_FORGOTTEN))
-    memory = MemoryReport(late, forgotten, shortest_id_window(profiles))
+        report = report._replace(
+            late_records=events["record"][(outcomes == TOO_LATE) & (events["part"] == 0)].tolist(),
+            forgotten_transactions=int(np.count_nonzero(outcomes & TRANSACTION_FORGOTTEN)),
+            without_activity={
+                reason: count
+                for reason, flag in WITHOUT_ACTIVITY.items()
+                if (count := int(np.count_nonzero(outcomes & flag)))
+            },
+        )
     apply_feedback(serving, profiles, shopper_of, events, fresh)
     clock = touch(serving, profiles, shopper_of, events, fresh, one.clock, newest_event)
-    return fresh, activity, clock, memory
+    return fresh, activity, clock, report
 
 
 def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_expiry: I64) -> tuple[Rows, Rows, I32]:

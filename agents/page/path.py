@@ -16,7 +16,8 @@ import numpy as np
 
 from agents.page.fold_step import (
     FoldedPartition,
-    MemoryReport,
+    FoldReport,
+    FoldRules,
     PageTrigger,
     PartitionInput,
     defer,
@@ -59,8 +60,7 @@ class Policy(NamedTuple):
     popular_share: float = 0.0
     page_ttl: float = 3600.0  # s
     copy: bool = True
-    profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
-    refuses_late: bool = True  # events that cannot be distinguished from redeliveries
+    fold: FoldRules = FoldRules()
 
 
 class Page(NamedTuple):
@@ -89,7 +89,7 @@ class PageResult(NamedTuple):
     seconds: dict[str, float]  # by stage, of all partitions of the call together
     clock: float = 0.0  # s, newest event time of the partition, this input included
     expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
-    memory: MemoryReport = MemoryReport()
+    report: FoldReport = FoldReport()
 
     def page_records(self) -> list[Record]:
         """Keys and values for `homepages`."""
@@ -135,9 +135,7 @@ class PagePath:
         keeps its trigger until any later page is made.
         """
         watch, degradation = _Stopwatch(), self.degradation
-        partitions, profiles, serving = fold_partitions(
-            inputs, degradation, self.policy.profile_ttl, self.policy.refuses_late
-        )
+        partitions, profiles, serving = fold_partitions(inputs, degradation, self.policy.fold)
         watch.lap("fold")
         shoppers = _Shoppers(
             [key for partition in partitions for key in partition.keys],
@@ -470,7 +468,7 @@ def _split(
         results.append(
             PageResult(
                 partition.fresh, partition.activity, changelog[start:end], pages[page_start:page_end], seconds,
-                partition.clock, partition.expired, partition.memory,
+                partition.clock, partition.expired, partition.report,
             )
         )  # fmt: skip
         start, page_start = end, page_end

@@ -18,9 +18,9 @@ from models.train.history.sequences import InteractionSequences
 from models.train.progress import progress_logger
 from stream.events.decode import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
 from stream.ids import key32, key64
-from stream.items.activity import SESSION_GAP_S
 from stream.items.catalog import AVAILABLE, Catalog
 from stream.profile.fold import fold
+from stream.profile.repeats import SESSION_GAP_S
 from stream.profile.row import blank_profiles
 from stream.row_codec import rows_at
 from tests.harness.events import NOW, record, row, rows

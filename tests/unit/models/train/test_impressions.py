@@ -21,6 +21,7 @@ from models.train.ranker.impressions import ERASED, ClickJoin, PageClick, PageCl
 from models.train.step_cache import StepCache
 from stream.events.decode import FUTURE_TOLERANCE_S, Event
 from stream.events.errors import EventError
+from stream.name_patterns import NamePatterns
 from tests.harness.events import NOW, record
 from tests.harness.training import ignore_line
 
@@ -117,6 +118,15 @@ def test_clicks_without_their_page_are_counted_by_reason() -> None:
     reasons = "\n".join(sorted(joined.left_out))
     for reason in ("another shopper's", "does not show the item", "is missing", "features_hash sha256:other"):
         assert reason in reasons
+
+
+def test_clicks_of_excluded_shoppers_are_not_learnt_from() -> None:
+    page_clicks = PageClicks(NamePatterns(["monitor-*"]))
+    for user in ("u1", "monitor-1"):
+        page_clicks.add(event(user=user, id=user, item="i0", **on_page("p1")))
+    clicks, left_out = page_clicks.newest()
+    assert [click.shopper for click in clicks] == ["u1"]
+    assert left_out == {"SHOPWINDOW_EXCLUDE_SHOPPERS lists their shoppers": 1}
 
 
 def test_clicks_and_pages_before_an_erasure_are_not_learnt_from() -> None:

@@ -53,12 +53,14 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
     for kind, number in enumerate(number_of[len(KINDS) :]):
         if number:
             _EVENTS[run.topic][kind].inc(number)
-    memory = result.memory
-    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]) - len(memory.late_records))
-    if memory.forgotten_transactions:
-        metrics.FORGOTTEN_TRANSACTIONS.inc(memory.forgotten_transactions)
-    if memory.id_window < math.inf:
-        metrics.ID_WINDOW.observe(memory.id_window)
+    report = result.report
+    metrics.DUPLICATES.inc(sum(number_of[: len(KINDS)]) - len(report.late_records))
+    if report.forgotten_transactions:
+        metrics.FORGOTTEN_TRANSACTIONS.inc(report.forgotten_transactions)
+    if report.id_window < math.inf:
+        metrics.ID_WINDOW.observe(report.id_window)
+    for reason, number in report.without_activity.items():
+        metrics.WITHOUT_ACTIVITY.labels(reason).inc(number)
     metrics.CLAMPED.inc(decoded.clamped)
     if late := _late_events(one, is_first_row & result.fresh):
         metrics.LATE_EVENTS.labels(run.topic).inc(late)
@@ -71,10 +73,10 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
 
 def _late_events(one: PartitionInput, is_counted: Bools) -> int:
     """Number of late events among the counted rows. is_counted: (n,) of the event rows."""
-    if not one.arrivals or not is_counted.any():
+    if not one.decoded.timestamps or not is_counted.any():
         return 0
     rows = one.decoded.rows
-    arrivals = np.array(one.arrivals)[rows["record"]]
+    arrivals = np.array(one.decoded.timestamps)[rows["record"]]
     is_time = (arrivals >= EARLIEST_S) & (arrivals <= LATEST_S)  # else the producer wrote another unit
     return int(np.count_nonzero(is_counted & is_time & (arrivals - rows["time"] > LATE_S)))
 

@@ -154,8 +154,8 @@ class ShopperAgent:
         processed = []
         for (run, records), one, result in zip(selected, decoded, results, strict=True):
             rejects = one.rejects
-            if result.memory.late_records:
-                rejects = [*rejects, *_late_rejects(one, result.memory.late_records)]
+            if result.report.late_records:
+                rejects = [*rejects, *_late_rejects(one, result.report.late_records)]
             outputs = self._dead_letters(run, records, rejects) + self._outputs(run, result)
             processed.append(Processed(one, rejects, result, outputs))
         return processed
@@ -185,10 +185,9 @@ class ShopperAgent:
             return DecodedRun(PartitionInput(stored, refreshes=refreshes, clock=clock), rejects)
         routed = route(run.topic, run.partition, records, self._settings.partitions, stored)
         own = records if routed.own is None else [records[index] for index in routed.own]
-        arrivals = [record.timestamp / 1000 for record in own]
-        decoded = self._decode_events(run.topic, own, arrivals)
+        decoded = self._decode_events(run.topic, own)
         offsets = np.fromiter((record.offset for record in own), np.int64, len(own))
-        partition_input = PartitionInput(stored, decoded, offsets, clock=clock, arrivals=arrivals)
+        partition_input = PartitionInput(stored, decoded, offsets, clock=clock)
         rejects = decoded.rejects
         keyless = sum(own[reject.record].key is None for reject in rejects) if rejects else 0
         if routed.own is None:
@@ -196,8 +195,7 @@ class ShopperAgent:
         rejects = [reject._replace(record=routed.own[reject.record]) for reject in rejects]
         # A record that its owner would refuse is refused here, so that it is not read twice.
         candidates = list(routed.misplaced)
-        arrivals = [records[index].timestamp / 1000 for index in candidates]
-        checked = self._decode_events(run.topic, [records[index] for index in candidates], arrivals)
+        checked = self._decode_events(run.topic, [records[index] for index in candidates])
         rejects += [reject._replace(record=candidates[reject.record]) for reject in checked.rejects]
         valid = {index: routed.misplaced[index] for index, key in zip(candidates, checked.keys, strict=True) if key}
         rejects += stranded(run.topic, run.partition, records, routed)
@@ -208,10 +206,10 @@ class ShopperAgent:
         forwarded = forward(run.topic, run.partition, records, valid)
         return DecodedRun(partition_input, rejects, routed, misplaced, forwarded, keyless)
 
-    def _decode_events(self, topic: str, records: Sequence[Any], arrivals: Sequence[float]) -> Decoded:
+    def _decode_events(self, topic: str, records: Sequence[Any]) -> Decoded:
         return decode_run(
             [record.value for record in records], [record.key for record in records],
-            arrivals, topic, self._settings.future_tolerance,
+            [record.timestamp / 1000 for record in records], topic, self._settings.future_tolerance,
             lambda index: records[index].headers, self._ignored_types,
         )  # fmt: skip
 

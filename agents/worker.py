@@ -23,6 +23,7 @@ from agents.health import http
 from agents.health.lag_gauges import LagGauges
 from agents.health.load_shedder import LoadShedder
 from agents.health.status_reporter import StatusReporter
+from agents.page.fold_step import FoldRules
 from agents.page.path import PagePath, Policy, warm_up
 from agents.page_refresher import PageRefresher
 from models.history.model import History
@@ -41,6 +42,7 @@ from stream.kafka.keys import partitioner
 from stream.kafka.tables.disk_store import DiskProfileStore
 from stream.kafka.tables.table import ExactTable
 from stream.locales import LOCALES
+from stream.name_patterns import name_patterns
 from stream.page.assembly import PageRules
 from stream.profile.store import MemoryProfileStore
 from stream.settings import Settings
@@ -60,8 +62,12 @@ def policy_of(settings: Settings) -> Policy:
         popular_share=settings.popular_share,
         page_ttl=settings.page_ttl,
         copy=settings.copy,
-        profile_ttl=settings.profile_ttl,
-        refuses_late=settings.late_events == "refuse",
+        fold=FoldRules(
+            settings.profile_ttl,
+            settings.late_events == "refuse",
+            settings.robot_events_per_minute,
+            name_patterns(settings.exclude_shoppers),
+        ),
     )
 
 

@@ -51,6 +51,11 @@ ID_WINDOW = _histogram(
 FORGOTTEN_TRANSACTIONS = _counter(
     "forgotten_transactions", "Transactions dropped from profiles with the maximum number; a retry would count again"
 )
+WITHOUT_ACTIVITY = _counter(
+    "interactions_without_influence",
+    "Interactions that change no item's signals: repetitions of a day, of likely robots, of excluded shoppers",
+    "reason",
+)
 DEAD_LETTERS = _counter("dead_letters", "Records written to dead-letters", "topic", "error")
 OVERSIZED = _counter(
     "oversized_records", "Pages and impressions left out because their topic's max.message.bytes is too small", "topic"

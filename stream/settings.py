@@ -238,6 +238,17 @@ class Settings:
     popular_share: float = _setting(
         0.0, _real(0, 1), "share of shoppers in the control group, which gets the popular page"
     )
+    robot_events_per_minute: int = _setting(
+        60,
+        _whole(0, 127),
+        "more events of one shopper in a minute mean a robot, whose interactions change no other shopper's page; 0: no "
+        "limit",
+    )
+    exclude_shoppers: str = _setting(
+        "",
+        _NAMES,
+        "shoppers whose interactions change no other shopper's page and are not learnt from, such as monitors",
+    )
     head: str = _setting(
         "mlp", _one_of(*HEADS), "head that scores candidates: theta . phi, or a small MLP on the same phi"
     )

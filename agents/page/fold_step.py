@@ -10,7 +10,8 @@ import numpy as np
 from agents.page.headline_cache import RefreshRequest
 from stream.degradation import Degradation
 from stream.events.decode import EVENT, Decoded
-from stream.items.activity import ACTIVITY, fold_with_activity
+from stream.items.activity import ACTIVITY, ROBOT_EVENTS_PER_MINUTE, WITHOUT_ACTIVITY, fold_with_activity
+from stream.name_patterns import NO_NAMES, NamePatterns
 from stream.profile.codec import decode_records
 from stream.profile.exposure import OWED_ID_BYTES, SERVING, apply_feedback, expired, touch
 from stream.profile.fold import FOLDED, TOO_LATE, TRANSACTION_FORGOTTEN, shortest_id_window
@@ -38,15 +39,24 @@ class PartitionInput(NamedTuple):
     offsets: I64 = np.zeros(0, np.int64)  # (records,)
     refreshes: Mapping[bytes, RefreshRequest] = {}  # by shopper key
     clock: float = 0.0  # s, newest event time of the partition before this input
-    arrivals: Sequence[float] = ()  # timestamp of each record, s, as its producer wrote it; empty: unknown
 
 
-class MemoryReport(NamedTuple):
-    """What the bounded memory of ids and transactions meant for a partition's input."""
+class FoldRules(NamedTuple):
+    """Settings that affect the fold."""
+
+    profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
+    refuses_late: bool = True  # events that cannot be distinguished from redeliveries
+    robot_events: int = ROBOT_EVENTS_PER_MINUTE  # more in a minute mean a robot; 0: no limit
+    excluded_shoppers: NamePatterns = NO_NAMES  # cause no activity of items
+
+
+class FoldReport(NamedTuple):
+    """What the fold of a partition's input left out."""
 
     late_records: Sequence[int] = ()  # indices of the records refused as too late
     forgotten_transactions: int = 0
     id_window: float = np.inf  # s, the shortest window of a full ring of ids
+    without_activity: Mapping[str, int] = {}  # interactions that change no signals, by reason
 
 
 class FoldedPartition(NamedTuple):
@@ -55,22 +65,22 @@ class FoldedPartition(NamedTuple):
     keys: list[bytes]
     indices: list[int]  # of each shopper among all shoppers of the partition's input
     triggers: list[PageTrigger]
-    arrived: list[float]  # s since the epoch, timestamp of the record of their first fresh event; 0 if there is none
+    first_arrivals: list[float]  # timestamp of the record of their first fresh event, s since the epoch; 0: none
     fresh: Bools  # (n,) of the event rows, False for duplicates
     activity: Rows  # (m,) ACTIVITY
     clock: float  # s, newest event time of the partition, this input included
     expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
-    memory: MemoryReport = MemoryReport()
+    report: FoldReport = FoldReport()
 
 
 def fold_partitions(
-    inputs: Sequence[PartitionInput], degradation: Degradation, profile_ttl: float, refuses_late: bool
+    inputs: Sequence[PartitionInput], degradation: Degradation, rules: FoldRules
 ) -> tuple[list[FoldedPartition], Rows, Rows]:
     """Fold the events of each partition, and return who gets a page, with their profile and exposure rows.
 
     Returns the folded partitions, and for all of their shoppers, partition after partition, profiles (S,) PROFILE and
     serving (S,) SERVING. The rows of all partitions share one array from the start, because concatenating such arrays
-    costs more than folding. refuses_late: whether events older than a full ring of ids are refused.
+    costs more than folding.
     """
     keys = [_shoppers_of(one) for one in inputs]
     profiles, serving = decode_records(
@@ -82,9 +92,9 @@ def fold_partitions(
     for one, shoppers in zip(inputs, keys, strict=True):
         own = slice(start, start + len(shoppers))
         if one.refreshes:
-            partition = _select_refreshes(one, shoppers, serving[own], degradation, profile_ttl)
+            partition = _select_refreshes(one, shoppers, serving[own], degradation, rules.profile_ttl)
         else:
-            partition = _fold_events(one, shoppers, profiles[own], serving[own], profile_ttl, refuses_late)
+            partition = _fold_events(one, shoppers, profiles[own], serving[own], rules)
         folded.append(partition)
         indices.extend(start + index for index in partition.indices)
         start = own.stop
@@ -101,44 +111,47 @@ def _shoppers_of(one: PartitionInput) -> list[bytes]:
 
 
 def _fold_events(
-    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, profile_ttl: float, refuses_late: bool
+    one: PartitionInput, keys: list[bytes], profiles: Rows, serving: Rows, rules: FoldRules
 ) -> FoldedPartition:
     """Fold the events of a partition into its rows, in place."""
     decoded, events = one.decoded, one.decoded.rows
     index_of = {key: index for index, key in enumerate(keys)}
     records, times = events["record"].tolist(), events["time"]
     shopper_of = np.array([index_of[decoded.keys[record]] for record in records], np.int32)  # (n,)
+    is_excluded = _are_excluded(keys, rules.excluded_shoppers)[shopper_of]  # (n,)
     expired_keys: list[bytes] = []
-    if profile_ttl:
-        first_after_expiry = expired(serving["touched"], shopper_of, times, one.clock, profile_ttl)
+    if rules.profile_ttl:
+        first_after_expiry = expired(serving["touched"], shopper_of, times, one.clock, rules.profile_ttl)
         expired_keys = [key for key, event in zip(keys, first_after_expiry.tolist(), strict=True) if event >= 0]
     newest_event = np.empty(len(keys), np.int64)
     if expired_keys:
         both, both_serving, shopper_of = _split_expired(profiles, serving, shopper_of, first_after_expiry)
-        folded = _fold_rows(both, both_serving, shopper_of, one, newest_event, refuses_late)
+        folded = _fold_rows(both, both_serving, shopper_of, one, newest_event, is_excluded, rules)
         profiles[:], serving[:] = both[: len(keys)], both_serving[: len(keys)]
     else:
-        folded = _fold_rows(profiles, serving, shopper_of, one, newest_event, refuses_late)
+        folded = _fold_rows(profiles, serving, shopper_of, one, newest_event, is_excluded, rules)
     newest = newest_event.tolist()
     indices = [index for index, event in enumerate(newest) if event >= 0]
     seconds = times.tolist()
-    arrivals = one.arrivals or [0.0] * len(decoded.ids)
+    timestamps = decoded.timestamps or [0.0] * len(decoded.ids)
     triggers = []
     for index in indices:
         event = newest[index]
         record = records[event]
-        triggers.append(PageTrigger(decoded.ids[record], seconds[event], arrivals[record]))
-    fresh, activity, clock, memory = folded
-    arrived = _arrivals(decoded.timestamps, records, seconds, fresh, shopper_of, indices)
+        triggers.append(PageTrigger(decoded.ids[record], seconds[event], timestamps[record]))
+    fresh, activity, clock, report = folded
+    first_arrivals = _first_arrivals(decoded.timestamps, records, seconds, fresh, shopper_of, indices)
     shopper_keys = [keys[index] for index in indices]
-    return FoldedPartition(shopper_keys, indices, triggers, arrived, fresh, activity, clock, expired_keys, memory)
+    return FoldedPartition(
+        shopper_keys, indices, triggers, first_arrivals, fresh, activity, clock, expired_keys, report
+    )
 
 
-def _arrivals(
+def _first_arrivals(
     timestamps: Sequence[float], records: Sequence[int], seconds: Sequence[float], fresh: Bools, shopper_of: I32,
     indices: Sequence[int],
 ) -> list[float]:  # fmt: skip
-    """When the first fresh event of each shopper arrived: see `FoldedPartition.arrived`.
+    """When the first fresh event of each shopper arrived: see `FoldedPartition.first_arrivals`.
 
     timestamps: of the records, s. records, seconds, fresh and shopper_of (n,): record and time of each event, whether
     it is new, and its shopper. indices: of the shoppers who get a page.
@@ -156,25 +169,40 @@ def _arrivals(
     return [record_seconds(timestamps[records[event]]) or seconds[event] for event in first]
 
 
+def _are_excluded(keys: Sequence[bytes], patterns: NamePatterns) -> Bools:
+    """(S,) True for the shoppers whose key matches a pattern."""
+    if not patterns:
+        return np.zeros(len(keys), np.bool_)
+    return np.array([patterns.match(key.decode("utf-8", "surrogatepass")) is not None for key in keys], np.bool_)
+
+
 def _fold_rows(
-    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64, refuses_late: bool
-) -> tuple[Bools, Rows, float, MemoryReport]:
+    profiles: Rows, serving: Rows, shopper_of: I32, one: PartitionInput, newest_event: I64, is_excluded: Bools,
+    rules: FoldRules,
+) -> tuple[Bools, Rows, float, FoldReport]:  # fmt: skip
     """Fold in place. Return which events were fresh, the items' activity, the partition's clock, and the report.
 
     `touch` fills `newest_event`.
     """
     events = one.decoded.rows
-    outcomes, activity = fold_with_activity(profiles, shopper_of, events, one.offsets, refuses_late)
+    outcomes, activity = fold_with_activity(
+        profiles, shopper_of, events, one.offsets, rules.refuses_late, rules.robot_events, is_excluded
+    )
     fresh = (outcomes & FOLDED).astype(np.bool_)
-    late: Sequence[int] = ()
-    forgotten = 0
+    report = FoldReport(id_window=shortest_id_window(profiles))
     if outcomes.max(initial=0) > FOLDED:
-        late = events["record"][(outcomes == TOO_LATE) & (events["part"] == 0)].tolist()
-        forgotten = int(np.count_nonzero(outcomes & TRANSACTION_FORGOTTEN))
-    memory = MemoryReport(late, forgotten, shortest_id_window(profiles))
+        report = report._replace(
+            late_records=events["record"][(outcomes == TOO_LATE) & (events["part"] == 0)].tolist(),
+            forgotten_transactions=int(np.count_nonzero(outcomes & TRANSACTION_FORGOTTEN)),
+            without_activity={
+                reason: count
+                for reason, flag in WITHOUT_ACTIVITY.items()
+                if (count := int(np.count_nonzero(outcomes & flag)))
+            },
+        )
     apply_feedback(serving, profiles, shopper_of, events, fresh)
     clock = touch(serving, profiles, shopper_of, events, fresh, one.clock, newest_event)
-    return fresh, activity, clock, memory
+    return fresh, activity, clock, report
 
 
 def _split_expired(profiles: Rows, serving: Rows, shopper_of: I32, first_after_expiry: I64) -> tuple[Rows, Rows, I32]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from agents.page.fold_step import (
     FoldedPartition,
-    MemoryReport,
+    FoldReport,
+    FoldRules,
     PageTrigger,
     PartitionInput,
     defer,
@@ -60,8 +61,7 @@ class Policy(NamedTuple):
     popular_share: float = 0.0
     page_ttl: float = 3600.0  # s
     copy: bool = True
-    profile_ttl: float = 0.0  # s of the partition's event time after which a profile expires; 0: never
-    refuses_late: bool = True  # events that cannot be distinguished from redeliveries
+    fold: FoldRules = FoldRules()
 
 
 class Page(NamedTuple):
@@ -90,7 +90,7 @@ class PageResult(NamedTuple):
     seconds: dict[str, float]  # by stage, of all partitions of the call together
     clock: float = 0.0  # s, newest event time of the partition, this input included
     expired: Sequence[bytes] = ()  # shoppers who returned after their profile had expired
-    memory: MemoryReport = MemoryReport()
+    report: FoldReport = FoldReport()
 
     def page_records(self) -> list[Record]:
         """Keys and values for `homepages`."""
@@ -136,14 +136,12 @@ class PagePath:
         keeps its trigger until any later page is made.
         """
         watch, degradation = _Stopwatch(), self.degradation
-        partitions, profiles, serving = fold_partitions(
-            inputs, degradation, self.policy.profile_ttl, self.policy.refuses_late
-        )
+        partitions, profiles, serving = fold_partitions(inputs, degradation, self.policy.fold)
         watch.lap("fold")
         shoppers = _Shoppers(
             [key for partition in partitions for key in partition.keys],
             [trigger for partition in partitions for trigger in partition.triggers],
-            [time for partition in partitions for time in partition.arrived],
+            [time for partition in partitions for time in partition.first_arrivals],
             profiles, serving,
         )  # fmt: skip
         if not shoppers.keys:
@@ -201,14 +199,14 @@ class PagePath:
         self, watch: _Stopwatch, shoppers: _Shoppers, generated_at: float, degradation: Degradation
     ) -> list[Page]:
         """One page for each shopper, in chunks. A page also settles a deferred one; `serving` is changed in place."""
-        keys, triggers, arrived, profiles, serving = shoppers
+        keys, triggers, first_arrivals, profiles, serving = shoppers
         if not keys:
             return []
         was_deferred = [time > 0 for time in serving["owed_time"].tolist()]
         names = [key.decode("utf-8", "surrogatepass") for key in keys]
         now, personal, locales, seeds = next_page(
             serving, profiles, np.array([key64(name) for name in names], np.int64),
-            [trigger.event_time for trigger in triggers], arrived,
+            [trigger.event_time for trigger in triggers], first_arrivals,
             generated_at if degradation.page_interval_s else 0.0, self.policy.popular_share, self.policy.default_locale,
         )  # fmt: skip
         batch = _Batch(keys, names, profiles, serving, triggers, was_deferred, now, personal, locales, seeds)
@@ -395,7 +393,7 @@ class _Shoppers(NamedTuple):
 
     keys: list[bytes]
     triggers: list[PageTrigger]
-    arrived: list[float]  # s since the epoch, see FoldedPartition
+    first_arrivals: list[float]  # s since the epoch, see FoldedPartition
     profiles: Rows  # (S,) PROFILE
     serving: Rows  # (S,) SERVING
 
@@ -403,7 +401,8 @@ class _Shoppers(NamedTuple):
         """Copy of some of the shoppers."""
         return _Shoppers(
             [self.keys[index] for index in indices], [self.triggers[index] for index in indices],
-            [self.arrived[index] for index in indices], rows_at(self.profiles, indices), rows_at(self.serving, indices),
+            [self.first_arrivals[index] for index in indices],
+            rows_at(self.profiles, indices), rows_at(self.serving, indices),
         )  # fmt: skip
 
 
@@ -475,7 +474,7 @@ def _split(
         results.append(
             PageResult(
                 partition.fresh, partition.activity, changelog[start:end], pages[page_start:page_end], seconds,
-                partition.clock, partition.expired, partition.memory,
+                partition.clock, partition.expired, partition.report,
             )
         )  # fmt: skip
         start, page_start = end, page_end

@@ -33,6 +33,7 @@ from models.train.ranker.heads import fit_heads
 from models.train.recipe import with_environment
 from models.train.step_cache import Arrays, StepCache
 from stream.logs import say
+from stream.name_patterns import NO_NAMES, NamePatterns, name_patterns
 from stream.settings import Settings
 from stream.types import Rows
 
@@ -66,7 +67,7 @@ def train(
     if impressions:
         return [train_on_impressions(settings, data, out, seed, _now(), say)]
     if data:
-        return _train_on_clicks(what, data, catalog, out, seed)
+        return _train_on_clicks(what, data, catalog, out, seed, settings.exclude_shoppers)
     folders = []
     if what in ("history", "all"):
         folders.append(_train_history_on_simulation(out / "history", shoppers, looks, seed))
@@ -107,13 +108,15 @@ def _train_copywriter(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _train_on_clicks(what: str, data: Sequence[Path], catalog: Path | None, out: Path, seed: int) -> list[Path]:
+def _train_on_clicks(
+    what: str, data: Sequence[Path], catalog: Path | None, out: Path, seed: int, exclude_shoppers: str
+) -> list[Path]:
     from models.train import clicks
     from models.train.ranker import half_lives
 
-    inputs = _load_inputs(data, catalog)
+    inputs = _load_inputs(data, catalog, name_patterns(exclude_shoppers))
     source = source_of([*data, *([catalog] if catalog else [])], inputs.sessions.time)
-    with StepCache(out, f"{what} {source.hash} {seed}", say) as cache:
+    with StepCache(out, f"{what} {source.hash} {seed} {exclude_shoppers}".rstrip(), say) as cache:
         shop = inputs.shop_with(half_lives=half_lives.choose_once(inputs.shop_with, inputs.sessions, say, cache))
         models = clicks.train(shop, inputs.sessions, say, seed=seed, cache=cache)
         folders = []
@@ -150,7 +153,7 @@ class _Inputs(NamedTuple):
     description: str  # the `data` text of manifests
 
 
-def _load_inputs(data: Sequence[Path], catalog: Path | None) -> _Inputs:
+def _load_inputs(data: Sequence[Path], catalog: Path | None, excluded_shoppers: NamePatterns = NO_NAMES) -> _Inputs:
     """Read a clickstream or an event log. Raises the errors of `train`."""
     names = ", ".join(path.name for path in data)
     if data_kind(data) == "clickstream":
@@ -158,7 +161,7 @@ def _load_inputs(data: Sequence[Path], catalog: Path | None) -> _Inputs:
         clicks = streams.joined()
         return _Inputs(partial(OfflineShop, streams.items), clicks, f"{len(clicks.item):,} clicks of {names}")
     known = None if catalog is None else read_catalog(catalog, say)
-    events = read_events(data, say)
+    events = read_events(data, say, excluded_shoppers)
     items = collect_items(events.rows, known)
     if not len(items):
         raise InputError(f"{names}: no event names an item, so there is nothing to predict")

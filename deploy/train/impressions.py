@@ -25,6 +25,7 @@ from models.train.step_cache import FOLDER, Arrays, StepCache
 from stream.events.decode import decode
 from stream.events.errors import EventError
 from stream.items.signals import HALF_LIVES
+from stream.name_patterns import NO_NAMES, NamePatterns, name_patterns
 from stream.types import F64
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def train_on_impressions(
 
         settings = require_broker(settings)
     folder = out / "ranker"
-    inputs = f"impressions {files_hash(data) if data else f'{settings.broker} {settings.prefix}'} {seed}"
+    excluded = name_patterns(settings.exclude_shoppers)
+    place = files_hash(data) if data else f"{settings.broker} {settings.prefix}"
+    inputs = f"impressions {place} {seed} {settings.exclude_shoppers}".rstrip()
 
     def gather() -> Arrays:
-        joined = from_files(data, log) if data else asyncio.run(from_topics(settings, log))
+        joined = from_files(data, log, excluded) if data else asyncio.run(from_topics(settings, log))
         for reason, count in sorted(joined.left_out.items()):
             log(f"{count:,} clicks are left out: {reason}")
         return {"time": joined.time, "history": np.array(joined.histories), **joined.choices.arrays()}
@@ -113,10 +116,10 @@ def history_of_pages(histories: Sequence[str], log: LogLine) -> str | msgspec.Un
     return named[-1]
 
 
-def from_files(paths: Sequence[Path], log: LogLine) -> JoinedClicks:
+def from_files(paths: Sequence[Path], log: LogLine, excluded_shoppers: NamePatterns = NO_NAMES) -> JoinedClicks:
     """Choices from JSON lines: impressions and events, in any files and order. Raises InputError."""
     refusals = Refusals(log)
-    page_clicks = PageClicks()
+    page_clicks = PageClicks(excluded_shoppers)
     for path in paths:
         for number, line in numbered_lines(path, log):
             if not is_impression(line):
@@ -143,7 +146,7 @@ async def from_topics(settings: Settings, log: LogLine) -> JoinedClicks:
     """
     from stream.kafka.global_topics import read_topic
 
-    page_clicks, refused = PageClicks(), 0
+    page_clicks, refused = PageClicks(name_patterns(settings.exclude_shoppers)), 0
     for topic in EVENT_TOPICS:
         async for record in read_topic(settings, topic, progress_logger(f"records of {topic} read", log)):
             try:

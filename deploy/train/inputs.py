@@ -18,8 +18,10 @@ from deploy.io.items import read_items
 from models.data.event_log import without_duplicates, without_erased
 from models.manifest import Source
 from models.train.progress import LogLine
-from stream.events.decode import EVENT, FUTURE_TOLERANCE_S, NO_ARRIVAL_S, decode_run
+from stream.events.decode import EVENT, FUTURE_TOLERANCE_S, NO_ARRIVAL_S, Decoded, decode_run
 from stream.items.catalog import Catalog
+from stream.name_patterns import NO_NAMES, NamePatterns
+from stream.row_codec import rows_at
 from stream.types import F64, Rows
 
 DataFormat = Literal["clickstream", "events", "impressions"]
@@ -106,7 +108,7 @@ class Refusals:
 
 
 class Events(NamedTuple):
-    """Events of files, without duplicates and without what was erased."""
+    """Events of files, without duplicates, excluded shoppers and what was erased."""
 
     rows: Rows  # (n,) EVENT, the parts of an event adjacent
     lines: int
@@ -125,19 +127,21 @@ def numbered_lines(path: Path, log: LogLine) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def read_events(paths: Sequence[Path], log: LogLine) -> Events:
+def read_events(paths: Sequence[Path], log: LogLine, excluded_shoppers: NamePatterns = NO_NAMES) -> Events:
     """Read JSON lines of events. Raises InputError if a file cannot be read or no event is left to learn from."""
     found: list[Rows] = [np.zeros(0, EVENT)]
-    refusals, count = Refusals(log), 0
+    refusals, count, excluded = Refusals(log), 0, _Excluded(excluded_shoppers)
     for path in paths:
         lines = numbered_lines(path, log)
         while chunk := list(islice(lines, DECODED_LINES)):
-            found.append(_decode_lines(path, chunk, refusals))
+            found.append(_decode_lines(path, chunk, refusals, excluded))
             count += len(chunk)
     rows = np.concatenate(found)
     names = ", ".join(map(str, paths))
+    if excluded.count:
+        log(f"{excluded.count:,} events of shoppers in SHOPWINDOW_EXCLUDE_SHOPPERS are left out")
     if not len(rows):
-        raise InputError(f"{names}: none of {count:,} lines is an event")
+        raise InputError(f"{names}: none of {count:,} lines is an event to learn from")
     distinct = without_duplicates(rows)
     repeated = int((rows["part"] == 0).sum() - (distinct["part"] == 0).sum())
     refusals.log_total(f"of {count:,} lines")
@@ -151,7 +155,23 @@ def read_events(paths: Sequence[Path], log: LogLine) -> Events:
     return Events(kept.rows, count, refusals.count, repeated, kept.events)
 
 
-def _decode_lines(path: Path, lines: Sequence[tuple[int, str]], refusals: Refusals) -> Rows:
+class _Excluded:
+    """Leaves out the events of excluded shoppers, and counts them."""
+
+    def __init__(self, shoppers: NamePatterns) -> None:
+        self._shoppers, self.count = shoppers, 0
+
+    def without(self, decoded: Decoded) -> Rows:
+        """(n,) EVENT of the other shoppers."""
+        if not self._shoppers:
+            return decoded.rows
+        matches = [self._shoppers.match(key.decode("utf-8", "surrogatepass")) for key in decoded.keys]
+        is_excluded = np.array([match is not None for match in matches], np.bool_)
+        self.count += int(is_excluded.sum())
+        return rows_at(decoded.rows, np.flatnonzero(~is_excluded[decoded.rows["record"]]))
+
+
+def _decode_lines(path: Path, lines: Sequence[tuple[int, str]], refusals: Refusals, excluded: _Excluded) -> Rows:
     """(n,) EVENT in the order of the numbered lines."""
     records, numbers = defaultdict(list), defaultdict(list)
     for number, line in lines:
@@ -164,8 +184,8 @@ def _decode_lines(path: Path, lines: Sequence[tuple[int, str]], refusals: Refusa
         values, keys = [record.value for record in of_topic], [record.key for record in of_topic]
         decoded = decode_run(values, keys, [NO_ARRIVAL_S] * len(values), topic, FUTURE_TOLERANCE_S)
         refused += [(numbers[topic][reject.record], reject.message) for reject in decoded.rejects]
-        parts.append(decoded.rows)
-        line_numbers.append(np.array(numbers[topic], np.int64)[decoded.rows["record"]])
+        parts.append(excluded.without(decoded))
+        line_numbers.append(np.array(numbers[topic], np.int64)[parts[-1]["record"]])
     for number, message in sorted(refused):
         refusals.add(f"{path} line {number}", message)
     return np.concatenate(parts)[np.argsort(np.concatenate(line_numbers), kind="stable")]

@@ -15,9 +15,9 @@ from models.data.clickstream import EventBlock
 from models.data.replay import bare_items
 from stream.events.decode import BUY, CLICK, CONSENT, ERASE, EVENT, VIEW
 from stream.ids import IdIndex
-from stream.items.activity import SESSION_GAP_S, SESSION_KINDS
 from stream.items.catalog import AVAILABLE, Catalog
 from stream.jit import njit
+from stream.profile.repeats import SESSION_GAP_S, SESSION_KINDS
 from stream.row_codec import rows_at
 from stream.types import F64, I32, I64, Bools, Rows
 

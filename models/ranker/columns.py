@@ -4,7 +4,7 @@ A new feature is a row at the end of `TABLE`, a constant at the end of the list 
 The order is part of the ranker's format: `features_hash` changes with it, and the ranker must be fitted again.
 
 Symbols: l is the last item, a counts the recent items from 0 (the last), c is the candidate. Of the signals, T are
-transitions weighted by 1 / step, M transitions of one step, O = sum of T, m = sum of M, and n counts sessions.
+transitions weighted by 1 / step, M transitions of one step, O = sum of T, m = sum of M, and n counts visits.
 All logarithms are shifted so that absence is zero.
 """
 
@@ -119,7 +119,7 @@ TABLE = (
     Feature("session_items", NO_REASON, "log1p of distinct recent items"),
     Feature("session_gap", NO_REASON, "log1p of minutes between the last two interactions"),
     Feature("last_support", NO_REASON, "log1p of m[l], divided by 5"),
-    Feature("last_visits", NO_REASON, "log1p of n[l], the last item's sessions, divided by 5"),
+    Feature("last_visits", NO_REASON, "log1p of n[l], the last item's visits, divided by 5"),
 )
 
 # One constant for each row, in the same order: the feature's name in capitals. Append to both.

@@ -133,7 +133,7 @@ def _log_share(value: float, floor: float) -> float:
 
 @njit
 def _cosine(together: float, seen_here: float, seen_there: float) -> float:
-    """Cosine of co-visits: sessions with both items over the geometric mean of the sessions with each."""
+    """Cosine of co-visits: visits with both items over the geometric mean of the visits with each."""
     return together / np.sqrt(max(np.float64(seen_here) * seen_there, 1e-9))  # type: ignore[no-any-return]
 
 

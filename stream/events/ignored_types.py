@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from stream.name_patterns import NamePatterns
+
 # What GA4 collects by itself (web and apps), and its recommended events, without those that have a meaning here.
 # https://support.google.com/analytics/answer/9234069 and .../9267735
 GA4_TYPES = frozenset(
@@ -25,24 +27,15 @@ GA4_TYPES = frozenset(
 GA4 = "ga4"  # stands for GA4_TYPES
 
 
-class IgnoredTypes:
-    """A set of type names; an entry may end in `*`, and `ga4` stands for GA4_TYPES.
+class IgnoredTypes(NamePatterns):
+    """Patterns of type names, in which `ga4` stands for GA4_TYPES.
 
     Only types without a meaning are looked up here, so that no entry can make a worker ignore a purchase.
     """
 
     def __init__(self, entries: Iterable[str]) -> None:
         names = set(entries)
-        if GA4 in names:
-            names = (names - {GA4}) | GA4_TYPES
-        self._names = frozenset(name for name in names if not name.endswith("*"))
-        self._prefixes = tuple(sorted(name[:-1] for name in names if name.endswith("*")))
-
-    def match(self, type: str) -> str | None:
-        """The entry that matches a type, for metrics; None if it is not ignored."""
-        if type in self._names:
-            return type
-        return next((prefix + "*" for prefix in self._prefixes if type.startswith(prefix)), None)
+        super().__init__((names - {GA4}) | GA4_TYPES if GA4 in names else names)
 
 
 NONE_IGNORED = IgnoredTypes(())

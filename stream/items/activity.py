@@ -8,14 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stream.events.decode import ADD, BUY, CLICK, VIEW
 from stream.jit import njit
 from stream.profile.fold import DUPLICATE, FOLDED, fold_event, is_covered
-from stream.types import I32, I64, U8, Row, Rows
+from stream.profile.repeats import (
+    ALL_KINDS,
+    SESSION_GAP_S,
+    SESSION_KINDS,
+    is_likely_robot,
+    is_pair_before,
+    kinds_before,
+)
+from stream.types import I32, I64, U8, Bools, Row, Rows
 
 MAX_STEPS = 10  # a transition is counted up to this many steps back, with weight 1 / step
-SESSION_GAP_S = 1800.0  # inactivity that ends a session
-SESSION_KINDS = (VIEW, CLICK, ADD, BUY)  # kinds of events that are steps of a session
+# More events of one shopper in a minute mean a robot. The fastest of 21,210 recorded sessions has 18 clicks in a minute,
+# and a click may come with a view and an addition to the cart.
+ROBOT_EVENTS_PER_MINUTE = 60
+# Why an interaction causes no activity; flags beside the outcomes of `fold_event`.
+REPEATED, ROBOT, EXCLUDED = 8, 16, 32
+WITHOUT_ACTIVITY = {"repeat": REPEATED, "robot": ROBOT, "excluded": EXCLUDED}  # by the reason that metrics give
 
 # Kinds of activity: an interaction with the item; the transition item -> other; the transition other -> item.
 INTERACTION, FOLLOWED_BY, PRECEDED_BY = 1, 2, 3
@@ -29,7 +40,7 @@ INTERACTION, FOLLOWED_BY, PRECEDED_BY = 1, 2, 3
 # kind    code              INTERACTION, FOLLOWED_BY, PRECEDED_BY
 # event   code              kind of the event
 # step    steps             1..MAX_STEPS; 0 for INTERACTION
-# first   0 or 1            1 if the pair (INTERACTION: the item) occurs for the first time in the session
+# first   0 or 1            1 for the shopper's first interaction with the item on its day and in its session
 ACTIVITY = np.dtype(
     [
         ("item", "i8"),
@@ -55,31 +66,37 @@ def _write_activity(
 
 
 @njit
-def _write_activity_of(p: Row, e: Row, offset: int, out: Rows, n: int) -> int:
-    """Write the activity of one folded interaction to out[n:], and return the new n.
-
-    p: PROFILE row right after the fold, so its ring holds the session up to the event; e: EVENT row. Oracle:
-    test_transitions_and_co_visits_equal_those_of_the_sessions.
-    """
-    size = p.recent_item.shape[0]
-    place = -1
-    for j in range(size - 1, -1, -1):
+def _place_in_ring(p: Row, e: Row) -> int:
+    """Place of the folded interaction in the ring of recent interactions; -1 if it is older than a full ring."""
+    for j in range(p.recent_item.shape[0] - 1, -1, -1):
         if p.recent_item[j] == e.item and p.recent_time[j] == e.time and p.recent_kind[j] == e.kind:
-            place = j
-            break
-    if place < 0:
-        # Older than everything in a full ring: it counts for popularity, but its session is no longer known.
-        _write_activity(out, n, e.item, 0, e.time, offset, INTERACTION, e.kind, 0, 0)
-        return n + 1
-    seen_before = False
+            return j
+    return -1
+
+
+@njit
+def _write_activity_of(p: Row, e: Row, offset: int, out: Rows, n: int) -> int:
+    """Write the activity of one folded interaction to out[n:], and return the new n; the same n for a repetition.
+
+    p: PROFILE row right after the fold, so its ring holds the session up to the event; e: EVENT row. Oracles:
+    test_transitions_and_co_visits_equal_those_of_the_sessions and tests/unit/stream/items/test_influence.py.
+    """
+    place = _place_in_ring(p, e)
+    # Older than everything in a full ring: whether it is a repetition, and its session, are no longer known.
+    before = ALL_KINDS if place < 0 else kinds_before(p, place)
+    if before == ALL_KINDS:
+        return n
+    is_in_session = False
     start, time = place, e.time
     while start > 0 and p.recent_item[start - 1] != 0 and time - p.recent_time[start - 1] <= SESSION_GAP_S:
         start -= 1
         time = p.recent_time[start]
         if p.recent_item[start] == e.item:
-            seen_before = True
-    _write_activity(out, n, e.item, 0, e.time, offset, INTERACTION, e.kind, 0, 0 if seen_before else 1)
-    n += 1
+            is_in_session = True
+    is_first = 0 if before != 0 or is_in_session else 1
+    if not before >> e.kind & 1:
+        _write_activity(out, n, e.item, 0, e.time, offset, INTERACTION, e.kind, 0, is_first)
+        n += 1
     # A click and the view that follows it, or a view and its addition to the cart, are one step of the session.
     step, later_item, later_kind = 0, e.item, e.kind
     for j in range(place - 1, start - 1, -1):
@@ -91,49 +108,70 @@ def _write_activity_of(p: Row, e: Row, offset: int, out: Rows, n: int) -> int:
         later_item, later_kind = item, kind
         if step > MAX_STEPS:
             break
-        if item == e.item:
-            if step == 1:
-                _write_activity(out, n, item, item, e.time, offset, FOLLOWED_BY, e.kind, step, 0)
-                n += 1
+        if item == e.item and step > 1:
             continue
-        first = 0 if seen_before else 1
+        is_repeated = before != 0 and is_pair_before(p, item, place)
         for k in range(j + 1, place):
             if p.recent_item[k] == item:
-                first = 0
-        _write_activity(out, n, item, e.item, e.time, offset, FOLLOWED_BY, e.kind, step, first)
-        _write_activity(out, n + 1, e.item, item, e.time, offset, PRECEDED_BY, e.kind, step, first)
+                is_repeated = True
+        if is_repeated:
+            continue
+        if item == e.item:
+            _write_activity(out, n, item, item, e.time, offset, FOLLOWED_BY, e.kind, step, 0)
+            n += 1
+            continue
+        _write_activity(out, n, item, e.item, e.time, offset, FOLLOWED_BY, e.kind, step, is_first)
+        _write_activity(out, n + 1, e.item, item, e.time, offset, PRECEDED_BY, e.kind, step, is_first)
         n += 2
     return n
 
 
 @njit
 def _fold_with_activity(
-    profiles: Rows, profile_of: I32, events: Rows, offsets: I64, refuses_late: bool, outcomes: U8, out: Rows
-) -> int:
+    profiles: Rows, profile_of: I32, events: Rows, offsets: I64, refuses_late: bool, robot_events: int,
+    is_excluded: Bools, outcomes: U8, out: Rows,
+) -> int:  # fmt: skip
     """Kernel of `fold_with_activity`: fills outcomes (n,) and out, and returns the number of activity rows."""
     n, outcome = 0, DUPLICATE
     for i in range(events.shape[0]):
         p, e = profiles[profile_of[i]], events[i]
         outcome = fold_event(p, e, outcome, refuses_late)
         outcomes[i] = outcome
-        if outcome & FOLDED and is_covered(p, e.time) and e.item != 0 and e.kind in SESSION_KINDS:
-            n = _write_activity_of(p, e, offsets[e.record], out, n)
+        if not (outcome & FOLDED and is_covered(p, e.time) and e.item != 0 and e.kind in SESSION_KINDS):
+            continue
+        if is_excluded[i]:
+            outcomes[i] |= EXCLUDED
+        elif is_likely_robot(p, e.time, robot_events):
+            outcomes[i] |= ROBOT
+        else:
+            end = _write_activity_of(p, e, offsets[e.record], out, n)
+            if end == n:
+                outcomes[i] |= REPEATED
+            n = end
     return n
 
 
 def fold_with_activity(
-    profiles: Rows, profile_of: I32, events: Rows, offsets: I64, refuses_late: bool = False
-) -> tuple[U8, Rows]:
+    profiles: Rows, profile_of: I32, events: Rows, offsets: I64, refuses_late: bool = False,
+    robot_events: int = ROBOT_EVENTS_PER_MINUTE, is_excluded: Bools | None = None,
+) -> tuple[U8, Rows]:  # fmt: skip
     """Fold events into profiles like `profile.fold`, and return the activity that they cause.
 
     profiles (S,) PROFILE, changed in place; profile_of (n,): the profile of each event; events (n,) EVENT; offsets: of
-    the run's records; refuses_late: as in `fold_event`. Returns (n,) outcomes as of `fold_event`, and (m,) ACTIVITY in
-    order of offset. The activity of an event is read from the shopper's ring right after its fold: it depends only on
-    the shopper's own session so far.
+    the run's records; refuses_late: as in `fold_event`; robot_events: events in a minute above which a shopper is
+    likely a robot, 0 for never; is_excluded (n,): events that cause no activity, by default none. Returns (n,) outcomes
+    as of `fold_event`, with REPEATED, ROBOT or EXCLUDED for an interaction without activity, and (m,) ACTIVITY in order
+    of offset. The activity of an event is read from the shopper's ring right after its fold: it depends only on the
+    shopper's own behaviour so far.
     """
     outcomes = np.empty(len(events), np.uint8)
     out = np.zeros((1 + 2 * MAX_STEPS) * len(events), ACTIVITY)
-    return outcomes, out[: _fold_with_activity(profiles, profile_of, events, offsets, refuses_late, outcomes, out)]
+    if is_excluded is None:
+        is_excluded = np.zeros(len(events), np.bool_)
+    n = _fold_with_activity(
+        profiles, profile_of, events, offsets, refuses_late, robot_events, is_excluded, outcomes, out
+    )
+    return outcomes, out[:n]
 
 
 def owner_partitions(items: I64, partitions: int) -> I64:

@@ -46,7 +46,9 @@ SIGNALS_MEANING = 1
 FORTNIGHT, TRANSITIONS = 2, 3  # columns of `HalfLives.array`; FORTNIGHT is the slowest of popularity
 
 # One item's signals, as stored in the table and on the changelog by position: append fields, never reorder them.
-# Counts are decayed to `time`. Zero means no such activity. Letters are those of the features' formulas.
+# Counts are decayed to `time`. Zero means no such activity. Letters are those of the features' formulas. A shopper
+# counts at most once per item and day in each field, in `popular` and `count` once for each kind of interaction, and
+# in T, M and C once for each pair.
 #
 # field        unit                    meaning
 # item         key64                   the item; 0: the row is empty
@@ -54,9 +56,9 @@ FORTNIGHT, TRANSITIONS = 2, 3  # columns of `HalfLives.array`; FORTNIGHT is the 
 # near_item    key64                   neighbours; 0: no neighbour
 # near_next    transitions / step      T: sum of 1 / step over the transitions item -> neighbour
 # near_strict  transitions             M: transitions item -> neighbour of one step
-# near_visit   sessions                C: sessions with both items
+# near_visit   visits                  C: visits with both items; a visit is a day of a shopper
 # popular      interactions            at the three half-lives of popularity
-# seen         sessions                n: sessions with the item
+# seen         visits                  n: visits with the item
 # next_out     transitions / step      O: sum of T over all neighbours, also those no longer kept
 # strict_out   transitions             m: sum of M over all neighbours, also those no longer kept
 # repeat       transitions             M[item, item]

@@ -156,13 +156,13 @@ def touch(serving: Rows, profiles: Rows, row_of: I32, events: Rows, fresh: Bools
 
 @njit
 def _next_page(
-    serving: Rows, profiles: Rows, shopper: I64, newest: F64, arrived: F64, paged_at: float, share: float,
+    serving: Rows, profiles: Rows, shopper: I64, newest: F64, first_arrivals: F64, paged_at: float, share: float,
     default_locale: int, now: F64, personal: Bools, locales: I8, seeds: I64,
 ) -> None:  # fmt: skip
     """See `next_page`. Fills now, personal, locales and seeds, each (S,)."""
     for u in range(serving.shape[0]):
         p, row = profiles[u], serving[u]
-        row.version = max(row.version + 1, np.int64(np.rint(arrived[u] * 1e3)))
+        row.version = max(row.version + 1, np.int64(np.rint(first_arrivals[u] * 1e3)))
         row.owed_time = 0.0
         row.owed_id[:] = 0
         row.paged_at = 0.0 if p.consent < 0 else paged_at
@@ -178,7 +178,7 @@ def next_page(
     profiles: Rows,
     shopper: I64,
     newest: Sequence[float],
-    arrived: Sequence[float],
+    first_arrivals: Sequence[float],
     paged_at: float,
     popular_share: float,
     default_locale: int,
@@ -186,21 +186,21 @@ def next_page(
     """Advance each shopper to the next version of their page, in place. A deferred page is no longer owed.
 
     serving (S,) SERVING, mutated; profiles (S,) PROFILE; shopper (S,) key64; newest (S,) time of the newest event that
-    arrived, s; arrived (S,) timestamp of the record of the first one, s, 0 without events; paged_at, s: stored as the
-    time of this page unless consent is refused.
+    arrived, s; first_arrivals (S,) timestamp of the record of the first one, s, 0 without events; paged_at, s: stored
+    as the time of this page unless consent is refused.
 
-    A version is `arrived` in ms, or the previous version plus one if that is larger. So versions also rise from the
-    last page before a profile was deleted to the first one afterwards.
+    A version is the first arrival in ms, or the previous version plus one if that is larger. So versions also rise from
+    the last page before a profile was deleted to the first one afterwards.
 
     Return four arrays (S,): now, s; whether the page is personal; the code of its locale; the seed of its exploration.
     `now` is the time of the shopper's newest event, so that a page has the same bytes in every batch.
     """
     n = len(serving)
     now, personal = np.array(newest, np.float64), np.empty(n, np.bool_)
-    arrived_at = np.array(arrived, np.float64)
+    arrivals = np.array(first_arrivals, np.float64)
     locales, seeds = np.empty(n, np.int8), np.empty(n, np.int64)
     _next_page(
-        serving, profiles, shopper, now, arrived_at, paged_at, popular_share, default_locale, now, personal, locales,
+        serving, profiles, shopper, now, arrivals, paged_at, popular_share, default_locale, now, personal, locales,
         seeds,
     )  # fmt: skip
     return now, personal, locales, seeds

@@ -10,6 +10,7 @@ import numpy as np
 from stream.decay import decay_factor
 from stream.events.decode import ADD, BUY, CLICK, CONSENT, HIDE, KINDS, REFUND, REMOVE, SEARCH, VIEW
 from stream.jit import njit
+from stream.profile.repeats import DAY_S, add_to_overflow
 from stream.profile.row import HALF_HOUR, HALF_LIVES, MONTH, PRICE_HALF_LIFE_S, WORD_HALF_LIFE_S
 from stream.types import F64, I32, I64, Bools, Row, Rows
 
@@ -117,8 +118,11 @@ def _remember(p: Row, item: int, time: float, kind: int) -> None:
     """Insert an interaction into the ring, sorted by (time, item, kind). A full ring loses its oldest. Mutates p."""
     j = 0
     last = p.recent_item.shape[0] - 1
-    if p.recent_item[0] != 0 and (time, item, kind) <= (p.recent_time[0], p.recent_item[0], p.recent_kind[0]):
-        return
+    if p.recent_item[0] != 0:
+        if (time, item, kind) <= (p.recent_time[0], p.recent_item[0], p.recent_kind[0]):
+            add_to_overflow(p, item, time, kind)
+            return
+        add_to_overflow(p, p.recent_item[0], p.recent_time[0], p.recent_kind[0])
     while j < last and (
         p.recent_item[j + 1] == 0
         or (p.recent_time[j + 1], p.recent_item[j + 1], p.recent_kind[j + 1]) < (time, item, kind)
@@ -340,6 +344,9 @@ def _erase_before(p: Row, since: float) -> None:
             p.hidden_item[j], p.hidden_time[j] = 0, 0
     if p.channel_time < since:
         p.channel, p.channel_time = 0, 0.0
+    if p.overflow_day * DAY_S < since:
+        p.overflow[:] = 0
+        p.overflow_day = 0
     if p.last_seen < since:
         p.first_seen = p.last_seen = 0.0
     else:

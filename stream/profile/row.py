@@ -16,9 +16,10 @@ WORD_HALF_LIFE_S, PRICE_HALF_LIFE_S = HALF_LIVES[DAY], HALF_LIVES[MONTH]
 # Entries of the rings and tables of a profile.
 RECENT_ITEMS, BOUGHT_ITEMS, CART_ITEMS, HIDDEN_ITEMS = 32, 32, 16, 20
 SEARCH_WORDS, TOP_KEYS, EVENT_IDS, TRANSACTIONS = 12, 16, 128, 64
+OVERFLOW_BYTES = 64
 ACTIVITIES = ("view", "click", "search", "cart", "purchase")  # rows of `activity`
 
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
 
 
 class Field(NamedTuple):
@@ -72,27 +73,38 @@ PROFILE_FIELDS = (
     Field("id_high", "i2", (EVENT_IDS,), "ring: bits 32 to 47 of event ids", "empty"),
     # A removed item keeps its entry, so that a late addition does not bring it back.
     Field("cart_quantity", "i2", (CART_ITEMS,), "table: quantity in the cart", "empty, or removed at `cart_time`"),
+    Field("overflow_day", "i2", (), "newest day since the epoch, UTC, of interactions outside of the ring", "none"),
     Field("recent_kind", "i1", (RECENT_ITEMS,), "ring: kinds of the interactions", "empty"),
+    Field("overflow", "u1", (OVERFLOW_BYTES,), "bits: interactions of `overflow_day` outside of the ring", "none"),
     Field("locale", "i1", (), "position in LOCALES", "unknown"),
     Field("channel", "i1", (), "position in CHANNELS", "unknown"),
     Field("consent", "i1", (), "1 granted, -1 refused, as of `consent_time`", "never stated"),
-    Field("pad", "i1", (5,), "unused", "always"),
+    Field("pad", "i1", (3,), "unused", "always"),
 )
 PROFILE = np.dtype([(field.name, field.type, field.shape) for field in PROFILE_FIELDS])
 
 
+_ADDED_BY_VERSION_2 = {
+    "locale_time", "channel_time", "consent_time", "refused_time", "granted_time", "transaction", "transaction_time"
+}  # fmt: skip
+_ADDED_BY_VERSION_3 = {"overflow_day", "overflow"}
+
+
+def _fields_without(added: set[str]) -> list[Any]:
+    """The fields of rows before version 3, without those that were added later."""
+    fields: list[Any] = [(field.name, field.type, field.shape) for field in PROFILE_FIELDS if field.name not in added]
+    return [*fields[:-1], ("pad", "i1", (5,))]
+
+
 def _dtype_of_version_1() -> np.dtype[Any]:
     """PROFILE without transactions and times of consent; times of locale and channel are whole seconds."""
-    added = (
-        "locale_time", "channel_time", "consent_time", "refused_time", "granted_time", "transaction", "transaction_time"
-    )  # fmt: skip
-    fields = [(field.name, field.type, field.shape) for field in PROFILE_FIELDS if field.name not in added]
-    at = [name for name, _, _ in fields].index("id_time")
+    fields = _fields_without(_ADDED_BY_VERSION_2 | _ADDED_BY_VERSION_3)
+    at = [name for name, *_ in fields].index("id_time")
     return np.dtype([*fields[:at], ("locale_time", "i4"), ("channel_time", "i4"), *fields[at:]])
 
 
 # Dtypes of rows that earlier releases wrote, by version. `codec.unpack_profiles` reads them.
-OLD_PROFILE_DTYPES = {1: _dtype_of_version_1()}
+OLD_PROFILE_DTYPES = {1: _dtype_of_version_1(), 2: np.dtype(_fields_without(_ADDED_BY_VERSION_3))}
 
 
 def blank_profiles(n: int) -> Rows:

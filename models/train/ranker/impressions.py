@@ -24,6 +24,7 @@ from models.train.ranker.fit import HELD_OUT_SHARE, Choices
 from stream.codes import MAX_PAGE_ITEMS, SLOTS
 from stream.events.decode import ERASE, KINDS, NO_ARRIVAL_S, Event, event_time, shopper_key
 from stream.locales import locale_code
+from stream.name_patterns import NO_NAMES, NamePatterns
 from stream.page.encode import unpack_phi
 from stream.page.schemas import Impression
 from stream.types import F64
@@ -73,14 +74,15 @@ class PageClicks:
     """Collects clicks on items of pages from events in any order; each pair of page and item counts once.
 
     A click is a select_item event, or a view_item event of a shop that sends no select_item, if its attribution names
-    the page.
+    the page. Clicks of excluded shoppers are left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, excluded_shoppers: NamePatterns = NO_NAMES) -> None:
+        self._excluded_shoppers = excluded_shoppers
         self._clicks: dict[tuple[str, str], PageClick] = {}  # by page and item
         self._consent: dict[str, tuple[float, bool]] = {}  # by shopper: time of the last statement, True for a refusal
         self._erased: dict[str, float] = {}  # by shopper: time of the last erasure request
-        self._without_page = 0
+        self._without_page = self._excluded = 0
 
     def add(self, event: Event, arrived: float = NO_ARRIVAL_S) -> None:
         """Add an event; `arrived` is the timestamp of its record in seconds since the epoch.
@@ -101,6 +103,9 @@ class PageClicks:
         if page is None:
             self._without_page += event.type == "select_item"
             return
+        if self._excluded_shoppers.match(shopper) is not None:
+            self._excluded += 1
+            return
         click = PageClick(time, page, shopper, data.items[0].item_id, locale_code(data.locale))
         key = page, click.item
         self._clicks[key] = min(click, self._clicks.get(key, click))
@@ -113,6 +118,7 @@ class PageClicks:
         left_out = Counter(
             {
                 "they name no page": self._without_page,
+                "SHOPWINDOW_EXCLUDE_SHOPPERS lists their shoppers": self._excluded,
                 "consent was refused": len(self._clicks) - len(allowed),
                 ERASED: len(allowed) - len(kept),
                 f"older than the newest {MAX_CLICKS:,}": max(0, len(kept) - MAX_CLICKS),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agents.page.fold_step import FoldRules
 from stream import metrics
 from stream.profile.row import EVENT_IDS
 from stream.settings import Settings
@@ -12,7 +13,7 @@ from tests.harness.shopper_agent import agent_of, process, run_of
 
 @pytest.mark.parametrize("policy", ["refuse", "fold"])
 def test_a_too_late_event_is_a_dead_letter_or_folded_by_setting(policy: str) -> None:
-    agent = agent_of(path_of(refuses_late=policy == "refuse"), settings=Settings(late_events=policy))
+    agent = agent_of(path_of(fold=FoldRules(refuses_late=policy == "refuse")), settings=Settings(late_events=policy))
     views = [record("view_homepage", "u1", f"e{k}", NOW + k) for k in range(EVENT_IDS)]
     process(agent, run_of(views))
     duplicates, windows = metrics.DUPLICATES._value.get(), metrics.ID_WINDOW._sum.get()

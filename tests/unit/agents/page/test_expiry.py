@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.page.fold_step import FoldRules
 from agents.page.path import PageResult
 from stream import metrics
 from stream.kafka.tables.disk_store import DiskProfileStore
@@ -45,7 +46,7 @@ class Shop:
     def __init__(self, profiles: Any = None, ttl: float = TTL_S) -> None:
         self.profiles = profiles or MemoryProfileStore()
         self.profiles.serve([0], 0.0)
-        self.agent = agent_of(path_of(profile_ttl=ttl), self.profiles, Settings(profile_ttl=ttl))
+        self.agent = agent_of(path_of(fold=FoldRules(profile_ttl=ttl)), self.profiles, Settings(profile_ttl=ttl))
         self.changelog: dict[bytes, bytes] = {}
         self.homepages: list[tuple[bytes | None, bool]] = []  # key, False for a tombstone
         self.offset = 0

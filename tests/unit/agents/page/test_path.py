@@ -195,4 +195,4 @@ def test_profiles_do_not_depend_on_how_events_were_batched() -> None:
         stored.update(rows_of(path.refresh_partition(stored, *decoded(*sent[k : k + 4]), NOW)))
     for key, value in expected.items():
         assert decode_record(stored[key])[0] == decode_record(value)[0]
-    assert PROFILE.itemsize == 4768
+    assert PROFILE.itemsize == 4832

@@ -18,9 +18,10 @@ from models.train.history.sequences import InteractionSequences
 from models.train.progress import progress_logger
 from stream.events.decode import ADD, BUY, CLICK, CONSENT, ERASE, HOME, SEARCH, VIEW
 from stream.ids import key32, key64
-from stream.items.activity import SESSION_GAP_S
 from stream.items.catalog import AVAILABLE, Catalog
+from stream.name_patterns import NamePatterns
 from stream.profile.fold import fold
+from stream.profile.repeats import SESSION_GAP_S
 from stream.profile.row import blank_profiles
 from stream.row_codec import rows_at
 from tests.harness.events import NOW, record, row, rows
@@ -190,7 +191,7 @@ def test_refused_lines_are_logged_with_line_field_and_value(tmp_path: Path) -> N
     assert f"{path} line 8: time is 'yesterday'" in text
     assert "3 of 7 lines were refused" in text and "1 events came more than once" in text
     path.write_bytes(b"{}\n{}\n")
-    with pytest.raises(InputError, match="none of 2 lines is an event"):
+    with pytest.raises(InputError, match="none of 2 lines is an event to learn from"):
         read_events([path], log.append)
 
 
@@ -206,6 +207,18 @@ def test_the_number_of_erased_events_is_logged(tmp_path: Path, monkeypatch: pyte
     path.write_bytes(b"\n".join(erased))
     with pytest.raises(InputError, match="all shoppers asked to be erased"):
         read_events([path], log.append)
+
+
+def test_events_of_excluded_shoppers_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    users = ("u1", "monitor-1", "u2", "monitor-2")
+    path.write_bytes(b"\n".join(record(item=f"{user}'s", id=user, user=user)[1] for user in users))
+    log: list[str] = []
+    events = read_events([path], log.append, NamePatterns(["monitor-*"]))
+    assert events.rows["item"].tolist() == [key64("u1's"), key64("u2's")] and events.lines == 4
+    assert log == ["2 events of shoppers in SHOPWINDOW_EXCLUDE_SHOPPERS are left out"]
+    with pytest.raises(InputError, match="none of 4 lines is an event to learn from"):
+        read_events([path], log.append, NamePatterns(["*"]))
 
 
 def test_byte_order_marks_and_ids_in_any_script_are_read(tmp_path: Path) -> None:

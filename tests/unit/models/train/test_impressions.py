@@ -21,6 +21,7 @@ from models.train.ranker.impressions import ERASED, UNKNOWN_HISTORY, ClickJoin, 
 from models.train.step_cache import StepCache
 from stream.events.decode import FUTURE_TOLERANCE_S, Event
 from stream.events.errors import EventError
+from stream.name_patterns import NamePatterns
 from tests.harness.events import NOW, record
 from tests.harness.training import ignore_line
 
@@ -136,6 +137,15 @@ def test_impressions_of_earlier_releases_do_not_name_a_history_model() -> None:
     for n, more in enumerate(stated):
         join.add(str(n), impression(f"p{n}", **more))
     assert join.joined().histories == [UNKNOWN_HISTORY, "", "sha256:a"]
+
+
+def test_clicks_of_excluded_shoppers_are_not_learnt_from() -> None:
+    page_clicks = PageClicks(NamePatterns(["monitor-*"]))
+    for user in ("u1", "monitor-1"):
+        page_clicks.add(event(user=user, id=user, item="i0", **on_page("p1")))
+    clicks, left_out = page_clicks.newest()
+    assert [click.shopper for click in clicks] == ["u1"]
+    assert left_out == {"SHOPWINDOW_EXCLUDE_SHOPPERS lists their shoppers": 1}
 
 
 def test_clicks_and_pages_before_an_erasure_are_not_learnt_from() -> None:

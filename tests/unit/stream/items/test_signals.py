@@ -45,10 +45,12 @@ def test_transitions_and_co_visits_equal_those_of_the_sessions(sessions: list[li
             seen[k] += 1
             for other in set(session) - {k}:
                 together[k, other] += 1
-        for x, i in enumerate(session):
-            for y in range(x + 1, min(x + MAX_STEPS, len(session) - 1) + 1):
-                if session[y] != i:
-                    follows[i, session[y]] += 1 / (y - x)
+        counted: set[tuple[int, int]] = set()  # a shopper's pair counts once, at its fewest steps
+        for y, j in enumerate(session):
+            for x in range(y - 1, max(0, y - MAX_STEPS) - 1, -1):
+                if session[x] != j and (session[x], j) not in counted:
+                    follows[session[x], j] += 1 / (y - x)
+                counted.add((session[x], j))
     for k in seen:
         s = signals.rows[catalog.index.get(key64(f"i{k}"))]
         near = {

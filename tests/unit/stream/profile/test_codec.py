@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.events.decode import CONSENT
+from stream.events.decode import CLICK, CONSENT
 from stream.ids import key32
 from stream.profile.codec import decode_record, decode_records, encode_records, owing_pages, touched_at, unpack_profiles
 from stream.profile.exposure import OLD_SERVING_DTYPES, SERVING, SERVING_VERSION
 from stream.profile.fold import fold
-from stream.profile.row import OLD_PROFILE_DTYPES, PROFILE, PROFILE_VERSION, blank_profiles
+from stream.profile.row import OLD_PROFILE_DTYPES, PROFILE, PROFILE_VERSION, RECENT_ITEMS, blank_profiles
 from stream.row_codec import COMPACT, pack, unpack
 from tests.harness.events import NOW, folded, golden_events, row, shopper_events
 
@@ -97,9 +97,9 @@ def test_current_code_reads_rows_of_version_1() -> None:
     assert (serving["version"], serving["shown_item"][0]) == (7, key32("lamp"))
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("form", ["plain", "compact"])
-def test_current_code_reads_both_forms_of_versions_1_and_2(version: int, form: str) -> None:
+def test_current_code_reads_both_forms_of_versions_1_to_3(version: int, form: str) -> None:
     value = (GOLDEN / f"profile-{version}-serving-3-{form}.bin").read_bytes()
     profile_blob, serving_blob = decode_record(value)
     assert (profile_blob[0], serving_blob[0]) == ((version, 3) if form == "plain" else (COMPACT | version, COMPACT | 3))
@@ -112,12 +112,19 @@ def test_current_code_reads_both_forms_of_versions_1_and_2(version: int, form: s
     assert owing_pages({b"u1": value}) == {b"u1"} and touched_at([value]) == [NOW + 400]
 
 
+def test_current_code_reads_the_interactions_outside_of_the_ring() -> None:
+    stored = unpack_profiles([(GOLDEN / "profile-3-overflow.bin").read_bytes()])
+    expected = folded(np.concatenate([row(CLICK, f"i{k}", NOW + k) for k in range(RECENT_ITEMS + 8)]))
+    assert stored[0].tobytes() == expected.tobytes()
+    assert expected["overflow_day"] == NOW // 86_400 and np.unpackbits(expected["overflow"]).sum() == 8
+
+
 def test_consent_in_rows_of_version_1_gets_a_time_by_which_refusals_win() -> None:
     granted, refused, unstated = (
         unpack_profiles([decode_record((GOLDEN / name).read_bytes())[0]])[0]
         for name in ("profile-1-granted.bin", "profile-1-refused.bin", "profile-1.bin")
     )
-    assert OLD_PROFILE_DTYPES[1].itemsize == 3968
+    assert [OLD_PROFILE_DTYPES[version].itemsize for version in (1, 2)] == [3968, 4768]
     fields = ["consent", "consent_time", "refused_time", "granted_time"]
     assert granted[fields].item() == (1, NOW, 0.0, NOW), "stated at the oldest event"
     assert refused[fields].item() == (-1, NOW + 400, NOW + 400, 0.0), "stated at the newest event"

@@ -7,7 +7,7 @@ import pytest
 
 from stream.events.decode import BUY, CLICK, CONSENT, HOME, REFUND, decode_run
 from stream.ids import key64
-from stream.items.activity import fold_with_activity
+from stream.items.activity import REPEATED, fold_with_activity
 from stream.profile.fold import (
     DUPLICATE,
     FOLDED,
@@ -35,7 +35,7 @@ def outcomes_of(profiles: np.ndarray, *events: np.ndarray, refuses_late: bool = 
     run["record"] = np.arange(len(run))
     offsets = np.arange(len(run))
     outcomes, _ = fold_with_activity(profiles, np.zeros(len(run), np.int32), run, offsets, refuses_late)
-    found: list[int] = outcomes.tolist()
+    found: list[int] = (outcomes & ~np.uint8(REPEATED)).tolist()
     return found
 
 

@@ -102,6 +102,9 @@ class SentRecords:
 
         monkeypatch.setattr(send, "sender", sender)
 
+    def refusal(self, record: Outgoing) -> str | None:
+        return None
+
     async def send(self, record: Outgoing) -> None:
         self.lines.append(record.value.decode())
 

@@ -20,7 +20,7 @@ from stream.profile.store import CLOCK_KEY, MemoryProfileStore
 from stream.settings import Settings
 from tests.harness.events import NOW, record
 from tests.harness.page_path import path_of, rows_of
-from tests.harness.shopper_agent import agent_of, process
+from tests.harness.shopper_agent import LooseRun, agent_of, process
 
 DAY_S = 86_400.0
 TTL_S = 90 * DAY_S
@@ -108,7 +108,7 @@ class Shop:
                 SimpleNamespace(key=key, value=value, timestamp=timestamp, offset=self.offset, partition=0, headers=())
             )
             self.offset += 1
-        run: Any = SimpleNamespace(topic="clicks", partition=0, records=records, skipped=0)
+        run: Any = LooseRun(topic="clicks", partition=0, records=records, left_over=(), skipped=0)
         [(result, _)] = process(self.agent, run)
         for page in result.pages:
             self.versions.setdefault(page.key.decode(), []).append(json.loads(page.value)["version"])

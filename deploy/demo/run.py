@@ -68,6 +68,7 @@ def demo(settings: Settings, seconds: float | None, seed: int, as_json: bool) ->
             app_id=f"{settings.prefix}demo",
             partitions=PARTITIONS,
             popular_share=POPULAR_SHARE,
+            robot_events_per_minute=0,  # simulated shoppers act ten times as fast as people
             web_port=free_port(),
             web_host="127.0.0.1",
         )

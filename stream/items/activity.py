@@ -17,6 +17,7 @@ from stream.profile.repeats import (
     is_likely_robot,
     is_pair_before,
     kinds_before,
+    utc_day,
 )
 from stream.types import I32, I64, U8, Bools, Row, Rows
 
@@ -97,6 +98,9 @@ def _write_activity_of(p: Row, e: Row, offset: int, out: Rows, n: int) -> int:
     if not before >> e.kind & 1:
         _write_activity(out, n, e.item, 0, e.time, offset, INTERACTION, e.kind, 0, is_first)
         n += 1
+    # The ring has lost interactions of the day: which pairs the earlier visits of the item made is not known.
+    if before != 0 and utc_day(e.time) <= p.overflow_day:
+        return n
     # A click and the view that follows it, or a view and its addition to the cart, are one step of the session.
     step, later_item, later_kind = 0, e.item, e.kind
     for j in range(place - 1, start - 1, -1):
@@ -111,9 +115,9 @@ def _write_activity_of(p: Row, e: Row, offset: int, out: Rows, n: int) -> int:
         if item == e.item and step > 1:
             continue
         is_repeated = before != 0 and is_pair_before(p, item, place)
+        # Of an item that occurs several times, only the fewest steps count.
         for k in range(j + 1, place):
-            if p.recent_item[k] == item:
-                is_repeated = True
+            is_repeated = is_repeated or p.recent_item[k] == item
         if is_repeated:
             continue
         if item == e.item:

@@ -21,7 +21,7 @@ ALL_KINDS = -1  # as a set of kinds
 @njit
 def utc_day(time: float) -> int:
     """Days from the epoch to `time`, in seconds."""
-    return np.int64(time // DAY_S)  # type: ignore[return-value]
+    return np.int64(time / DAY_S)  # type: ignore[return-value]
 
 
 @njit
@@ -68,11 +68,10 @@ def kinds_before(p: Row, place: int) -> int:
 def is_pair_before(p: Row, other: int, place: int) -> bool:
     """True if `other` comes before another interaction of the same day with the item at `place`, in one session.
 
-    Also if this is not known, because the ring has lost interactions of the day or of the session.
+    Also if this is not known, because the ring may have lost interactions of the session. The ring must hold all
+    interactions of the day.
     """
     item, day = p.recent_item[place], utc_day(p.recent_time[place])
-    if day <= p.overflow_day:
-        return True
     for k in range(p.recent_item.shape[0]):
         if k == place or p.recent_item[k] != item or utc_day(p.recent_time[k]) != day:
             continue

@@ -9,6 +9,7 @@ import pytest
 from agents import items
 from agents.items import MAX_SIGNAL_BYTES, ItemAgent, ItemTables
 from agents.run_cutter import RunCutter
+from agents.shopper import CHANGELOG_ROOM_BYTES
 from stream import metrics
 from stream.events.decode import VIEW
 from stream.items.activity import ACTIVITY, INTERACTION, encode_activity
@@ -44,12 +45,12 @@ def in_runs(sent: Sequence[Any], size: int, take: Callable[[Any], None]) -> Iter
         yield len(run.records)
 
 
-@pytest.mark.parametrize("limit", [MIN_BATCH_LIMIT, 130_000])
+@pytest.mark.parametrize("limit", [5_000, 15_000])
 def test_runs_that_are_split_give_the_same_profiles(limit: int) -> None:
-    sent = views_of_heavy_shoppers(400, 4)
+    sent = views_of_heavy_shoppers(60, 3)
     tables: list[dict[bytes, bytes | None]] = []
     kept: list[list[int]] = []
-    for out in (outputs_with(profiles=limit), outputs_with(profiles=16 << 20)):
+    for out in (outputs_with(profiles=CHANGELOG_ROOM_BYTES + limit), outputs_with()):
         agent = agent_of(path_of(), out=out)
         changelog: dict[bytes, bytes | None] = {}
 
@@ -58,22 +59,22 @@ def test_runs_that_are_split_give_the_same_profiles(limit: int) -> None:
             assert changelog_bytes(result.changelog) < out.changelog_limit("profiles") - 200
             changelog.update(result.changelog)
 
-        kept.append(list(in_runs(sent, 800, take)))
+        kept.append(list(in_runs(sent, 90, take)))
         tables.append(changelog)
     split, whole = kept
-    assert whole == [800, 800] and len(split) > 2 and sum(split) == 1600
+    assert whole == [90, 90] and len(split) > 2 and sum(split) == 180
     profiles, whole_profiles = (
         {key: decode_record(value)[0] for key, value in table.items() if value and key != CLOCK_KEY} for table in tables
     )
-    assert profiles == whole_profiles and len(profiles) == 400
+    assert profiles == whole_profiles and len(profiles) == 60
 
 
 def test_a_step_joins_split_runs_with_runs_that_fit() -> None:
-    agent = agent_of(path_of(), out=outputs_with(profiles=MIN_BATCH_LIMIT))
-    large, small = run_of(one_view_each(400)), run_of(one_view_each(3, first=500), first=1000)
+    agent = agent_of(path_of(), out=outputs_with(profiles=CHANGELOG_ROOM_BYTES + 8_000))
+    large, small = run_of(one_view_each(60)), run_of(one_view_each(3, first=100), first=1000)
     (cut, _), (fits, _) = process(agent, large, small)
-    assert len(large.records) == len(cut.pages) < 400 and len(large.records) + len(large.left_over) == 400
-    assert [record.offset for record in (*large.records, *large.left_over)] == list(range(400))
+    assert len(large.records) == len(cut.pages) < 60
+    assert [record.offset for record in (*large.records, *large.left_over)] == list(range(60))
     assert len(fits.pages) == 3 and not small.left_over
 
 

@@ -154,19 +154,23 @@ def check_history(ranker: Manifest, history: Manifest | None) -> None:
     """Raise ManifestError if a ranker was fitted with another history model than the one that serves, or without one.
 
     The scores of the history model are features of the ranker, and mean something else in every model. No model
-    (None) is allowed: those features are then zero, as they are under load. If the ranker's manifest does not name its
-    history model, this is logged.
+    (None) is allowed: those features are then zero, as they are under load. This is logged, and so is a ranker whose
+    manifest does not name its history model.
     """
+    fitted = ranker.fitted_with if ranker.fitted_with is msgspec.UNSET else ranker.fitted_with.history
     if history is None:
-        return
-    if ranker.fitted_with is msgspec.UNSET:
+        if isinstance(fitted, str):
+            log.warning(
+                "the ranker %s was fitted with the history model %s, which does not serve: features from it are zero",
+                ranker.version[:19], fitted[:19],
+            )  # fmt: skip
+    elif fitted is msgspec.UNSET:
         log.warning(
             "the manifest of the ranker %s does not name the history model that it was fitted with; if that was not "
             "%s, set SHOPWINDOW_HISTORY=false or train both again (shopwindow train all)",
             ranker.version[:19], history.version[:19],
         )  # fmt: skip
-    elif ranker.fitted_with.history != history.version:
-        fitted = ranker.fitted_with.history
+    elif fitted != history.version:
         raise ManifestError(
             f"the ranker {ranker.version[:19]} was fitted "
             f"{f'with the history model {fitted[:19]}' if fitted else 'without a history model'}, but the history "

@@ -89,7 +89,7 @@ def test_a_ranker_serves_only_beside_the_history_model_that_it_was_fitted_with(
         return _write(folder, fitted_with=manifest.FittedWith(history=history, signals="sha256:s"))
 
     history = _write(folder, kind="history", params={})
-    for one, served in ((history.version, history), (history.version, None), (None, None)):
+    for one, served in ((history.version, history), (None, None)):
         manifest.check_history(ranker(one), served)
     with pytest.raises(ManifestError, match=r"fitted with the history model sha256:other, .*SHOPWINDOW_HISTORY=false"):
         manifest.check_history(ranker("sha256:other"), history)
@@ -98,6 +98,8 @@ def test_a_ranker_serves_only_beside_the_history_model_that_it_was_fitted_with(
     assert not caplog.records
     manifest.check_history(_write(folder), history)
     assert "does not name the history model that it was fitted with" in caplog.text
+    manifest.check_history(ranker(history.version), None)
+    assert f"the history model {history.version[:19]}, which does not serve" in caplog.text
 
 
 def test_what_a_ranker_was_fitted_with_is_sealed_and_not_part_of_its_version(folder: Path) -> None:

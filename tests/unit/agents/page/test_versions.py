@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.page.fold_step import PartitionInput
+from agents.page.fold_step import FoldRules, PartitionInput
 from agents.page.headline_cache import RefreshRequest
 from agents.page.path import PagePath
 from stream.events.decode import decode_run
@@ -94,7 +94,7 @@ class Shop:
     def __init__(self) -> None:
         self.profiles = MemoryProfileStore()
         self.profiles.serve([0], 0.0)
-        self.agent = agent_of(path_of(profile_ttl=TTL_S), self.profiles, Settings(profile_ttl=TTL_S))
+        self.agent = agent_of(path_of(fold=FoldRules(profile_ttl=TTL_S)), self.profiles, Settings(profile_ttl=TTL_S))
         self.versions: dict[str, list[int]] = {}
         self.offset = 0
 

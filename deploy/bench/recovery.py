@@ -111,7 +111,7 @@ def table(figures: Figures) -> str:
 
 async def fill(settings: Settings, rows: list[bytes], shoppers: int) -> None:
     """Create the topics and write the changelog of `shoppers` profiles, in batches like those of a worker."""
-    await topics.create(settings)
+    await topics.create(settings, 2 * BATCH_BYTES)
     by_partition: dict[int, list[bytes]] = {}
     for key in population.keys(shoppers):
         by_partition.setdefault(partition_of(key, settings.partitions), []).append(key)

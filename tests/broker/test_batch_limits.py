@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
+from deploy.io.files import InputError, Outgoing
+from deploy.io.send import sender
 from stream.kafka import topics
 from stream.kafka.client.connection import client_options, partition_of
 from stream.kafka.global_topics import read_table, read_topic
@@ -72,6 +75,10 @@ async def test_a_topic_that_grows_is_noticed_and_its_first_partitions_are_read_o
             await monitor.check()
         [problem] = monitor.problems
         assert f"topic '{topic_prefix}clicks' has 6 partitions, SHOPWINDOW_PARTITIONS is 4" in problem
-        await send(settings, "clicks", [(b"k%d" % number, b"x") for number in range(40)])
+        async with sender(settings) as client:  # as `shopwindow send`
+            for number in range(40):
+                await client.send(Outgoing("clicks", b"k%d" % number, b"x"))
+            with pytest.raises(InputError, match=r"has 2000\d+ bytes as a record, and topic '.*clicks' takes at most"):
+                await client.send(Outgoing("clicks", b"k", bytes(2_000_000)))
         await until(lambda: total(counts) == 40, "counted")
         assert all(partition_of(key, 4) == number for number, rows in counts.rows.items() for key in rows)

@@ -147,9 +147,9 @@ def _msk_tokens(region: str) -> CachedTokens:
 
 def sign_msk_token(region: str) -> Token:
     """Return a token that AWS's signer makes of this process's AWS credentials. Raises TokenUnavailable."""
-    signer = importlib.import_module(MSK_SIGNER)
+    signer = importlib.import_module(f"{MSK_SIGNER}.MSKAuthTokenProvider")
     try:
-        value, ends_at_ms = signer.MSKAuthTokenProvider.generate_auth_token(region)
+        value, ends_at_ms = signer.generate_auth_token(region)
     except Exception as error:  # whatever AWS's libraries raise for credentials that are missing or refused
         raise TokenUnavailable(
             f"AWS signs no token for MSK in '{region}' ({type(error).__name__}: {error}); check the AWS credentials of "

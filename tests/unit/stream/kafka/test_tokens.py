@@ -204,12 +204,12 @@ def test_all_clients_of_a_process_share_their_tokens_and_extensions() -> None:
 
 
 def test_tokens_for_msk_are_signed_by_the_package_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    signed = types.SimpleNamespace(
-        generate_auth_token=lambda region: (f"signed-for-{region}", (time.time() + 900) * 1000)
-    )
-    module = types.ModuleType(tokens.MSK_SIGNER)
-    module.__dict__.update(MSKAuthTokenProvider=signed, __spec__=types.SimpleNamespace())
-    monkeypatch.setitem(sys.modules, tokens.MSK_SIGNER, module)
+    signer: Any = types.ModuleType("MSKAuthTokenProvider")
+    signer.generate_auth_token = lambda region: (f"signed-for-{region}", (time.time() + 900) * 1000)
+    package: Any = types.ModuleType(tokens.MSK_SIGNER)
+    package.__spec__ = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, tokens.MSK_SIGNER, package)
+    monkeypatch.setitem(sys.modules, f"{tokens.MSK_SIGNER}.MSKAuthTokenProvider", signer)
     options = client_options(login("AWS_MSK_IAM", aws_region="eu-test-1"))
     assert options["sasl_mechanism"] == "OAUTHBEARER"
     assert asyncio.run(options["sasl_oauth_token_provider"].token()) == "signed-for-eu-test-1"
@@ -219,7 +219,7 @@ def test_tokens_for_msk_are_signed_by_the_package_of_aws(monkeypatch: pytest.Mon
     def no_credentials(region: str) -> None:
         raise KeyError("no credentials")
 
-    signed.generate_auth_token = no_credentials
+    signer.generate_auth_token = no_credentials
     with pytest.raises(
         TokenUnavailable, match=r"AWS signs no token for MSK in 'eu-test-1' \(KeyError: .*\); check the"
     ):

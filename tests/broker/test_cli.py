@@ -92,7 +92,7 @@ async def test_a_live_pipe_is_sent_at_once_without_its_oversized_line(broker: st
         assert pipe.poll() is None
         await asyncio.sleep(0.05)
     out, err = await asyncio.to_thread(pipe.communicate)
-    assert out == b"sent 1 events, all acknowledged\n" and b"-, line 1 has 2000000 bytes" in err
+    assert out == b"sent 1 events, all acknowledged\n" and b"-, line 1 has 2000093 bytes as a record" in err
 
 
 def test_bad_items_are_named_and_nothing_is_loaded(broker: str, topic_prefix: str) -> None:

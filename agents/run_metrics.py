@@ -73,10 +73,11 @@ def count_run(run: Run, one: PartitionInput, result: PageResult) -> None:
 
 def _late_events(one: PartitionInput, is_counted: Bools) -> int:
     """Number of late events among the counted rows. is_counted: (n,) of the event rows."""
-    if not one.decoded.timestamps or not is_counted.any():
+    rows, timestamps = one.decoded.rows, one.decoded.timestamps
+    # The first test suffices for nearly all runs, and costs a single click next to nothing.
+    if not len(rows) or not timestamps or max(timestamps) - rows["time"].min() <= LATE_S:
         return 0
-    rows = one.decoded.rows
-    arrivals = np.array(one.decoded.timestamps)[rows["record"]]
+    arrivals = np.array(timestamps)[rows["record"]]
     is_time = (arrivals >= EARLIEST_S) & (arrivals <= LATEST_S)  # else the producer wrote another unit
     return int(np.count_nonzero(is_counted & is_time & (arrivals - rows["time"] > LATE_S)))
 

@@ -21,9 +21,9 @@ CREATE_TIMEOUT_S = 30.0
 POLL_S = 0.02
 
 BATCH_LIMIT = "max.message.bytes"  # the config of a topic that limits the bytes of a record batch
-DEFAULT_BATCH_LIMIT = 1_048_588  # Kafka's default, for clusters that do not tell the configs of a topic
-# Runs are split until their batches fit, but one record must fit: the page and the profile of a shopper with the
-# longest ids, or the signals of the items of a purchase.
+DEFAULT_BATCH_LIMIT = 1_048_588  # Kafka's default, for clusters that do not report the configs of a topic
+# Runs are split until their changelog fits, but the changelog of one event must fit: the shopper's profile, tombstones
+# of expired ones, and the offsets of forwarded records. A page with usual ids has 6 KB.
 MIN_BATCH_LIMIT = 100_000
 # A larger batch would only cost memory.
 MAX_CHANGELOG_BYTES = 16 << 20

@@ -125,23 +125,22 @@ async def test_every_kind_of_producer_gives_the_same_profiles_despite_a_kill(bro
     producers = {CONTROL: Producer(settings, CONTROL, {"partitioner": "murmur2_random"})}
     for kind in KINDS:
         producers[kind.name] = await asyncio.to_thread(producer_of, settings, kind)
-    halves = {name: (events_of(name)[: PER_SHOPPER * SHOPPERS // 2], events_of(name)[PER_SHOPPER * SHOPPERS // 2 :])
-              for name in NAMES}  # fmt: skip
+    middle = PER_SHOPPER * SHOPPERS // 2
 
-    async def send_all(half: int) -> None:
+    async def send_all(part: slice) -> None:
         for name, producer in producers.items():
-            await asyncio.to_thread(producer.send, halves[name][half])
+            await asyncio.to_thread(producer.send, events_of(name)[part])
 
     with worker(settings) as process:
         await process.ready()
-        sending = asyncio.create_task(send_all(0))
-        while not await profiles_of(settings):
+        sending = asyncio.create_task(send_all(slice(middle)))
+        while len(await profiles_of(settings)) < len(NAMES):  # a third of the shoppers
             await asyncio.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         await sending
     with worker(settings):
-        await send_all(1)
+        await send_all(slice(middle, None))
         profiles = await until_counted(settings, len(NAMES) * SHOPPERS * PER_SHOPPER, 120.0)
         pages = await read_all(settings, "homepages")
     assert len(profiles) == len(NAMES) * SHOPPERS

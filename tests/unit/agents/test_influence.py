@@ -11,7 +11,7 @@ from tests.harness.shopper_agent import agent_of, process, run_of
 
 
 def without_influence(reason: str) -> float:
-    return metrics.WITHOUT_ACTIVITY.labels(reason)._value.get()
+    return float(metrics.WITHOUT_ACTIVITY.labels(reason)._value.get())
 
 
 def test_an_excluded_shopper_gets_a_page_and_changes_no_item() -> None:

@@ -22,8 +22,8 @@ from stream.profile.repeats import (
 from stream.types import I32, I64, U8, Bools, Row, Rows
 
 MAX_STEPS = 10  # a transition is counted up to this many steps back, with weight 1 / step
-# More events of one shopper in a minute mean a robot. The fastest of 21,210 recorded sessions has 18 clicks in a minute,
-# and a click may come with a view and an addition to the cart.
+# More events of one shopper in a minute mean a robot. The fastest of 21,210 recorded sessions has 18 clicks in a
+# minute, and a click may come with a view and an addition to the cart.
 ROBOT_EVENTS_PER_MINUTE = 60
 # Why an interaction causes no activity; flags beside the outcomes of `fold_event`.
 REPEATED, ROBOT, EXCLUDED = 8, 16, 32

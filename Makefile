@@ -12,6 +12,8 @@ COMPILE := $(BIN)/pip-compile -q --upgrade --strip-extras --generate-hashes --al
   --no-emit-index-url --no-emit-find-links --no-emit-options
 # A process for each processor. When they end, pytest-xdist interrupts them, which pytest would report as a warning.
 PARALLEL := -n auto -p no:unraisableexception
+# Two at a time, each with its own Kafka: tests wait for half of their time.
+BROKER_TESTS := tests/bench tests/broker tests/faults -n 2 --dist loadfile -p no:unraisableexception
 FAULTS := tests/faults tests/broker/test_connection.py --faults=long -s -v
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -32,7 +34,7 @@ demo: $(VENV)/.ready ## run the demo shop: Kafka, a worker, simulated shoppers (
 
 test: $(VENV)/.ready ## run every test
 	@$(BIN)/python -m pytest tests/unit $(PARALLEL)
-	@$(BIN)/python -m pytest tests/bench tests/broker tests/faults
+	@$(BIN)/python -m pytest $(BROKER_TESTS)
 
 unit: $(VENV)/.ready ## run the fast tests, without a broker: half a minute once kernels are compiled
 	@$(BIN)/python -m pytest tests/unit $(PARALLEL) -m "not slow" --hypothesis-profile quick

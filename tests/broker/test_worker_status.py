@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import time
 from typing import Any
 
 from stream.kafka import topics
@@ -51,6 +52,7 @@ async def test_status_shows_workers_and_lag_also_after_workers_ended(broker: str
             await asyncio.sleep(0.1)
         second.send_signal(signal.SIGKILL)
         second.wait()
+    sent_at = time.time()
     await send(settings, "clicks", clicks(8, 8, start=2e9))
     while True:
         code, seen = await status(settings)
@@ -59,7 +61,7 @@ async def test_status_shows_workers_and_lag_also_after_workers_ended(broker: str
         await asyncio.sleep(0.5)
     assert code == 1 and lag(seen, "clicks") == 8
     behind = [row for row in seen["partitions"] if row["topic"] == "clicks" and row["lag_records"]]
-    assert all(5 < row["lag_seconds"] < 120 and row["worker"] is None for row in behind), behind
+    assert all(0 < row["lag_seconds"] <= time.time() - sent_at and row["worker"] is None for row in behind), behind
 
 
 @scenario

@@ -61,8 +61,9 @@ async def test_killing_a_headline_worker_costs_no_page(broker: str, topic_prefix
             return any(slot["title_source"] == "gpt2" for page in made for slot in page["slots"])
 
         await until("a page has a headline of GPT-2", with_headlines)
-        [letter] = await until("the garbage is rejected", lambda: read_all(settings, "dead-letters"))
-        assert dict(letter.headers)["topic"] == b"copy-requests" and letter.value == b"{"
+        letters = await until("the garbage is rejected", lambda: read_all(settings, "dead-letters"))
+        # More than once if the group rebalances before the commit, which a busy machine causes.
+        assert {(dict(letter.headers)["topic"], letter.value) for letter in letters} == {(b"copy-requests", b"{")}
         found = await until("both report their status", lambda: both(settings))
         assert found[str(pages.pid)]["role"] == "pages" and "copy-requests" not in found[str(pages.pid)]
         assert found[str(copies.pid)] == {"role": "copy", "copy-requests": [0, 1, 2, 3]}

@@ -116,9 +116,9 @@ async def test_fausts_own_watch_over_fetches_logs_nothing(
         await consumer.verify_all_partitions_active()
         for tp in consumer.assignment():
             consumer.verify_recovery_event_path(time.monotonic(), tp)
-    assert not [
-        record for record in caplog.records if record.levelno >= logging.WARNING and "aiokafka." not in record.name
-    ]
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    # Clients of other tests may log too, such as a connection that is closed by the garbage collector.
+    assert not [record for record in warnings if record.name.split(".")[0] not in ("aiokafka", "asyncio")]
 
 
 @scenario

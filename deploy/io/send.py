@@ -121,8 +121,9 @@ async def sender(settings: Settings) -> AsyncIterator[Sender]:
     try:
         with connecting(settings):
             await producer.start()
-        await _check_topics(settings, producer)
-        client = Sender(settings, producer, (await inspect(settings)).batch_limits)
+        found = await inspect(settings)
+        _check_partitions(settings, found.partitions)
+        client = Sender(settings, producer, found.batch_limits)
         async with _ending_when_stalled(client, settings):
             yield client
             await client.acknowledged()
@@ -162,11 +163,10 @@ def _lost(client: Sender, settings: Settings, problem: str) -> str:
     )
 
 
-async def _check_topics(settings: Settings, producer: AIOKafkaProducer) -> None:
-    metadata = await producer.client.fetch_all_metadata()
+def _check_partitions(settings: Settings, partitions: Mapping[str, int]) -> None:
+    """Raise InputError if the topics do not fit the settings. partitions: their number, by logical topic."""
     for topic in ("clicks", "catalog", "profiles"):
-        name = settings.prefix + topic
-        count = len(metadata.partitions_for_topic(name) or ())
+        name, count = settings.prefix + topic, partitions.get(topic, 0)
         if count == 0:
             raise InputError(f"topic '{name}' is missing; create the topics: shopwindow topics create")
         # The topics of events may have grown; workers read the first partitions, as many as `profiles` has.

@@ -143,6 +143,7 @@ class Inspection(NamedTuple):
     problems: list[str]  # why no worker may start, one or two sentences each
     grown: list[str]  # problems of topics that have got more partitions; workers can work all the same
     batch_limits: dict[str, int]  # maximum bytes of a record batch, by logical topic
+    partitions: dict[str, int]  # their number, by logical topic; missing topics are left out
 
 
 async def check(settings: Settings) -> list[str]:
@@ -207,7 +208,7 @@ async def inspect(settings: Settings) -> Inspection:
             )
         problems.extend(_config_problems(name, topic, configs.get(name, {})))
     limits = {names[name].name: int(configs.get(name, {}).get(BATCH_LIMIT) or DEFAULT_BATCH_LIMIT) for name in existing}
-    return Inspection(problems, grown, limits)
+    return Inspection(problems, grown, limits, {names[name].name: counts[name] for name in existing})
 
 
 async def _partition_leaders(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:

@@ -22,12 +22,15 @@ async def on_loop(call: Any, brief: bool = False) -> Any:
 
 def run_of(
     records: Sequence[tuple[bytes | None, bytes]], topic: str = "clicks", partition: int = 0, first: int = 0,
-    headers: Sequence[Sequence[tuple[str, bytes]]] = (),
+    headers: Sequence[Sequence[tuple[str, bytes]]] = (), times: Sequence[float] = (),
 ) -> Any:  # fmt: skip
-    """A run of these records, from offset `first` on. `headers`: of each record; without them, none has any."""
+    """A run of these records, from offset `first` on. `headers`: of each record; without them, none has any.
+
+    times: of each record, s; without them, one that is later than all events.
+    """
     made = [
-        SimpleNamespace(key=key, value=value, timestamp=int(NOW + 9999) * 1000, offset=first + at, partition=partition,
-                        headers=tuple(headers[at]) if headers else ())
+        SimpleNamespace(key=key, value=value, timestamp=times[at] * 1000 if times else int(NOW + 9999) * 1000,
+                        offset=first + at, partition=partition, headers=tuple(headers[at]) if headers else ())
         for at, (key, value) in enumerate(records)
     ]  # fmt: skip
     return LooseRun(topic=topic, partition=partition, records=made, left_over=(), skipped=0)

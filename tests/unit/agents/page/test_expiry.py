@@ -19,9 +19,10 @@ from stream.profile.row import PROFILE, PROFILE_VERSION, blank_profiles
 from stream.profile.store import CLOCK_KEY, SWEEP_ROWS, MemoryProfileStore
 from stream.row_codec import pack, unpack
 from stream.settings import Settings
+from tests.harness import shopper_agent
 from tests.harness.events import NOW, record
 from tests.harness.page_path import path_of
-from tests.harness.shopper_agent import LooseRun, agent_of, process
+from tests.harness.shopper_agent import agent_of, process
 
 DAY_S = 86_400.0
 TTL_S = 90 * DAY_S
@@ -30,14 +31,12 @@ Event = tuple[str, float, str]  # shopper, days from NOW, id
 
 def run_of(events: list[Event], first: int = 0) -> Any:
     """A run of views, each of which arrives when it happens."""
-    records = []
-    for at, (shopper, day, name) in enumerate(events):
-        time = NOW + day * DAY_S
-        key, value = record("view_item", shopper, name, time, item="i7")
-        records.append(
-            SimpleNamespace(key=key, value=value, timestamp=time * 1000, offset=first + at, partition=0, headers=())
-        )
-    return LooseRun(topic="clicks", partition=0, records=records, left_over=(), skipped=0)
+    times = [NOW + day * DAY_S for _, day, _ in events]
+    views = [
+        record("view_item", shopper, name, time, item="i7")
+        for (shopper, _, name), time in zip(events, times, strict=True)
+    ]
+    return shopper_agent.run_of(views, first=first, times=times)
 
 
 class Shop:

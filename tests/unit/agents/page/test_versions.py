@@ -3,8 +3,6 @@
 import json
 from collections.abc import Sequence
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from stream.profile.store import CLOCK_KEY, MemoryProfileStore
 from stream.settings import Settings
 from tests.harness.events import NOW, record
 from tests.harness.page_path import path_of, rows_of
-from tests.harness.shopper_agent import LooseRun, agent_of, process
+from tests.harness.shopper_agent import agent_of, process, run_of
 
 DAY_S = 86_400.0
 TTL_S = 90 * DAY_S
@@ -100,15 +98,12 @@ class Shop:
 
     def process(self, *events: tuple[str, float, float]) -> None:
         """Process a run of views: (shopper, day of the event, day of the record)."""
-        records = []
-        for shopper, day, arrived in events:
-            key, value = record("view_item", shopper, f"e{self.offset}", NOW + day * DAY_S, item="i7")
-            timestamp = (NOW + arrived * DAY_S) * 1000
-            records.append(
-                SimpleNamespace(key=key, value=value, timestamp=timestamp, offset=self.offset, partition=0, headers=())
-            )
-            self.offset += 1
-        run: Any = LooseRun(topic="clicks", partition=0, records=records, left_over=(), skipped=0)
+        first, self.offset = self.offset, self.offset + len(events)
+        records = [
+            record("view_item", shopper, f"e{first + at}", NOW + day * DAY_S, item="i7")
+            for at, (shopper, day, _) in enumerate(events)
+        ]
+        run = run_of(records, first=first, times=[NOW + arrived * DAY_S for _, _, arrived in events])
         [(result, _)] = process(self.agent, run)
         for page in result.pages:
             self.versions.setdefault(page.key.decode(), []).append(json.loads(page.value)["version"])

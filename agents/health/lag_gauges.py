@@ -20,7 +20,7 @@ class LagGauges:
     def update(self, assigned: Set[Place] | None, records: Mapping[Place, int], seconds: Mapping[Place, float]) -> None:
         """Set the gauges. A partition that is not in `records` keeps its last lag.
 
-        assigned: the partitions of this worker; None during a rebalance: those of before keep their lag until it ends.
+        assigned: the partitions of this worker; None during a rebalance: the previous partitions keep their lag.
         """
         self._records.update(records)
         self._seconds.update(seconds)

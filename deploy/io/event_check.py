@@ -18,7 +18,7 @@ from stream.events.errors import EventError, shown
 from stream.events.ignored_types import IgnoredTypes
 from stream.settings import Settings
 
-MAX_REASONS = 20  # that are told apart; a file may hold any number of unknown types
+MAX_REASONS = 20  # that are counted apart; a file may have any number of unknown types
 
 
 class BadEvents(Enum):

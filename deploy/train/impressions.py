@@ -101,7 +101,7 @@ def history_of_pages(histories: Sequence[str], log: LogLine) -> str | msgspec.Un
     """Version of the history model that the pages' features came from, as `export` takes it.
 
     histories: as in JoinedClicks, the oldest first. Under load pages go without the model; they do not count if others
-    have one. Of several models it is the newest page's, and the log says so.
+    have one. If they name several, the newest page's is returned, and all are logged.
     """
     named = [version for version in histories if version not in ("", UNKNOWN_HISTORY)]
     if not named:

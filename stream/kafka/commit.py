@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Maximum bytes of one record batch of output. The limit of its topic may be lower.
 BATCH_BYTES = 900_000
-# Upper bounds of what a batch, and each record in it, has beside keys and values.
+# Upper bounds of the bytes that a batch, and each record in it, needs beside keys and values.
 BATCH_OVERHEAD, RECORD_OVERHEAD = 61, 32
 
 Pair = tuple[bytes | None, bytes | None]  # key, value

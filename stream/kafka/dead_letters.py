@@ -32,7 +32,7 @@ LAST_OFFSET = "last_offset"
 LAST_OFFSET_BYTES = 64  # upper bound of this header
 UNREADABLE = "unreadable"  # error of such a dead letter
 CUT_KEY_BYTES = 1024  # of a cut dead letter
-HEADER_BYTES = 12  # upper bound of what a header has beside its name and value
+HEADER_BYTES = 12  # upper bound of the bytes that a header needs beside its name and value
 log = logging.getLogger(__name__)
 _HEADER_NAMES = ("topic", "partition", "offset", "attempts", "error", "field", "message")
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MSK_SIGNER = "aws_msk_iam_sasl_signer"  # module of an optional package
 USED_SHARE = 0.8  # of a token's lifetime, then the next is requested; as in Kafka's Java client
 REQUEST_TIMEOUT_S = 10.0  # without anything from the endpoint
-RETRY_S = 1.0  # between two requests if the first has failed, whatever number of connections wait
+RETRY_S = 1.0  # between two requests if the first has failed, however many connections wait
 DISCARD_AGE_S = 10.0  # a token that a broker refuses is not used again, but a new one would be refused as well
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, section 2.1
 ERROR_CODE = re.compile(r"[a-z_]{1,40}")  # of RFC 6749, section 5.2
